@@ -1,0 +1,25 @@
+# The developer's interface: every target is a few lines; the work is done by scripts and the package.
+.PHONY: setup demo quickstart test test-gpu lint
+
+py := .venv/bin/python
+grpo := .venv/bin/grpo-hpc
+
+setup:
+	@tools/env/setup.sh
+
+demo: setup
+	@$(py) tools/make_demo_model.py
+	@$(py) tools/make_addition.py
+
+quickstart: demo
+	@$(grpo) plan configs/quickstart.yaml
+	@$(grpo) submit configs/quickstart.yaml --fresh
+
+test: setup
+	@$(py) -m pytest
+
+test-gpu:
+	@python3 -m pytest -m gpu tests/gpu
+
+lint: setup
+	@$(py) -m ruff check . && $(py) -m ruff format --check . && $(py) -m mypy

@@ -1,0 +1,88 @@
+"""The command group and how errors are shown."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+import grpo_hpc
+from grpo_hpc.errors import EXIT_USER_ERROR, GrpoHpcError
+
+EXIT_INTERRUPTED = 130
+
+# command: (module with a click command named `command`, help line)
+_COMMANDS = {
+    "plan": ("grpo_hpc.cli.plan", "Show ranks, batch sizes and memory of a run."),
+    "submit": ("grpo_hpc.cli.submit", "Start a run."),
+    "resume": ("grpo_hpc.cli.resume", "Continue a stopped or crashed run."),
+}
+
+
+class _LazyGroup(click.Group):
+    """Knows its commands by name and help line; imports one only when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        command = import_module(_COMMANDS[name][0]).command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{_COMMANDS[name][0]}.command is no click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_line) for name, (_, help_line) in _COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            meant = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(_COMMANDS)}."
+            raise click.UsageError(f"There is no command '{args[0]}'. {meant}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(grpo_hpc.__version__, prog_name="grpo-hpc")
+def cli() -> None:
+    """GRPO on Megatron, with rollouts by vLLM: plan, submit and resume runs.
+
+    A run is described by one YAML file. Its keys can be overridden on the command line, as in
+
+        grpo-hpc plan run.yaml micro_batch_size=4 optimizer.lr=1e-5
+    """
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and exit with its code: 0 done, 1 crash, 2 an error the user can mend, 130 interrupted."""
+    try:
+        code: Any = cli.main(args=args, prog_name="grpo-hpc", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except GrpoHpcError as error:
+        _show(error)
+        code = EXIT_USER_ERROR
+    except (KeyboardInterrupt, click.Abort):
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # the reader of a pipe has enough; what is still buffered must not raise again at exit
+        sys.stdout = None
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show(error: GrpoHpcError) -> None:
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(error.message, err=True)
+    if error.hint:
+        click.echo(error.hint, err=True)

@@ -1,0 +1,279 @@
+"""The batch arithmetic. Every batch size counts completions; the rules live here and nowhere else.
+
+    world      = nodes * nproc_per_node
+    dp         = world / (tp * pp * cp)
+    global     = micro * dp * accumulation
+    generation = global * steps_per_generation
+
+Every division must come out whole. A broken rule is shown as its equation, with the numbers, and with the nearest
+values that satisfy all rules at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from grpo_hpc.config.problems import Problem
+from grpo_hpc.config.sections import RunConfig
+from grpo_hpc.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BatchSchedule:
+    """How many completions and prompts each rank handles, and when. Sizes count completions unless named prompts.
+
+    Attributes:
+        world_size: training processes.
+        dp: data-parallel replicas of the model.
+        micro_batch_size: completions per forward pass on one replica.
+        accumulation: forward passes per optimizer step on one replica.
+        global_batch_size: completions per optimizer step.
+        steps_per_generation: optimizer steps made from one rollout.
+        generation_batch_size: completions per rollout.
+        num_generations: completions per prompt.
+        prompts_per_rollout: prompts per rollout.
+        prompts_per_step: prompts per optimizer step.
+        prompts_per_step_per_dp: prompts per optimizer step on one replica.
+        completions_per_rank_per_rollout: completions that the vLLM engine of one rank generates per rollout; with
+            vllm_tensor_parallel_size > 1 the ranks of one engine share them.
+        rollouts: rollouts of the whole run; the last one may serve fewer steps than the others.
+    """
+
+    world_size: int
+    dp: int
+    micro_batch_size: int
+    accumulation: int
+    global_batch_size: int
+    steps_per_generation: int
+    generation_batch_size: int
+    num_generations: int
+    prompts_per_rollout: int
+    prompts_per_step: int
+    prompts_per_step_per_dp: int
+    completions_per_rank_per_rollout: int
+    rollouts: int
+
+
+class Sizes(NamedTuple):
+    """The keys that take part, under their names in the run file."""
+
+    nodes: int
+    nproc_per_node: int
+    tensor_model_parallel_size: int
+    pipeline_model_parallel_size: int
+    context_parallel_size: int
+    micro_batch_size: int
+    global_batch_size: int
+    steps_per_generation: int | None
+    generation_batch_size: int | None
+    num_generations: int
+    vllm_tensor_parallel_size: int
+
+    @property
+    def world(self) -> int:
+        return self.nodes * self.nproc_per_node
+
+    @property
+    def footprint(self) -> int:
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+
+    @property
+    def generation(self) -> int:
+        if self.generation_batch_size is not None:
+            return self.generation_batch_size
+        return self.global_batch_size * (self.steps_per_generation or 1)
+
+
+class BrokenRule(NamedTuple):
+    """A rule that does not hold: in words, in symbols, in numbers, and the keys that could mend it."""
+
+    says: str
+    symbols: str
+    numbers: str
+    keys: tuple[str, ...]
+
+
+_WORLD_KEYS = (
+    "nproc_per_node",
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "context_parallel_size",
+)
+
+
+def schedule(cfg: RunConfig) -> BatchSchedule:
+    """The batch schedule of a run.
+
+    Raises:
+        ConfigError: a division does not come out whole, or two keys contradict each other.
+    """
+    if found := problems(cfg):
+        raise ConfigError("\n".join(problem.text for problem in found))
+    sizes = sizes_of(cfg)
+    dp, generation = sizes.world // sizes.footprint, sizes.generation
+    steps = generation // sizes.global_batch_size
+    prompts_per_step = sizes.global_batch_size // sizes.num_generations
+    return BatchSchedule(
+        world_size=sizes.world,
+        dp=dp,
+        micro_batch_size=sizes.micro_batch_size,
+        accumulation=sizes.global_batch_size // (sizes.micro_batch_size * dp),
+        global_batch_size=sizes.global_batch_size,
+        steps_per_generation=steps,
+        generation_batch_size=generation,
+        num_generations=sizes.num_generations,
+        prompts_per_rollout=generation // sizes.num_generations,
+        prompts_per_step=prompts_per_step,
+        prompts_per_step_per_dp=prompts_per_step // dp,
+        completions_per_rank_per_rollout=generation // (sizes.world // sizes.vllm_tensor_parallel_size),
+        rollouts=-(-cfg.batch.train_iters // steps),
+    )
+
+
+def problems(cfg: RunConfig) -> list[Problem]:
+    """One problem that shows every broken batch rule of ``cfg`` and how to mend it; empty when all rules hold."""
+    from grpo_hpc.config.nearest import suggestions
+
+    sizes = sizes_of(cfg)
+    broken = broken_rules(sizes)
+    if not broken:
+        return []
+    lines = ["the batch sizes do not fit together"]
+    for rule in broken:
+        lines += [f"- {rule.says}", f"    {rule.symbols}", f"    {rule.numbers}"]
+    return [Problem("", "\n".join([*lines, *suggestions(sizes, broken)]))]
+
+
+def sizes_of(cfg: RunConfig) -> Sizes:
+    """The keys of ``cfg`` that take part in the batch arithmetic."""
+    sections = (cfg.resources, cfg.parallel, cfg.batch, cfg.rollout)
+    values = {key: getattr(part, key) for part in sections for key in Sizes._fields if key in type(part).model_fields}
+    return Sizes(**values)
+
+
+def broken_rules(s: Sizes) -> list[BrokenRule]:
+    """Every rule that ``s`` breaks. Rules that build on a broken one are not looked at."""
+    if broken := _broken_world(s):
+        return broken
+    if broken := _broken_generation(s):
+        return broken
+    return [*_broken_step(s), *_broken_rollout(s)]
+
+
+def _broken_world(s: Sizes) -> list[BrokenRule]:
+    found: list[BrokenRule] = []
+    if rest := s.world % s.footprint:
+        tp, pp, cp = s.tensor_model_parallel_size, s.pipeline_model_parallel_size, s.context_parallel_size
+        found.append(
+            BrokenRule(
+                "the ranks must be a multiple of tp * pp * cp, the ranks that hold one replica of the model",
+                "dp = nodes * nproc_per_node / (tp * pp * cp)",
+                f"{s.nodes} * {s.nproc_per_node} / ({tp} * {pp} * {cp}) = {s.world} / {s.footprint}, remainder {rest}",
+                _WORLD_KEYS,
+            )
+        )
+    if rest := s.world % s.vllm_tensor_parallel_size:
+        found.append(
+            BrokenRule(
+                "the ranks must be a multiple of vllm_tensor_parallel_size, the ranks that share one vLLM engine",
+                "engines = nodes * nproc_per_node / vllm_tensor_parallel_size",
+                f"{s.nodes} * {s.nproc_per_node} / {s.vllm_tensor_parallel_size}, remainder {rest}",
+                ("nproc_per_node", "vllm_tensor_parallel_size"),
+            )
+        )
+    return found
+
+
+def _broken_generation(s: Sizes) -> list[BrokenRule]:
+    generation, steps = s.generation_batch_size, s.steps_per_generation
+    if generation is None:
+        return []
+    if steps is not None and generation != s.global_batch_size * steps:
+        return [
+            BrokenRule(
+                "generation_batch_size and steps_per_generation contradict each other; one of them is enough",
+                "generation_batch_size = global_batch_size * steps_per_generation",
+                f"{s.global_batch_size} * {steps} = {s.global_batch_size * steps}, but {generation} was given",
+                ("generation_batch_size", "steps_per_generation"),
+            )
+        ]
+    if rest := generation % s.global_batch_size:
+        return [
+            BrokenRule(
+                "a rollout must serve whole optimizer steps",
+                "steps_per_generation = generation_batch_size / global_batch_size",
+                f"{generation} / {s.global_batch_size}, remainder {rest}",
+                ("generation_batch_size", "global_batch_size"),
+            )
+        ]
+    return []
+
+
+def _broken_step(s: Sizes) -> list[BrokenRule]:
+    """Rules of one optimizer step: whole prompts, cut evenly over replicas and micro-batches."""
+    dp, micro, size, group = s.world // s.footprint, s.micro_batch_size, s.global_batch_size, s.num_generations
+    found: list[BrokenRule] = []
+    if rest := size % (micro * dp):
+        found.append(
+            BrokenRule(
+                "an optimizer step must be whole micro-batches on every data-parallel rank",
+                "accumulation = global_batch_size / (micro_batch_size * dp)",
+                f"{size} / ({micro} * {dp}) = {size} / {micro * dp}, remainder {rest}",
+                ("global_batch_size", "micro_batch_size"),
+            )
+        )
+    if rest := size % group:
+        found.append(
+            BrokenRule(
+                "an optimizer step must hold whole groups of completions",
+                "prompts per step = global_batch_size / num_generations",
+                f"{size} / {group}, remainder {rest}",
+                ("global_batch_size", "num_generations"),
+            )
+        )
+        return found
+    prompts = size // group
+    if rest := prompts % dp:
+        found.append(
+            BrokenRule(
+                "the prompts of a step must be cut evenly over the data-parallel ranks",
+                "prompts per dp rank = global_batch_size / num_generations / dp",
+                f"{size} / {group} / {dp} = {prompts} / {dp}, remainder {rest}",
+                ("global_batch_size", "num_generations", "nproc_per_node"),
+            )
+        )
+    elif rest := prompts // dp % micro:
+        found.append(
+            BrokenRule(
+                "the prompts of a step on one data-parallel rank must be a multiple of micro_batch_size",
+                "(global_batch_size / num_generations / dp) / micro_batch_size",
+                f"({size} / {group} / {dp}) / {micro} = {prompts // dp} / {micro}, remainder {rest}",
+                ("micro_batch_size", "global_batch_size", "num_generations"),
+            )
+        )
+    return found
+
+
+def _broken_rollout(s: Sizes) -> list[BrokenRule]:
+    """A rollout is cut evenly over the vLLM engines.
+
+    Whole groups and whole prompts per replica follow from the rules of a step, since a rollout is whole steps.
+    """
+    engines = s.world // s.vllm_tensor_parallel_size
+    rest = s.generation % engines
+    if not rest:
+        return []
+    size_key = "global_batch_size" if s.generation_batch_size is None else "generation_batch_size"
+    if s.vllm_tensor_parallel_size == 1:
+        what, symbols = "ranks", "(nodes * nproc_per_node)"
+    else:
+        what, symbols = "vLLM engines", "(nodes * nproc_per_node / vllm_tensor_parallel_size)"
+    return [
+        BrokenRule(
+            f"the completions of a rollout must be cut evenly over the {what}",
+            f"completions per rollout / {symbols}",
+            f"{s.generation} / {engines}, remainder {rest}",
+            (size_key, "steps_per_generation", "vllm_tensor_parallel_size", "nproc_per_node"),
+        )
+    ]

@@ -1,0 +1,130 @@
+"""Reading YAML: plain scalars as people mean them, no duplicate keys, and the line of every key.
+
+PyYAML follows YAML 1.1, where ``1e-5`` is a string, ``no`` is false and ``010`` is eight. Here scalars follow the core
+schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema): only ``true`` and ``false`` are booleans, an exponent
+makes a number, and a leading zero does not.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grpo_hpc.config.problems import Problem
+from grpo_hpc.errors import ConfigError
+
+_SCALARS = {
+    "null": (r"~|null|Null|NULL|", "~nN"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
+    "float": (
+        r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)[eE][-+]?[0-9]+|[-+]?(?:[0-9][0-9_]*\.[0-9]*|\.[0-9]+)"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Knows the scalars above and no others."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would not read back as a string."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, (_pattern, _first) in _SCALARS.items():
+    _regexp = re.compile(rf"^(?:{_pattern})$")
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _regexp, [*_first, *([""] if _tag == "null" else [])])
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(rf"^(?:{_SCALARS['float'][0]})$"), list(_SCALARS["float"][1])
+)
+
+
+@dataclass
+class Document:
+    """A parsed YAML file.
+
+    Attributes:
+        values: the mapping that the file holds.
+        places: where each dotted key stands, such as ``{"batch.train_iters": "line 12"}``.
+        problems: duplicate keys.
+    """
+
+    values: dict[str, Any]
+    places: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read_document(path: Path) -> Document:
+    """Parse the run file at ``path``.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, not YAML or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"run file {path} does not exist", _near_files(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"run file {path} cannot be read: {error}") from None
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        values = loader.construct_document(node) if node is not None else {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {_yaml_mistake(error)}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold keys and values, as in 'name: my-run'; got {type(values).__name__}")
+    document = Document(values)
+    if node is not None:
+        _note_keys(node, "", document)
+    return document
+
+
+def parse_value(text: str) -> Any:
+    """The value of one override, read as YAML.
+
+    Raises:
+        ValueError: ``text`` is not YAML; the message says why.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(_yaml_mistake(error)) from None
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """``values`` as YAML text that :func:`read_document` reads back unchanged."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _note_keys(node: yaml.Node, prefix: str, document: Document) -> None:
+    """Record the line of every key under ``node``, and a problem for each key that is given twice."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key_node, value_node in node.value:
+        key = f"{prefix}{key_node.value}"
+        line = f"line {key_node.start_mark.line + 1}"
+        if key in document.places:
+            document.problems.append(Problem(key, f"is given again on {line}; keep one of the two"))
+        else:
+            document.places[key] = line
+            _note_keys(value_node, f"{key}.", document)
+
+
+def _yaml_mistake(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+    return " ".join(str(error).split())
+
+
+def _near_files(path: Path) -> str:
+    found = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    return f"Run files there: {', '.join(found[:6])}" if found else ""

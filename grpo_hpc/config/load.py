@@ -1,0 +1,88 @@
+"""From a run file and overrides to a checked :class:`RunConfig`, and back to YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from grpo_hpc.config import batch, rules
+from grpo_hpc.config.document import Document, dump_yaml, parse_value, read_document
+from grpo_hpc.config.fields import field_problems
+from grpo_hpc.config.keys import known_keys, unknown_key
+from grpo_hpc.config.problems import Problem, raise_problems
+from grpo_hpc.config.sections import SECTION_OF, SECTIONS, RunConfig
+
+
+def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run file, apply overrides and check everything that needs no model.
+
+    Args:
+        path: the YAML file.
+        overrides: ``section.key=value`` or, since key names are unique, ``key=value``. Values are YAML. When a key is
+            given more than once the last one counts.
+
+    Raises:
+        ConfigError: lists every mistake found, with the file, the line and the nearest valid value.
+    """
+    document = read_document(Path(path))
+    problems = list(document.problems)
+    for override in overrides:
+        problems += _apply(override, document)
+    values, unknown = known_keys(document.values)
+    problems += unknown
+    try:
+        cfg = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise_problems([*problems, *field_problems(error)], str(path), document.places)
+        raise AssertionError("a ValidationError holds at least one problem") from error
+    problems += rules.problems(cfg) + batch.problems(cfg)
+    raise_problems(problems, str(path), document.places)
+    return cfg
+
+
+def dump_run(cfg: RunConfig) -> str:
+    """The resolved run file: every default spelled out, and none of the keys that have no meaning in this run."""
+    values: dict[str, Any] = cfg.model_dump()
+    for key in rules.meaningless(cfg):
+        section, leaf = key.split(".")
+        del values[section][leaf]
+    return dump_yaml(values)
+
+
+def _apply(override: str, document: Document) -> list[Problem]:
+    """Write one ``key=value`` into the document; a problem when it cannot be understood."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        return [Problem(override, "an override is written key=value, as in batch.micro_batch_size=4")]
+    try:
+        value = parse_value(text)
+    except ValueError as error:
+        return [Problem(override, f"the value is not YAML: {error}")]
+    section, leaf = _split(key)
+    if section in SECTIONS and leaf:
+        target = document.values.get(section)
+        if target is None:
+            target = document.values[section] = {}
+        if isinstance(target, dict):
+            target[leaf] = value
+    elif not section and leaf in SECTIONS:
+        return [Problem(override, f"{leaf} is a section; override one of its keys, as in {_example(leaf)}=...")]
+    elif section:
+        return [Problem(override, f"there is no section '{section}'; {leaf}: {unknown_key('', leaf)}")]
+    else:
+        document.values[leaf] = value
+    document.places[f"{section}.{leaf}" if section else leaf] = "override"
+    return []
+
+
+def _split(key: str) -> tuple[str, str]:
+    section, dot, leaf = key.rpartition(".")
+    return (section, leaf) if dot else (SECTION_OF.get(key, ""), key)
+
+
+def _example(section: str) -> str:
+    return f"{section}.{next(iter(SECTIONS[section].model_fields))}"

@@ -1,0 +1,116 @@
+"""Rules that tie two or more keys together, apart from the batch arithmetic of :mod:`grpo_hpc.config.batch`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from grpo_hpc.config.problems import Problem
+from grpo_hpc.config.sections import RunConfig
+
+
+@dataclass(frozen=True)
+class _Option:
+    """An option that has a meaning only in some runs; given in another one it is an error, not silence."""
+
+    key: str
+    means_something: Callable[[RunConfig], bool]
+    otherwise: str
+
+
+def _on_cuda(cfg: RunConfig) -> bool:
+    return cfg.resources.device == "cuda"
+
+
+_OPTIONS = (
+    _Option(
+        "rollout.vllm_gpu_memory_utilization",
+        _on_cuda,
+        "has no meaning on a CPU; the size of the KV cache is set by rollout.vllm_kv_cache_gib",
+    ),
+    _Option("rollout.vllm_enforce_eager", _on_cuda, "has no meaning on a CPU, where vLLM has no CUDA graphs"),
+    _Option(
+        "rollout.vllm_kv_cache_gib",
+        lambda cfg: cfg.resources.device == "cpu",
+        "has no meaning on a GPU; vLLM's share of the GPU is set by rollout.vllm_gpu_memory_utilization",
+    ),
+    _Option(
+        "optimizer.min_lr",
+        lambda cfg: cfg.optimizer.lr_decay_style != "constant",
+        "has no meaning while optimizer.lr_decay_style is constant; leave it out or choose linear or cosine",
+    ),
+)
+
+
+def meaningless(cfg: RunConfig) -> list[str]:
+    """Dotted keys that have no meaning in this run."""
+    return [option.key for option in _OPTIONS if not option.means_something(cfg)]
+
+
+def problems(cfg: RunConfig) -> list[Problem]:
+    """Every broken rule of ``cfg``."""
+    return [*_meaningless_but_given(cfg), *_device(cfg), *_optimizer(cfg), *_rollout(cfg), *_rest(cfg)]
+
+
+def _meaningless_but_given(cfg: RunConfig) -> list[Problem]:
+    found: list[Problem] = []
+    for option in _OPTIONS:
+        section, leaf = option.key.split(".")
+        if leaf in getattr(cfg, section).model_fields_set and not option.means_something(cfg):
+            found.append(Problem(option.key, option.otherwise))
+    return found
+
+
+def _device(cfg: RunConfig) -> list[Problem]:
+    if cfg.resources.device == "cpu" and cfg.model.dtype == "bfloat16":
+        text = "bfloat16 training needs CUDA (Megatron's bfloat16 optimizer works on CUDA tensors only); use float32"
+        return [Problem("model.dtype", text)]
+    return []
+
+
+def _optimizer(cfg: RunConfig) -> list[Problem]:
+    found: list[Problem] = []
+    opt, steps = cfg.optimizer, cfg.batch.train_iters
+    if opt.min_lr > opt.lr and "optimizer.min_lr" not in meaningless(cfg):
+        found.append(Problem("optimizer.min_lr", f"must be at most optimizer.lr = {opt.lr:g}, got {opt.min_lr:g}"))
+    if opt.lr_warmup_iters >= steps:
+        text = f"must be less than batch.train_iters = {steps}, got {opt.lr_warmup_iters}; at most {steps - 1}"
+        found.append(Problem("optimizer.lr_warmup_iters", text))
+    return found
+
+
+def _rollout(cfg: RunConfig) -> list[Problem]:
+    found: list[Problem] = []
+    roll = cfg.rollout
+    if roll.top_k == 0:
+        found.append(Problem("rollout.top_k", "must be -1 (all tokens) or at least 1, got 0"))
+    prompt = cfg.data.max_length or 1
+    needed = prompt + roll.max_completion_length
+    if roll.vllm_max_model_len is not None and roll.vllm_max_model_len < needed:
+        name = "data.max_length" if cfg.data.max_length else "one prompt token"
+        text = (
+            f"must hold the prompt and the completion: {name} + rollout.max_completion_length = "
+            f"{prompt} + {roll.max_completion_length} = {needed}, got {roll.vllm_max_model_len}"
+        )
+        found.append(Problem("rollout.vllm_max_model_len", text))
+    return found
+
+
+def _rest(cfg: RunConfig) -> list[Problem]:
+    found: list[Problem] = []
+    algo, rewards = cfg.algorithm, cfg.rewards
+    if algo.epsilon_high is not None and algo.epsilon_high < algo.epsilon:
+        text = f"must be at least algorithm.epsilon = {algo.epsilon:g}, got {algo.epsilon_high:g}"
+        found.append(Problem("algorithm.epsilon_high", text))
+    if rewards.reward_weights is not None and len(rewards.reward_weights) != len(rewards.reward_funcs):
+        text = (
+            f"needs one weight per reward function: {len(rewards.reward_funcs)} functions "
+            f"({', '.join(rewards.reward_funcs)}), {len(rewards.reward_weights)} weights"
+        )
+        found.append(Problem("rewards.reward_weights", text))
+    if cfg.evaluation.eval_steps is not None and cfg.data.eval is None:
+        found.append(Problem("evaluation.eval_steps", "needs rows to evaluate on: give data.eval"))
+    if cfg.checkpoint.save_total_limit is not None and cfg.checkpoint.save_steps is None:
+        text = "has no meaning without checkpoint.save_steps: one checkpoint is written, at the end"
+        found.append(Problem("checkpoint.save_total_limit", text))
+    return found

@@ -1,0 +1,185 @@
+"""Every key of the run file, with its type, default, bounds and meaning.
+
+Each section is one small frozen model. Key names are unique over all sections, so an override may leave the section
+out. Rules that tie several keys together live in :mod:`grpo_hpc.config.rules` and :mod:`grpo_hpc.config.batch`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys, no silent conversion ("4" is not 4), no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Model(Section):
+    """The policy that is trained."""
+
+    path: str = Field(min_length=1, description="Hugging Face folder: config.json, safetensors and tokenizer")
+    config: str | None = Field(
+        default=None, min_length=1, description="a config.json to plan with while `path` is not there"
+    )
+    dtype: Precision = Field(default="bfloat16", description="training precision")
+
+
+class Data(Section):
+    """Prompts to train and evaluate on."""
+
+    train: str = Field(min_length=1, description="rows to train on: JSONL, Parquet or a saved `datasets` folder")
+    eval: str | None = Field(default=None, min_length=1, description="held-out rows for evaluation")
+    max_length: int | None = Field(default=None, ge=1, description="longest prompt in tokens; longer rows are dropped")
+    shuffle: bool = Field(default=True, description="a new order of the rows in every epoch")
+
+
+class Resources(Section):
+    """The machine that the run asks for."""
+
+    device: Literal["cpu", "cuda"] = Field(default="cuda", description="where training and rollouts run")
+    nodes: int = Field(default=1, ge=1, description="number of machines")
+    nproc_per_node: int = Field(default=8, ge=1, description="training processes per node: GPUs, or ranks on a CPU")
+
+
+class Parallel(Section):
+    """How Megatron cuts the model over the ranks."""
+
+    tensor_model_parallel_size: int = Field(default=1, ge=1, description="ranks that share every layer (tp)")
+    pipeline_model_parallel_size: int = Field(default=1, ge=1, description="stages that the layers are cut into (pp)")
+    context_parallel_size: int = Field(default=1, ge=1, description="ranks that share every sequence (cp)")
+    use_distributed_optimizer: bool = Field(
+        default=True, description="optimizer state is cut over the data-parallel ranks"
+    )
+
+
+class Batch(Section):
+    """Batch sizes, all counted in completions, and the length of the run."""
+
+    micro_batch_size: int = Field(default=1, ge=1, description="completions per forward pass on one data-parallel rank")
+    global_batch_size: int = Field(default=16, ge=1, description="completions per optimizer step over all ranks")
+    steps_per_generation: int | None = Field(default=None, ge=1, description="optimizer steps made from one rollout")
+    generation_batch_size: int | None = Field(default=None, ge=1, description="completions per rollout")
+    num_generations: int = Field(default=8, ge=2, description="completions per prompt, the group of GRPO")
+    train_iters: int = Field(ge=1, description="optimizer steps of the whole run")
+
+
+class Rollout(Section):
+    """vLLM and how it samples."""
+
+    vllm_mode: Literal["colocate"] = Field(default="colocate", description="vLLM lives in the training processes")
+    vllm_dtype: Precision = Field(default="bfloat16", description="precision of the rollout weights")
+    vllm_tensor_parallel_size: int = Field(default=1, ge=1, description="ranks that share one vLLM engine")
+    vllm_gpu_memory_utilization: float = Field(
+        default=0.3, gt=0, lt=1, description="share of each GPU that vLLM may take"
+    )
+    vllm_kv_cache_gib: float = Field(default=1.0, gt=0, description="KV cache of each engine in GiB, on a CPU")
+    vllm_max_model_len: int | None = Field(default=None, ge=2, description="longest prompt + completion in tokens")
+    vllm_max_num_seqs: int | None = Field(
+        default=None, ge=1, description="completions that one engine works on at a time"
+    )
+    vllm_enforce_eager: bool = Field(default=False, description="run vLLM without CUDA graphs")
+    max_completion_length: int = Field(default=512, ge=1, description="longest completion in tokens")
+    temperature: float = Field(default=1.0, gt=0, le=10, description="sampling temperature, also used in training")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="probability mass that is sampled from; 1 keeps all")
+    top_k: int = Field(default=-1, ge=-1, description="number of tokens that are sampled from; -1 keeps all")
+
+
+class Algorithm(Section):
+    """The GRPO objective."""
+
+    beta: float = Field(
+        default=0.0, ge=0, description="weight of the KL term to the reference model; 0 needs no reference"
+    )
+    epsilon: float = Field(default=0.2, gt=0, lt=1, description="the ratio is clipped below at 1 - epsilon")
+    epsilon_high: float | None = Field(default=None, gt=0, description="the ratio is clipped above at 1 + epsilon_high")
+    scale_rewards: Literal["group", "none"] = Field(
+        default="group", description="divide advantages by the group's deviation"
+    )
+
+
+class Rewards(Section):
+    """What is rewarded."""
+
+    reward_funcs: list[str] = Field(min_length=1, description="registered names or path/to/file.py:function")
+    reward_weights: list[float] | None = Field(
+        default=None, description="one weight per reward function; absent: all 1"
+    )
+
+
+class Optimizer(Section):
+    """Adam and its learning rate."""
+
+    lr: float = Field(default=1e-6, gt=0, description="highest learning rate")
+    min_lr: float = Field(default=0.0, ge=0, description="learning rate that the decay ends at")
+    lr_decay_style: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="shape of the decay"
+    )
+    lr_warmup_iters: int = Field(default=0, ge=0, description="optimizer steps of linear warm-up")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
+    clip_grad: float = Field(default=1.0, gt=0, description="largest global gradient norm")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1, description="decay of the second moment")
+    adam_eps: float = Field(default=1e-8, gt=0, description="Adam's epsilon")
+
+
+class Checkpoint(Section):
+    """What is saved and when."""
+
+    save_steps: int | None = Field(default=None, ge=1, description="steps between checkpoints; absent: only at the end")
+    save_total_limit: int | None = Field(
+        default=None, ge=1, description="newest checkpoints that are kept; absent: all"
+    )
+    export: bool = Field(default=True, description="write a Hugging Face folder at the end")
+
+
+class Evaluation(Section):
+    """Greedy evaluation on held-out rows."""
+
+    eval_steps: int | None = Field(
+        default=None, ge=1, description="steps between evaluations; absent: before and after only"
+    )
+
+
+class Logging(Section):
+    """What is recorded besides metrics.jsonl."""
+
+    tensorboard: bool = Field(default=True, description="write TensorBoard event files")
+    log_completions: bool = Field(default=True, description="write every completion to completions.jsonl")
+
+
+class RunConfig(Section):
+    """One run, fully described. Made by :func:`grpo_hpc.config.load_run`, which also checks the rules between keys."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and of its folder")
+    output_dir: str = Field(default="runs", min_length=1, description="folder that holds the run directories")
+    seed: int = Field(
+        default=42, ge=0, lt=2**31, description="seed of the data order, the sampling and the initialisation"
+    )
+    model: Model
+    data: Data
+    resources: Resources = Resources()
+    parallel: Parallel = Parallel()
+    batch: Batch
+    rollout: Rollout = Rollout()
+    algorithm: Algorithm = Algorithm()
+    rewards: Rewards
+    optimizer: Optimizer = Optimizer()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
+    logging: Logging = Logging()
+
+
+def _sections() -> dict[str, type[Section]]:
+    annotations = {name: field.annotation for name, field in RunConfig.model_fields.items()}
+    return {k: v for k, v in annotations.items() if isinstance(v, type) and issubclass(v, Section)}
+
+
+SECTIONS: dict[str, type[Section]] = _sections()
+TOP_LEVEL: tuple[str, ...] = tuple(name for name in RunConfig.model_fields if name not in SECTIONS)
+SECTION_OF: dict[str, str] = {key: name for name, model in SECTIONS.items() for key in model.model_fields}
+"""Section of every key that is not at the top level."""

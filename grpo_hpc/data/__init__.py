@@ -1,0 +1,1 @@
+"""Prompts: reading them from files and the order in which they are sampled."""

@@ -1,0 +1,219 @@
+"""Reading prompts: JSON lines, Parquet, or a folder written by ``datasets``' ``save_to_disk``.
+
+A row holds a chat, either ``messages`` (a list of ``{"role": ..., "content": ...}``) or ``prompt`` (a text, or such a
+list). Every other column is handed to the reward functions. An answer of the assistant at the end of the chat is
+removed: the policy is to write it. Nothing here imports torch, so that mistakes are found before a run starts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo_hpc.errors import ConfigError, EnvironmentProblem
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+RESERVED_COLUMNS = ("completions", "prompts", "finish_reasons", "completion_ids")
+_SHOWN_MISTAKES = 5
+_EXAMPLE = 'A row looks like {"messages": [{"role": "user", "content": "..."}], "answer": ...}.'
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt.
+
+    Attributes:
+        prompt_id: the row's ``id`` column, else ``<file stem>:<line>``; the same in every run over this file.
+        messages: the chat up to the place where the assistant is to speak.
+        columns: every column but the chat, as read.
+    """
+
+    prompt_id: str
+    messages: list[dict[str, Any]]
+    columns: dict[str, Any]
+
+
+class _Mistake(Exception):
+    """What is wrong with one row."""
+
+
+# (line or row number, the parsed record or what is wrong with it)
+_Records = Iterator[tuple[int, Any]]
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """All rows of ``path``, in file order.
+
+    Args:
+        path: a ``.jsonl`` or ``.json`` file with one object per line, a ``.parquet`` file, or a ``datasets`` folder.
+
+    Raises:
+        ConfigError: the path or some rows are wrong; the first few mistakes are listed with their places.
+        EnvironmentProblem: the package that reads this format is not installed.
+    """
+    path = Path(path)
+    rows: list[Row] = []
+    mistakes: list[str] = []
+    seen: dict[str, int] = {}
+    for number, record in _reader(path)(path):
+        try:
+            row = _row(record, f"{path.stem}:{number}")
+            if row.prompt_id in seen:
+                raise _Mistake(f"has the id {row.prompt_id!r} of row {seen[row.prompt_id]} again")
+        except _Mistake as mistake:
+            mistakes.append(f"{path}:{number}: {mistake}")
+            continue
+        seen[row.prompt_id] = number
+        rows.append(row)
+    if mistakes:
+        raise ConfigError(_report(path, mistakes), _EXAMPLE)
+    if not rows:
+        raise ConfigError(f"{path} holds no rows")
+    return rows
+
+
+def check_rows(path: str | Path) -> int:
+    """Read ``path`` as :func:`read_rows` does and return only the number of its rows."""
+    return len(read_rows(path))
+
+
+def _report(path: Path, mistakes: list[str]) -> str:
+    count = len(mistakes)
+    head = f"{path} has 1 row that cannot be used:" if count == 1 else f"{path} has {count} rows that cannot be used:"
+    rest = [f"  ... and {count - _SHOWN_MISTAKES} more"] if count > _SHOWN_MISTAKES else []
+    return "\n".join([head, *(f"  {mistake}" for mistake in mistakes[:_SHOWN_MISTAKES]), *rest])
+
+
+# -- formats -------------------------------------------------------------------------------------------------------
+
+
+def _reader(path: Path) -> Callable[[Path], _Records]:
+    """The function that reads the format of ``path``."""
+    if not path.exists():
+        raise ConfigError(f"the data file {path} does not exist", _files_beside(path))
+    if path.is_dir():
+        return _read_datasets_folder
+    readers = {".jsonl": _read_json_lines, ".json": _read_json_lines, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise ConfigError(
+            f"{path} is of no known format: its name ends in {path.suffix or 'nothing'}",
+            f"Known are {', '.join(readers)} and folders written by datasets' save_to_disk.",
+        )
+    return readers[path.suffix]
+
+
+def _files_beside(path: Path) -> str:
+    names = sorted(p.name for p in path.parent.iterdir() if p.name[0] != ".") if path.parent.is_dir() else []
+    return f"{path.parent} holds: {', '.join(names[:8])}." if names else f"There is nothing in {path.parent} either."
+
+
+def _read_json_lines(path: Path) -> _Records:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield number, json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                yield number, _Mistake(f"is not UTF-8: {error.reason} at byte {error.start}")
+            except json.JSONDecodeError as error:
+                yield number, _Mistake(f"is not JSON: {error.msg} at column {error.colno}")
+
+
+def _read_parquet(path: Path) -> _Records:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise _needs("pyarrow", path) from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches():
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, record
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ConfigError(f"{path} is not a readable Parquet file: {error}") from None
+
+
+def _read_datasets_folder(path: Path) -> _Records:
+    try:
+        from datasets import Dataset, load_from_disk
+    except ImportError:
+        raise _needs("datasets", path) from None
+    try:
+        dataset = load_from_disk(str(path))
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"{path} is not a folder written by datasets' save_to_disk: {error}") from None
+    if not isinstance(dataset, Dataset):
+        splits = list(dataset)
+        hint = f"Name one of them, such as {path / splits[0]}."
+        raise ConfigError(f"{path} holds several splits: {', '.join(splits)}", hint)
+    yield from enumerate(dataset, start=1)
+
+
+def _needs(package: str, path: Path) -> EnvironmentProblem:
+    return EnvironmentProblem(f"reading {path} needs the package {package}", f"Install it: pip install {package}")
+
+
+# -- rows ----------------------------------------------------------------------------------------------------------
+
+
+def _row(record: Any, default_id: str) -> Row:
+    if isinstance(record, _Mistake):
+        raise record
+    if not isinstance(record, dict):
+        raise _Mistake(f"is a JSON {_kind(record)}, not an object")
+    chat = "messages" if record.get("messages") is not None else "prompt"
+    if record.get(chat) is None:
+        raise _Mistake(f"has no 'messages' or 'prompt', only {', '.join(map(repr, record)) or 'nothing'}")
+    columns = {name: value for name, value in record.items() if name != chat}
+    if clash := sorted(columns.keys() & set(RESERVED_COLUMNS)):
+        raise _Mistake(f"has a column {clash[0]!r}, a name that reward functions know for something else")
+    return Row(_identity(record.get("id"), default_id), _messages(record[chat], chat), columns)
+
+
+def _identity(given: Any, default: str) -> str:
+    if given is None:
+        return default
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        raise _Mistake(f"has an 'id' that is a {_kind(given)}, not text or an integer")
+    return str(given)
+
+
+def _messages(chat: Any, column: str) -> list[dict[str, Any]]:
+    if isinstance(chat, str) and column == "prompt":
+        chat = [{"role": "user", "content": chat}]
+    if not isinstance(chat, list) or not chat:
+        what = "an empty list" if chat == [] else f"a {_kind(chat)}"
+        raise _Mistake(f"has a {column!r} that is {what}, not a list of messages")
+    messages = [_message(message, f"{column}[{index}]") for index, message in enumerate(chat)]
+    if messages[-1]["role"] == "assistant":
+        messages.pop()
+    if not messages or messages[-1]["role"] not in ("user", "tool"):
+        last = f"ends with the role {messages[-1]['role']!r}" if messages else "holds nothing but an answer"
+        raise _Mistake(f"has a {column!r} that {last}; it must end with 'user' or 'tool' before the answer")
+    return messages
+
+
+def _message(message: Any, place: str) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise _Mistake(f"has a {place} that is a {_kind(message)}, not an object with 'role' and 'content'")
+    if message.get("role") not in ROLES:
+        raise _Mistake(f"has {place}.role {message.get('role')!r}; known are {', '.join(ROLES)}")
+    if not isinstance(message.get("content"), str):
+        raise _Mistake(f"has a {place}.content that is {_article(message.get('content'))}, not text")
+    return {key: value for key, value in message.items() if value is not None}  # Parquet fills absent keys with None
+
+
+def _article(value: Any) -> str:
+    return "missing" if value is None else f"a {_kind(value)}"
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "object", list: "list", str: "text", bool: "truth value", int: "number", float: "number"}
+    return names.get(type(value), "null" if value is None else type(value).__name__)

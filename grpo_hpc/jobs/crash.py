@@ -1,0 +1,55 @@
+"""What to show of the logs when training crashed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_TRACEBACK = "Traceback (most recent call last):"
+_ROOT_CAUSE = re.compile(r"Root Cause.*?\brank\s*:\s*(\d+)", re.DOTALL)
+_MOST_LINES = 40
+
+
+@dataclass(frozen=True)
+class Crash:
+    """The log that tells most, and its last lines from the first traceback on."""
+
+    log: Path
+    lines: list[str]
+
+
+def find_crash(launcher_log: Path, rank_logs: list[Path]) -> Crash:
+    """The first failure of an attempt.
+
+    torchrun names the rank that failed first; the other ranks mostly report that they lost that one. Without such a
+    name the first rank with a traceback is taken, and without any traceback the launcher's own log.
+    """
+    texts = {log: log.read_text(encoding="utf-8", errors="replace") for log in rank_logs if log.is_file()}
+    launcher_text = launcher_log.read_text(encoding="utf-8", errors="replace") if launcher_log.is_file() else ""
+    named = _ROOT_CAUSE.search(launcher_text)
+    if named:
+        first = f"rank_{named.group(1)}.log"
+        texts = dict(sorted(texts.items(), key=lambda item: item[0].name != first))
+    for log, text in texts.items():
+        if _TRACEBACK in text:
+            return Crash(log, _excerpt(text))
+    if _TRACEBACK not in launcher_text and texts and named:
+        log, text = next(iter(texts.items()))
+        return Crash(log, _excerpt(text))  # killed without a traceback, as by the kernel when memory runs out
+    return Crash(launcher_log, _excerpt(launcher_text))
+
+
+def _excerpt(text: str) -> list[str]:
+    """The first traceback, or the end of the log; at most ``_MOST_LINES`` lines, cut in the middle."""
+    lines = text.rstrip().splitlines()
+    starts = [index for index, line in enumerate(lines) if _TRACEBACK in line]
+    if not starts:
+        return lines[-_MOST_LINES:]
+    lines = lines[starts[0] :]
+    # a traceback ends at the first line after it that is not indented: the exception itself
+    end = next((i for i, line in enumerate(lines[1:], 1) if line and not line[0].isspace() and ":" in line), len(lines))
+    shown = lines[: end + 10]
+    if len(shown) <= _MOST_LINES:
+        return shown
+    return [*shown[:5], f"  ... {len(shown) - _MOST_LINES} lines left out ...", *shown[-(_MOST_LINES - 5) :]]

@@ -1,0 +1,186 @@
+"""Runs training on this machine: starts torchrun, shows what happens, and says how it ended.
+
+The trainer and this launcher talk through files of the run directory: the trainer reports events, the launcher asks it
+to stop by making the file ``stop``.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from grpo_hpc.config import RunConfig
+from grpo_hpc.errors import EXIT_USER_ERROR, ConfigError
+from grpo_hpc.jobs.crash import find_crash
+from grpo_hpc.jobs.processes import descendants, end_family, start_family
+from grpo_hpc.jobs.run_dir import RunDir
+
+EXIT_DONE, EXIT_CRASH, EXIT_KILLED = 0, 1, 130
+_POLL_S = 0.2
+_KILL_GRACE_S = 3.0
+
+
+def require_one_node(cfg: RunConfig) -> None:
+    """Refuse a run that needs other machines.
+
+    Raises:
+        ConfigError: the run asks for more than one node.
+    """
+    if cfg.resources.nodes > 1:
+        raise ConfigError(
+            f"resources.nodes is {cfg.resources.nodes}, and this launcher starts processes on this machine only",
+            "Use resources.nodes=1.",
+        )
+
+
+def train_command(cfg: RunConfig, run_dir: Path) -> list[str]:
+    """The command line that trains ``run_dir`` on this machine."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*torchrun, f"--nproc-per-node={cfg.resources.nproc_per_node}", "-m", "grpo_hpc.train", str(run_dir)]
+
+
+def train_environment(cfg: RunConfig) -> dict[str, str]:
+    """The variables that training needs besides the present environment; what the user has set stays."""
+    cores = len(os.sched_getaffinity(0))
+    threads = max(1, cores // cfg.resources.nproc_per_node)
+    return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
+
+
+def shown_command(cfg: RunConfig, run_dir: Path) -> str:
+    """The training command as one line for a shell."""
+    variables = [f"{name}={value}" for name, value in train_environment(cfg).items()]
+    return shlex.join([*variables, *train_command(cfg, run_dir)])
+
+
+def run_local(run_dir: RunDir, command: Sequence[str] | None = None) -> int:
+    """Train ``run_dir`` here and watch it to its end. No process of the run is left when this returns.
+
+    Args:
+        command: the program to run instead of the trainer; it gets the same environment and must report the same
+            events.
+
+    Raises:
+        ConfigError: the run asks for more than one node.
+
+    Returns:
+        0 finished or stopped on request, 2 an error that the user can mend, 1 a crash, 130 killed on request.
+    """
+    cfg = run_dir.config()
+    require_one_node(cfg)
+    console = Console(stderr=True)
+    run_dir.stop.unlink(missing_ok=True)
+    attempt = run_dir.new_attempt()
+    offset = run_dir.events.stat().st_size if run_dir.events.exists() else 0
+    others = descendants()
+    with _stop_requests() as requests:
+        try:
+            process = start_family(
+                command or train_command(cfg, run_dir.path),
+                {**os.environ, **train_environment(cfg)},
+                run_dir.launcher_log(attempt),
+            )
+            code = _watch(process.poll, run_dir, cfg, requests, console)
+        finally:
+            end_family(others, grace_s=_KILL_GRACE_S if requests.count > 1 else 0.0)
+    if requests.count > 1:
+        _say(console, f"Killed. {_how_to_resume(run_dir)}")
+        return EXIT_KILLED
+    return _report(run_dir, attempt, cfg, code, offset, console)
+
+
+@dataclass
+class _Requests:
+    """How often somebody has asked to stop: once means save and stop, twice means now."""
+
+    count: int = 0
+    handled: int = 0
+
+
+@contextmanager
+def _stop_requests() -> Iterator[_Requests]:
+    """Count Ctrl-C and SIGTERM instead of dying from them."""
+    requests = _Requests()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        requests.count += 1
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _watch(
+    poll: Callable[[], int | None], run_dir: RunDir, cfg: RunConfig, requests: _Requests, console: Console
+) -> int | None:
+    """Show progress until the process ends (its exit code) or the second stop request comes (None)."""
+    from grpo_hpc.observe.live import LiveView
+
+    with LiveView(run_dir.events, run_dir.metrics, cfg.batch.train_iters, console) as view:
+        while (code := poll()) is None:
+            if requests.count > requests.handled:
+                requests.handled = requests.count
+                if requests.count > 1:
+                    return None
+                run_dir.stop.touch()
+                _say(console, "Finishing this step, then saving; press Ctrl-C again to kill.")
+            view.poll()
+            time.sleep(_POLL_S)
+        view.poll()
+    return code
+
+
+def _report(run_dir: RunDir, attempt: Path, cfg: RunConfig, code: int | None, offset: int, console: Console) -> int:
+    """Say how the attempt ended, from the events it wrote, and give the launcher's exit code."""
+    from grpo_hpc.observe.events import read_events
+
+    events, _ = read_events(run_dir.events, offset) if run_dir.events.exists() else ([], offset)
+    first: dict[str, dict[str, Any]] = {}
+    for event in events:
+        first.setdefault(event["event"], event)  # of several errors the first is the cause
+    if code == 0 and "finished" in first:
+        return EXIT_DONE
+    if code == 0 and "stopped" in first:
+        _say(console, f"Stopped after step {first['stopped']['step']}, everything saved. {_how_to_resume(run_dir)}")
+        return EXIT_DONE
+    if "error" in first:
+        error = first["error"]
+        _say(console, f"{error['kind']}: {error['message']}", style="bold red")
+        if error["hint"]:
+            _say(console, error["hint"])
+        _say(console, f"Logs: {attempt}", style="dim")
+        return EXIT_USER_ERROR
+    _report_crash(run_dir, attempt, cfg, code, console)
+    return EXIT_CRASH
+
+
+def _report_crash(run_dir: RunDir, attempt: Path, cfg: RunConfig, code: int | None, console: Console) -> None:
+    logs = [RunDir.rank_log(attempt, rank) for rank in range(cfg.resources.nproc_per_node)]
+    crash = find_crash(RunDir.launcher_log(attempt), logs)
+    how = "without saying that it finished" if code == 0 else f"with exit code {code}"
+    _say(console, f"Training crashed (it ended {how}). From {crash.log}:", style="bold red")
+    for line in crash.lines:
+        _say(console, f"  {line}")
+    _say(console, f"Logs of all ranks: {attempt}\n{_how_to_resume(run_dir)}")
+
+
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    """Print ``text`` as it is: no markup, no colours of rich's choice, no line breaks inside paths."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _how_to_resume(run_dir: RunDir) -> str:
+    return f"Go on with: grpo-hpc resume {shlex.quote(str(run_dir.path))}"

@@ -1,0 +1,73 @@
+"""What can be found wrong before anything starts, without importing torch."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from grpo_hpc.config import RunConfig
+from grpo_hpc.config.support import require_trainable
+from grpo_hpc.errors import EnvironmentProblem
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_PACKAGES = {"torch": "torch", "megatron.core": "megatron-core", "vllm": "vllm", "transformers": "transformers"}
+
+
+def preflight(cfg: RunConfig) -> None:
+    """Check that the run can start on this machine; touches no file.
+
+    Raises:
+        ConfigError: the trainer cannot do this run, or data rows or reward names are wrong.
+        EnvironmentProblem: the model folder or a package is missing.
+    """
+    from grpo_hpc.data.rows import check_rows
+    from grpo_hpc.rewards.registry import check_names
+
+    require_trainable(cfg)
+    check_model_folder(Path(cfg.model.path))
+    for rows in filter(None, (cfg.data.train, cfg.data.eval)):
+        check_rows(rows)
+    check_names(cfg.rewards.reward_funcs)
+    _check_packages(cfg)
+
+
+def check_model_folder(folder: Path) -> None:
+    """Check that ``folder`` looks like a complete Hugging Face model.
+
+    Raises:
+        EnvironmentProblem: names everything that is missing.
+    """
+    if not folder.is_dir():
+        raise EnvironmentProblem(
+            f"the model folder {folder} does not exist",
+            "model.path must be a local Hugging Face folder with config.json, *.safetensors and a tokenizer.",
+        )
+    missing: list[str] = []
+    if not (folder / "config.json").is_file():
+        missing.append("config.json")
+    if not any(folder.glob("*.safetensors")):
+        missing.append("weights (*.safetensors)")
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        missing.append(f"a tokenizer ({' or '.join(_TOKENIZER_FILES)})")
+    if missing:
+        raise EnvironmentProblem(
+            f"the model folder {folder} lacks {', '.join(missing)}",
+            "Save the model there with save_pretrained(), model and tokenizer both.",
+        )
+
+
+def _check_packages(cfg: RunConfig) -> None:
+    missing = [name for module, name in _PACKAGES.items() if not _installed(module)]
+    if missing:
+        extra = "cpu" if cfg.resources.device == "cpu" else "gpu"
+        raise EnvironmentProblem(
+            f"training needs packages that are not installed: {', '.join(missing)}",
+            f"Install them with `pip install 'grpo-hpc[{extra}]'`.",
+        )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # a parent package is missing
+        return False

@@ -1,0 +1,200 @@
+"""The run directory: every path of a run is named here, and every process of the run reads it.
+
+run.yaml            the resolved run file, with absolute paths
+plan.json           what was planned
+lock.json           code, packages and platform
+attempt_K/          logs of the K-th start: rank_R.log, launcher.log; `latest` links to the newest
+checkpoints/        training checkpoints
+export/             Hugging Face folder
+metrics.jsonl events.jsonl completions.jsonl tensorboard/
+stop                exists while somebody has asked the trainer to save and stop
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from grpo_hpc.config import RunConfig, dump_run, load_run
+from grpo_hpc.errors import ConfigError, EnvironmentProblem
+from grpo_hpc.jobs.files import link_atomically, write_atomically
+from grpo_hpc.jobs.lock import fingerprint
+
+
+class PlanLike(Protocol):
+    """What a run directory needs of a plan."""
+
+    def to_dict(self) -> dict[str, object]: ...
+
+
+class RunDir:
+    """Names the paths of one run. Nothing is read or made until a method is called.
+
+    Args:
+        path: the directory; made absolute.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self.run_file = self.path / "run.yaml"
+        self.plan_file = self.path / "plan.json"
+        self.lock_file = self.path / "lock.json"
+        self.latest = self.path / "latest"
+        self.checkpoints = self.path / "checkpoints"
+        self.export = self.path / "export"
+        self.metrics = self.path / "metrics.jsonl"
+        self.events = self.path / "events.jsonl"
+        self.completions = self.path / "completions.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.stop = self.path / "stop"
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @classmethod
+    def of(cls, cfg: RunConfig) -> RunDir:
+        """Where the run that ``cfg`` describes belongs: ``output_dir/name``."""
+        return cls(Path(cfg.output_dir) / cfg.name)
+
+    @classmethod
+    def create(cls, cfg: RunConfig, plan: PlanLike, fresh: bool = False) -> RunDir:
+        """Make the directory of a new run with run.yaml, plan.json and lock.json; it appears complete or not at all.
+
+        Args:
+            fresh: move an existing directory of that name to ``<name>.old-K`` first.
+
+        Raises:
+            ConfigError: the directory exists already and ``fresh`` is false.
+            EnvironmentProblem: the directory cannot be written.
+        """
+        run_dir = cls.of(cfg)
+        run_dir.require_free(fresh)
+        draft = run_dir.path.with_name(f".{run_dir.path.name}.{os.getpid()}")
+        try:
+            draft.mkdir(parents=True)
+            write_atomically(draft / run_dir.run_file.name, dump_run(with_absolute_paths(cfg)))
+            write_atomically(draft / run_dir.plan_file.name, _json(plan.to_dict()))
+            write_atomically(draft / run_dir.lock_file.name, _json(fingerprint()))
+            if run_dir._taken():
+                run_dir.path.rename(run_dir._old_name())
+            draft.rename(run_dir.path)
+        except OSError as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise EnvironmentProblem(f"the run directory {run_dir.path} cannot be made: {error}") from None
+        return run_dir
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDir:
+        """An existing run directory.
+
+        Raises:
+            ConfigError: ``path`` holds no run.
+        """
+        run_dir = cls(path)
+        if not run_dir.run_file.is_file():
+            state = "has no run.yaml" if run_dir.path.is_dir() else "does not exist"
+            raise ConfigError(f"{path} is not a run directory: it {state}", _runs_beside(run_dir.path))
+        return run_dir
+
+    def require_free(self, fresh: bool) -> None:
+        """Refuse a directory that holds a run already, unless ``fresh`` says to move it away.
+
+        Raises:
+            ConfigError: the directory is taken.
+        """
+        if self._taken() and not fresh:
+            raise ConfigError(
+                f"the run directory {_short(self.path)} exists already",
+                f"Continue it with `grpo-hpc resume {_short(self.path)}`, give the new run another name (name=...), "
+                f"or submit with --fresh, which moves the old one to {self._old_name().name}.",
+            )
+
+    def config(self) -> RunConfig:
+        """The resolved run file of this run."""
+        return load_run(self.run_file)
+
+    def new_attempt(self) -> Path:
+        """Make the log folder of the next start, point ``latest`` at it, and return it."""
+        attempt = self.path / f"attempt_{_first_free(lambda k: self.path / f'attempt_{k}')}"
+        attempt.mkdir()
+        link_atomically(self.latest, attempt.name)
+        return attempt
+
+    def latest_attempt(self) -> Path:
+        """The log folder of the present start.
+
+        Raises:
+            ConfigError: the run was never started.
+        """
+        if not self.latest.is_dir():
+            raise ConfigError(f"{self.path} has no attempt yet", f"Start it with `grpo-hpc resume {self.path}`.")
+        return self.latest.resolve()
+
+    @staticmethod
+    def rank_log(attempt: Path, rank: int) -> Path:
+        """Where rank ``rank`` writes its standard output and standard error."""
+        return attempt / f"rank_{rank}.log"
+
+    @staticmethod
+    def launcher_log(attempt: Path) -> Path:
+        """Where torchrun writes, and every rank until it has opened its own log."""
+        return attempt / "launcher.log"
+
+    def _taken(self) -> bool:
+        return self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir()))
+
+    def _old_name(self) -> Path:
+        def name(k: int) -> Path:
+            return self.path.with_name(f"{self.path.name}.old-{k}")
+
+        return name(_first_free(name))
+
+
+def with_absolute_paths(cfg: RunConfig) -> RunConfig:
+    """``cfg`` with every path made absolute, so that the run can be resumed from any folder."""
+    model, data = cfg.model, cfg.data
+    functions = [_absolute_reward(name) for name in cfg.rewards.reward_funcs]
+    return cfg.model_copy(
+        update={
+            "output_dir": _absolute(cfg.output_dir),
+            "model": model.model_copy(update={"path": _absolute(model.path), "config": _absolute(model.config)}),
+            "data": data.model_copy(update={"train": _absolute(data.train), "eval": _absolute(data.eval)}),
+            "rewards": cfg.rewards.model_copy(update={"reward_funcs": functions}),
+        }
+    )
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().absolute())
+
+
+def _absolute_reward(name: str) -> str:
+    """``path/to/file.py:function`` with the path made absolute; registered names are left alone."""
+    file, colon, function = name.rpartition(":")
+    return f"{_absolute(file)}:{function}" if colon else name
+
+
+def _first_free(path_of: Callable[[int], Path]) -> int:
+    number = 1
+    while path_of(number).exists():
+        number += 1
+    return number
+
+
+def _short(path: Path) -> str:
+    """``path`` as people would type it: relative to the present folder when it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) and path != here else str(path)
+
+
+def _runs_beside(path: Path) -> str:
+    found = sorted(_short(run.parent) for run in path.parent.glob("*/run.yaml")) if path.parent.is_dir() else []
+    return f"Run directories there: {', '.join(found[:6])}" if found else ""
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2) + "\n"

@@ -1,0 +1,134 @@
+"""The policy: Megatron-Core's GPT model, built from a model shape, whose output is token log-probabilities.
+
+Shapes: T tokens of one packed micro-batch, N of them scored, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state as mpu
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from grpo_hpc.algo.logprob import VocabularyPart, token_logprobs
+from grpo_hpc.models.attention import PackedSdpaAttention
+from grpo_hpc.models.shape import ModelShape
+from grpo_hpc.models.weight_map import padded_vocabulary
+
+
+def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[str, Any]) -> TransformerConfig:
+    """Megatron's configuration of ``shape`` under the current parallel state.
+
+    Args:
+        dtype: training precision of parameters and activations.
+        options: what follows from the device (``Platform.transformer_options``).
+    """
+    pipeline = mpu.get_pipeline_model_parallel_world_size()
+    return TransformerConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        num_attention_heads=shape.heads,
+        num_query_groups=shape.kv_heads,
+        kv_channels=shape.head_dim,
+        ffn_hidden_size=shape.ffn,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_eps,
+        qk_layernorm=shape.qk_norm,
+        add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        tensor_model_parallel_size=mpu.get_tensor_model_parallel_world_size(),
+        pipeline_model_parallel_size=pipeline,
+        # packed micro-batches differ in length, so pipeline stages tell each other their shapes
+        variable_seq_lengths=pipeline > 1,
+        moe_token_dispatcher_type="alltoall",  # the default is refused beside variable lengths, even without experts
+        # our loss carries its own exact denominator: Megatron must sum over micro-batches and ranks, never average
+        calculate_per_token_loss=True,
+        gradient_accumulation_fusion=False,
+        **options,
+    )
+
+
+def layer_spec(config: TransformerConfig, name: str) -> ModuleSpec:
+    """The transformer layer: TransformerEngine's modules, or Megatron's own with our packed attention."""
+    if name == "transformer_engine":
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    spec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
+    spec.submodules.self_attention.submodules.core_attention = PackedSdpaAttention
+    return spec
+
+
+class PolicyModel(GPTModel):
+    """GPTModel whose last stage returns log-probabilities when it is given labels.
+
+    ``forward(..., labels=[1, T] next tokens, loss_mask=[1, T] bool)`` gives on the last pipeline stage a tensor
+    [2, N]: log-probabilities and entropies of the N masked positions. Without labels it gives logits [1, T, Vr].
+    """
+
+    def __init__(self, shape: ModelShape, config: TransformerConfig, spec: ModuleSpec, temperature: float) -> None:
+        super().__init__(
+            config=config,
+            transformer_layer_spec=spec,
+            vocab_size=padded_vocabulary(shape.vocab, config.tensor_model_parallel_size),
+            max_sequence_length=shape.max_position,
+            pre_process=mpu.is_pipeline_first_stage(),
+            post_process=mpu.is_pipeline_last_stage(),
+            parallel_output=True,
+            share_embeddings_and_output_weights=shape.tied,
+            position_embedding_type="rope",
+            rotary_base=shape.rope_theta,
+            rope_scaling=shape.rope_scaling_factor is not None,
+            rope_scaling_factor=shape.rope_scaling_factor or 1.0,
+        )
+        self.shape = shape
+        self.temperature = temperature
+
+    def _postprocess(
+        self, hidden_states: Tensor, input_ids: Tensor, position_ids: Tensor, labels: Tensor | None, *args: Any, **kw: Any
+    ) -> Tensor:
+        if labels is None or not self.post_process:
+            return super()._postprocess(hidden_states, input_ids, position_ids, labels, *args, **kw)
+        mask = kw["loss_mask"].flatten()
+        weight = self.output_layer.weight
+        if weight is None:
+            weight = self.shared_embedding_or_output_weight()
+        scored = copy_to_tensor_model_parallel_region(hidden_states[:, 0][mask])  # [N, H]
+        logprobs, entropy = token_logprobs(
+            scored, weight, labels.flatten()[mask], vocabulary_part(self.shape.vocab, weight.shape[0]), self.temperature
+        )
+        return torch.stack((logprobs, entropy))
+
+
+def vocabulary_part(vocabulary: int, rows: int) -> VocabularyPart:
+    """This tensor-parallel rank's rows of the output matrix, with reductions over the tensor-parallel group."""
+    size = mpu.get_tensor_model_parallel_world_size()
+    if size == 1:
+        return VocabularyPart(0, vocabulary)
+    group = mpu.get_tensor_model_parallel_group()
+
+    def reduce(op: Any) -> Any:
+        return lambda tensor: torch.distributed.all_reduce(tensor, op=op, group=group)
+
+    return VocabularyPart(
+        start=mpu.get_tensor_model_parallel_rank() * rows,
+        vocabulary=vocabulary,
+        sum=reduce(torch.distributed.ReduceOp.SUM),
+        max=reduce(torch.distributed.ReduceOp.MAX),
+    )

@@ -1,0 +1,58 @@
+"""What happens in a run, as it happens: the trainer writes events, the launcher and the live view follow them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from grpo_hpc.observe.jsonl import JsonLines, read_from
+
+
+class EventLog:
+    """Appends events, each with its time ``t`` (seconds since the epoch) and its kind ``event``.
+
+    Args:
+        path: the file; several processes may write to it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._lines = JsonLines(path)
+
+    def phase(self, name: str, step: int) -> None:
+        """Phase ``name`` of optimizer step ``step`` begins."""
+        self._write("phase", name=name, step=step)
+
+    def progress(self, done: int, total: int) -> None:
+        """``done`` of ``total`` parts of the present phase are finished."""
+        self._write("progress", done=done, total=total)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Metrics of step ``step``; names as in :data:`grpo_hpc.observe.metrics.METRICS`."""
+        self._write("metrics", step=step, values=dict(values))
+
+    def message(self, text: str) -> None:
+        """Something worth a line."""
+        self._write("message", text=text)
+
+    def error(self, kind: str, message: str, hint: str) -> None:
+        """The run ends because of something that a person can mend."""
+        self._write("error", kind=kind, message=message, hint=hint)
+
+    def finished(self, summary: Mapping[str, Any]) -> None:
+        """The run is complete; ``summary["lines"]`` is shown as it is."""
+        self._write("finished", summary=dict(summary))
+
+    def stopped(self, step: int) -> None:
+        """The run ended on request after ``step`` steps, with everything saved."""
+        self._write("stopped", step=step)
+
+    def _write(self, event: str, **fields: Any) -> None:
+        self._lines.write([{"t": round(time.time(), 3), "event": event, **fields}])
+
+
+def read_events(path: str | Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Events after byte ``offset`` and the offset to go on from; a half-written last line is left for the next call."""
+    records, offset = read_from(path, offset)
+    return [record for record in records if "event" in record], offset

@@ -1,0 +1,90 @@
+"""Files of one JSON object per line: many writers append, readers follow, a resumed run cuts off the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+class JsonLines:
+    """Appends records to a file. Every call is a single write, so that several processes can share the file.
+
+    Args:
+        path: made with its folder when it is missing. A half-written last line of a killed writer is closed off.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if _ends_inside_a_line(self.path):
+            self._append(b"\n")
+
+    def write(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append ``records``; NaN and infinities become null, which every JSON reader understands."""
+        lines = [json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
+        self._append("".join(lines).encode())
+
+    def keep(self, wanted: Callable[[Record], bool]) -> None:
+        """Drop every record that is not ``wanted``, and damaged lines; the file is replaced in one step."""
+        if not self.path.exists():
+            return
+        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with self.path.open("rb") as old, draft.open("wb") as new:
+            new.writelines(line for line in old if (record := parse(line)) is not None and wanted(record))
+        draft.replace(self.path)
+
+    def _append(self, data: bytes) -> None:
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, data)
+        finally:
+            os.close(descriptor)
+
+
+def read_from(path: str | Path, offset: int = 0) -> tuple[list[Record], int]:
+    """Records after byte ``offset`` and the offset to go on from; an unfinished last line waits for the next call.
+
+    Lines that are no JSON objects are passed over. A file that is not there yet is an empty one.
+    """
+    path = Path(path)
+    if not path.exists():
+        return [], offset
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read()
+    complete = data[: data.rfind(b"\n") + 1]
+    records = [record for line in complete.splitlines() if (record := parse(line)) is not None]
+    return records, offset + len(complete)
+
+
+def parse(line: bytes) -> Record | None:
+    """The object on ``line``, or None when there is no complete one."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+def _ends_inside_a_line(path: Path) -> bool:
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"

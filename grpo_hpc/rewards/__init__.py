@@ -1,0 +1,1 @@
+"""Reward functions: the built-in ones, finding them by name, and scoring completions with them."""

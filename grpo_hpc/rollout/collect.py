@@ -1,0 +1,152 @@
+"""One rollout: prompts to scored trajectories, spread over all ranks and gathered on every one of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from grpo_hpc.config import RunConfig
+from grpo_hpc.data.rows import Row
+from grpo_hpc.errors import ConfigError
+from grpo_hpc.rewards.registry import resolve
+from grpo_hpc.rewards.score import RewardBatch, score
+from grpo_hpc.rollout.engine import Completion, Engine, Request
+from grpo_hpc.rollout.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A dataset row made ready for the engine; ``position`` is its place in the endless sample order."""
+
+    position: int
+    row: Row
+    tokens: list[int]
+
+
+class Tokenizer:
+    """The model's tokenizer and chat template."""
+
+    def __init__(self, model_path: str) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(model_path)
+        if not self._tokenizer.chat_template:
+            raise ConfigError(f"the tokenizer in {model_path} has no chat template", "Add a chat_template to it.")
+
+    def encode(self, row: Row) -> list[int]:
+        """The chat as token ids, ending where the assistant is to speak."""
+        text = self._tokenizer.apply_chat_template(row.messages, add_generation_prompt=True, tokenize=False)
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes its own specials
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def fitting_rows(rows: list[Row], tokenizer: Tokenizer, longest: int) -> tuple[list[Row], int]:
+    """Rows whose prompt has at most ``longest`` tokens, and how many had more.
+
+    Raises:
+        ConfigError: none fits.
+    """
+    kept = [row for row in rows if len(tokenizer.encode(row)) <= longest]
+    if not kept:
+        raise ConfigError(
+            f"all {len(rows)} prompts have more than {longest} tokens",
+            "Raise max_length or vllm_max_model_len, or shorten the prompts.",
+        )
+    return kept, len(rows) - len(kept)
+
+
+class Collector:
+    """Samples and scores completions. Every method is collective and gives every rank the same result.
+
+    Work is split over all replicas of the engine, so no rank of a model-parallel group is idle.
+    """
+
+    def __init__(self, cfg: RunConfig, engine: Engine, tokenizer: Tokenizer) -> None:
+        self._seed = cfg.seed
+        self._engine, self._tokenizer = engine, tokenizer
+        self._functions = resolve(cfg.rewards.reward_funcs)
+        self._weights = cfg.rewards.reward_weights
+        self._replica_size = cfg.rollout.vllm_tensor_parallel_size
+
+    def sample(self, prompts: Sequence[Prompt], samples: int, *, greedy: bool = False) -> list[Trajectory]:
+        """``samples`` completions of each prompt, in the order of position and sample; not scored yet."""
+        wanted = [(prompt, sample) for prompt in prompts for sample in range(samples)]
+        replicas = dist.get_world_size() // self._replica_size
+        mine = _slice(wanted, dist.get_rank() // self._replica_size, replicas)
+        requests = [Request(prompt.tokens, self._request_seed(prompt.position, sample)) for prompt, sample in mine]
+        completions = self._engine.generate(requests, greedy=greedy) if requests else []
+        return [self._trajectory(*want, completion) for want, completion in zip(mine, completions, strict=True)]
+
+    def score(self, trajectories: list[Trajectory], rows: dict[int, Row]) -> None:
+        """Fill in the reward columns and the weighted reward of this rank's trajectories.
+
+        Args:
+            rows: dataset row by position.
+
+        Raises:
+            RewardError: a reward function failed.
+        """
+        if not trajectories:
+            return
+        chosen = [rows[t.position] for t in trajectories]
+        table = score(
+            self._functions,
+            self._weights,
+            RewardBatch(
+                completions=[t.text for t in trajectories],
+                prompts=[row.messages for row in chosen],
+                columns=_columns(chosen),
+                finish_reasons=[t.finish_reason for t in trajectories],
+                completion_ids=[t.response_tokens for t in trajectories],
+            ),
+        )
+        for number, trajectory in enumerate(trajectories):
+            trajectory.rewards = {name: column[number] for name, column in table.columns.items()}
+            trajectory.reward = table.totals[number]
+
+    def gather(self, mine: list[Trajectory]) -> list[Trajectory]:
+        """Everybody's trajectories on every rank, ordered by position and sample."""
+        first_of_replica = dist.get_rank() % self._replica_size == 0
+        gathered = gather_lists(mine if first_of_replica else [])
+        return sorted(gathered, key=lambda t: (t.position, t.sample))
+
+    def _trajectory(self, prompt: Prompt, sample: int, completion: Completion) -> Trajectory:
+        return Trajectory(
+            prompt_id=prompt.row.prompt_id,
+            position=prompt.position,
+            sample=sample,
+            prompt_tokens=prompt.tokens,
+            response_tokens=completion.tokens,
+            rollout_logprobs=completion.logprobs,
+            finish_reason=completion.finish_reason,
+            weight_version=self._engine.version or 0,
+            text=self._tokenizer.decode(completion.tokens),
+        )
+
+    def _request_seed(self, position: int, sample: int) -> int:
+        """Depends on the run's seed and the completion's place alone: equal after a resume, whatever the layout."""
+        digest = hashlib.blake2b(f"{self._seed}/{position}/{sample}".encode(), digest_size=4).digest()
+        return int.from_bytes(digest, "big") >> 1
+
+
+def gather_lists(mine: list[Any]) -> list[Any]:
+    """The lists of all ranks joined in rank order, on every rank."""
+    parts: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, mine)
+    return [item for part in parts for item in part]
+
+
+def _slice(items: list[Any], part: int, parts: int) -> list[Any]:
+    """The ``part``-th of ``parts`` contiguous shares, as even as they can be."""
+    return items[len(items) * part // parts : len(items) * (part + 1) // parts]
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    names = {name for row in rows for name in row.columns}
+    return {name: [row.columns.get(name) for row in rows] for name in sorted(names)}

@@ -1,0 +1,117 @@
+"""Sampling completions: what the trainer asks of an inference engine, and vLLM inside the trainer's processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from grpo_hpc.errors import RolloutError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from grpo_hpc.config import RunConfig
+    from grpo_hpc.train.platform import Platform
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion wanted. Its seed makes it independent of what else is in the batch."""
+
+    prompt_tokens: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion as the engine returned it (see :class:`~grpo_hpc.rollout.trajectory.Trajectory`)."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: str
+
+
+class Engine(Protocol):
+    """An inference engine holding the policy's weights.
+
+    ``version`` is the number of optimizer steps behind the weights it holds; None until weights were synchronised,
+    and then it must not be asked to sample.
+    """
+
+    version: int | None
+
+    def generate(self, requests: Sequence[Request], *, greedy: bool = False) -> list[Completion]: ...
+
+    def load_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> None: ...
+
+
+class ColocateEngine:
+    """vLLM in the trainer's own process, on the same device.
+
+    ``vllm_tensor_parallel_size`` consecutive ranks form one replica; the ranks of a replica are given the same
+    requests and return the same completions.
+    """
+
+    def __init__(self, cfg: RunConfig, platform: Platform) -> None:
+        r = cfg.rollout
+        options = platform.engine_options(r.vllm_gpu_memory_utilization, r.vllm_kv_cache_gib)
+        options |= {"enforce_eager": True} if r.vllm_enforce_eager else {}
+        options |= {"max_num_seqs": r.vllm_max_num_seqs} if r.vllm_max_num_seqs else {}
+        from vllm import LLM  # takes seconds, and reads its environment on import
+
+        self._cfg = r
+        self.version: int | None = None
+        self._llm = LLM(
+            model=cfg.model.path,
+            dtype=r.vllm_dtype,
+            tensor_parallel_size=r.vllm_tensor_parallel_size,
+            distributed_executor_backend="external_launcher",
+            max_model_len=r.vllm_max_model_len,
+            logprobs_mode="processed_logprobs",  # of the distribution that is sampled from, temperature included
+            seed=cfg.seed + int(os.environ["RANK"]) // r.vllm_tensor_parallel_size,
+            disable_log_stats=True,
+            **options,
+        )
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and completion together."""
+        return self._llm.llm_engine.model_config.max_model_len
+
+    def generate(self, requests: Sequence[Request], *, greedy: bool = False) -> list[Completion]:
+        """Completions in the order of the requests.
+
+        Raises:
+            RolloutError: the engine holds no weights of this run yet.
+        """
+        if self.version is None:
+            raise RolloutError("the inference engine was asked to sample before the policy's weights were synchronised")
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": request.prompt_tokens} for request in requests],
+            [self._sampling(request.seed, greedy) for request in requests],
+            use_tqdm=False,
+        )
+        return [_completion(output.outputs[0]) for output in outputs]
+
+    def _sampling(self, seed: int, greedy: bool) -> Any:
+        from vllm import SamplingParams
+
+        r = self._cfg
+        chosen = {"temperature": 0.0} if greedy else {"temperature": r.temperature, "top_p": r.top_p, "top_k": r.top_k}
+        return SamplingParams(max_tokens=r.max_completion_length, seed=seed, logprobs=0, detokenize=False, **chosen)
+
+    def load_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
+        """Replace all weights by ``tensors`` (Hugging Face names) and forget what was cached under the old ones."""
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+        for _ in tensors:  # the stream is collective: every rank must reach its end
+            pass
+        self._llm.reset_prefix_cache()
+        self.version = version
+
+
+def _completion(output: Any) -> Completion:
+    tokens = list(output.token_ids)
+    logprobs = [entry[token].logprob for entry, token in zip(output.logprobs, tokens, strict=True)]
+    return Completion(tokens, logprobs, output.finish_reason)

@@ -1,0 +1,1 @@
+"""The Megatron GRPO trainer."""

@@ -1,0 +1,147 @@
+"""Training checkpoints: Megatron's distributed format plus the trainer's own state, complete or not there at all.
+
+Layout of one checkpoint, ``checkpoints/step_00000020/``::
+
+    megatron/       model and optimizer, megatron-core's distributed checkpoint
+    state.json      step, sample position, half-used rollout
+    manifest.json   every file with its size; written last
+
+A checkpoint is built under a name ending in ``.tmp`` and renamed when its manifest is in place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+
+from grpo_hpc.errors import CheckpointError
+from grpo_hpc.rollout.trajectory import Trajectory
+from grpo_hpc.train.platform import Platform
+from grpo_hpc.train.policy import TrainedPolicy
+
+MANIFEST = "manifest.json"
+# Every rank keeps its optimizer shard as it is: exact to the bit, and readable in the layout it was written in.
+_METADATA = {"distrib_optim_sharding_type": "dp_reshardable"}
+
+
+@dataclass
+class TrainerState:
+    """Where the run stands between two optimizer steps.
+
+    Attributes:
+        step: finished optimizer steps.
+        position: prompts taken from the endless sample order, those of ``rollout`` included.
+        rollout: the trajectories of the current rollout while steps of it remain; else empty.
+        rollout_used: optimizer steps already made from it.
+    """
+
+    step: int = 0
+    position: int = 0
+    rollout: list[Trajectory] = field(default_factory=list)
+    rollout_used: int = 0
+
+
+def save(folder: Path, policy: TrainedPolicy, state: TrainerState, platform: Platform) -> Path:
+    """Write ``folder/step_N``; collective. Nothing is written when that checkpoint is there already."""
+    target = folder / f"step_{state.step:08d}"
+    if is_complete(target):
+        return target
+    building = target.with_name(target.name + ".tmp")
+
+    def clear() -> None:
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
+        (building / "megatron").mkdir(parents=True)
+
+    _on_first_rank(clear)
+    with platform.megatron():
+        dist_checkpointing.save(_sharded_state(policy, loading=False), str(building / "megatron"))
+
+    def finish() -> None:
+        (building / "state.json").write_text(json.dumps(_to_json(state)) + "\n")
+        _write_manifest(building, state.step)
+        building.rename(target)
+
+    _on_first_rank(finish)
+    return target
+
+
+def load(checkpoint: Path, policy: TrainedPolicy, platform: Platform) -> TrainerState:
+    """Restore model and optimizer in place and return the trainer's state; collective.
+
+    Raises:
+        CheckpointError: it is incomplete.
+    """
+    if not is_complete(checkpoint):
+        raise CheckpointError(f"{checkpoint} is not a complete checkpoint (its manifest is missing or does not match)")
+    with platform.megatron():
+        loaded = dist_checkpointing.load(_sharded_state(policy, loading=True), str(checkpoint / "megatron"))
+        policy.model.load_state_dict(loaded["model"])
+        policy.optimizer.load_state_dict(loaded["optimizer"])
+    return _from_json(json.loads((checkpoint / "state.json").read_text()))
+
+
+def newest(folder: Path) -> Path | None:
+    """The complete checkpoint with the most steps, if there is one."""
+    return max((path for path in _checkpoints(folder) if is_complete(path)), default=None)
+
+
+def prune(folder: Path, keep: int | None) -> None:
+    """Delete all but the ``keep`` newest checkpoints, and what unfinished saves left; call on one rank."""
+    for left_over in folder.glob("step_*.tmp"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    if keep is not None:
+        for old in sorted(_checkpoints(folder))[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """True when every file that the manifest names is there in its size."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("step_*") if path.is_dir() and path.suffix != ".tmp"]
+
+
+def _sharded_state(policy: TrainedPolicy, loading: bool) -> dict[str, Any]:
+    model = policy.model.sharded_state_dict(metadata=_METADATA)
+    optimizer = policy.optimizer.sharded_state_dict(model, is_loading=loading, metadata=_METADATA)
+    return {"model": model, "optimizer": optimizer}
+
+
+def _write_manifest(folder: Path, step: int) -> None:
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    part = folder / (MANIFEST + ".part")
+    with part.open("w") as out:
+        json.dump({"step": step, "files": files}, out, indent=1)
+        out.flush()
+        os.fsync(out.fileno())
+    part.rename(folder / MANIFEST)
+
+
+def _on_first_rank(action: Callable[[], None]) -> None:
+    if dist.get_rank() == 0:
+        action()
+    dist.barrier()
+
+
+def _to_json(state: TrainerState) -> dict[str, Any]:
+    return asdict(state)
+
+
+def _from_json(record: dict[str, Any]) -> TrainerState:
+    rollout = [Trajectory.from_json(item) for item in record.pop("rollout")]
+    return TrainerState(rollout=rollout, **record)

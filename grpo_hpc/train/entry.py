@@ -1,0 +1,129 @@
+"""From a run directory to a finished run: what every rank does under torchrun."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from grpo_hpc.config import RunConfig
+from grpo_hpc.config.batch import schedule
+from grpo_hpc.config.support import require_trainable
+from grpo_hpc.data.rows import Row, read_rows
+from grpo_hpc.errors import EXIT_USER_ERROR, GrpoHpcError
+from grpo_hpc.jobs.rank_log import redirect_output
+from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.observe.completions import CompletionLog
+from grpo_hpc.observe.events import EventLog
+from grpo_hpc.observe.sinks import MetricSinks
+from grpo_hpc.rollout.collect import Collector, Tokenizer, fitting_rows
+from grpo_hpc.rollout.engine import ColocateEngine
+from grpo_hpc.train import checkpoint
+from grpo_hpc.train.checkpoint import TrainerState
+from grpo_hpc.train.platform import Platform, make_platform
+from grpo_hpc.train.policy import TrainedPolicy, build_model, init_model_parallel
+from grpo_hpc.train.report import Reporter
+from grpo_hpc.train.trainer import Parts, Trainer
+from grpo_hpc.train.watch import PhaseClock, StopRequest
+
+
+def main(run_directory: str) -> int:
+    """Train what ``run_directory`` describes, from its newest complete checkpoint if there is one.
+
+    Returns:
+        the exit code: 0 when the run ended or was stopped on request, 2 when a person has to mend something.
+    """
+    run_dir = RunDir.open(run_directory)
+    rank = int(os.environ["RANK"])
+    redirect_output(RunDir.rank_log(run_dir.latest_attempt(), rank))
+    events = EventLog(run_dir.events)
+    try:
+        _train(run_dir, events if rank == 0 else None)
+    except GrpoHpcError as error:
+        # any rank may be the one that knows, so each writes for itself; appending a line is atomic
+        events.error(type(error).__name__, error.message, error.hint)
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
+    return 0
+
+
+def _train(run_dir: RunDir, events: EventLog | None) -> None:
+    cfg = run_dir.config()
+    require_trainable(cfg)
+    platform = make_platform(cfg.resources.device)
+    platform.init_distributed()
+    trainer = _assemble(run_dir, cfg, platform, events)
+    complete = trainer.run()
+    saved = trainer.save()
+    if not complete:
+        if events:
+            events.stopped(trainer.state.step)
+        dist.barrier()
+        return
+    if cfg.checkpoint.export:
+        trainer.export(run_dir.export)
+    if events:
+        events.finished({"lines": _closing_lines(run_dir, cfg, saved)})
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: EventLog | None) -> Trainer:
+    clock = PhaseClock(platform, events)
+    with clock.phase("start"):
+        stop = StopRequest(run_dir.stop, platform)
+        init_model_parallel(cfg, platform)
+        tokenizer = Tokenizer(cfg.model.path)
+        policy = TrainedPolicy(cfg, platform)
+        reference = build_model(cfg, platform).eval() if cfg.algorithm.beta else None
+        newest = checkpoint.newest(run_dir.checkpoints)
+        state = checkpoint.load(newest, policy, platform) if newest else TrainerState()
+        policy.resume_at(state.step)
+        engine = ColocateEngine(cfg, platform)
+        longest = engine.max_model_len - cfg.rollout.max_completion_length
+        reporter = _reporter(run_dir, cfg, events)
+        reporter.rewind(state.step)
+        parts = Parts(
+            policy=policy,
+            reference=reference,
+            engine=engine,
+            collector=Collector(cfg, engine, tokenizer),
+            tokenizer=tokenizer,
+            rows=_rows(cfg.data.train, cfg, tokenizer, longest, events),
+            eval_rows=_rows(cfg.data.eval, cfg, tokenizer, longest, events) if cfg.data.eval else [],
+            clock=clock,
+            stop=stop,
+            reporter=reporter,
+        )
+        if events and newest:
+            events.message(f"resumed from {newest.name}: {state.step} of {cfg.batch.train_iters} steps are done")
+    clock.take()
+    return Trainer(cfg, schedule(cfg), platform, parts, state, run_dir.checkpoints)
+
+
+def _rows(path: str, cfg: RunConfig, tokenizer: Tokenizer, longest: int, events: EventLog | None) -> list[Row]:
+    limit = min(longest, cfg.data.max_length or longest)
+    rows, dropped = fitting_rows(read_rows(path), tokenizer, limit)
+    if events and dropped:
+        events.message(f"{path}: {dropped} prompts have more than {limit} tokens and are left out, {len(rows)} remain")
+    return rows
+
+
+def _reporter(run_dir: RunDir, cfg: RunConfig, events: EventLog | None) -> Reporter:
+    if events is None:
+        return Reporter()
+    sinks = MetricSinks(run_dir.metrics, run_dir.tensorboard if cfg.logging.tensorboard else None)
+    log = CompletionLog(run_dir.completions) if cfg.logging.log_completions else None
+    return Reporter(events, sinks, log)
+
+
+def _closing_lines(run_dir: RunDir, cfg: RunConfig, saved: Path) -> list[str]:
+    lines = [f"checkpoint  {saved}"]
+    if cfg.checkpoint.export:
+        lines += [f"export      {run_dir.export}", f"  serve it  vllm serve {run_dir.export}"]
+    lines += [f"metrics     {run_dir.metrics}", f"completions {run_dir.completions}"]
+    if cfg.logging.tensorboard:
+        lines.append(f"  curves    tensorboard --logdir {run_dir.tensorboard}")
+    return lines

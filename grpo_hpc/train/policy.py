@@ -1,0 +1,257 @@
+"""The trained model on these ranks: Megatron's DDP, optimizer and pipeline schedule around the policy model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as mpu
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from torch import Tensor
+
+from grpo_hpc.algo.loss import TokenLoss, grpo_loss
+from grpo_hpc.models.hf_folder import HfFolder
+from grpo_hpc.config import RunConfig
+from grpo_hpc.models.movers import HfExporter, load_hf
+from grpo_hpc.models.policy import PolicyModel, layer_spec, transformer_config
+from grpo_hpc.models.shape import read_shape
+from grpo_hpc.train.microbatch import PackedBatch
+from grpo_hpc.train.platform import Platform
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# What the loss of one micro-batch reports: sums over its scored tokens, so that totals are exact under any split.
+SUMS = ("loss", "tokens", "kl", "clipped", "entropy", "mismatch", "ratio_error")
+
+
+def init_model_parallel(cfg: RunConfig, platform: Platform) -> None:
+    """Megatron's process groups and random states; once per process."""
+    with platform.megatron():
+        mpu.initialize_model_parallel(
+            tensor_model_parallel_size=cfg.parallel.tensor_model_parallel_size,
+            pipeline_model_parallel_size=cfg.parallel.pipeline_model_parallel_size,
+        )
+        model_parallel_cuda_manual_seed(cfg.seed)
+
+
+def build_model(cfg: RunConfig, platform: Platform) -> PolicyModel:
+    """This rank's part of the model in ``cfg.model.path``, with its weights."""
+    shape = read_shape(cfg.model.path)
+    with platform.megatron():
+        config = transformer_config(shape, DTYPES[cfg.model.dtype], platform.transformer_options())
+        spec = layer_spec(config, platform.layer_spec)
+        model = PolicyModel(shape, config, spec, cfg.rollout.temperature).to(platform.device)
+    load_hf(model, HfFolder(cfg.model.path), platform.layer_spec)
+    return model
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did; sums and means over all tokens of all ranks."""
+
+    loss: float
+    kl: float
+    clip_fraction: float
+    entropy: float
+    mismatch: float
+    ratio_error: float
+    tokens: int
+    grad_norm: float
+    learning_rate: float
+
+
+class TrainedPolicy:
+    """The policy with its gradients and optimizer state. Every method is collective over all ranks."""
+
+    def __init__(self, cfg: RunConfig, platform: Platform) -> None:
+        self._cfg, self._platform = cfg, platform
+        self.model = build_model(cfg, platform)
+        distributed = cfg.parallel.use_distributed_optimizer
+        with platform.megatron():
+            ddp_config = DistributedDataParallelConfig(
+                grad_reduce_in_fp32=True, use_distributed_optimizer=distributed, overlap_grad_reduce=False
+            )
+            self.ddp = DistributedDataParallel(self.model.config, ddp_config, self.model)
+            self.optimizer = get_megatron_optimizer(_optimizer_config(cfg), [self.ddp])
+        self.model.config.grad_scale_func = self.optimizer.scale_loss
+        self.model.config.finalize_model_grads_func = _sum_gradients
+        self._schedule = _lr_schedule(cfg, self.optimizer)
+        self.exporter = HfExporter(self.model, platform.layer_spec)
+
+    def resume_at(self, step: int) -> None:
+        """Set the learning-rate schedule to where ``step`` finished optimizer steps leave it."""
+        self._schedule.step(increment=step)
+
+    def logprobs(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
+        """Log-probabilities [N] of each micro-batch under the weights of now; empty but on the last stage."""
+        return forward_logprobs(self.model, batches, self._platform)
+
+    def accumulate(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
+        """Forward and backward of one optimizer step: afterwards every gradient is complete and reduced.
+
+        Returns:
+            the sums of each micro-batch in the order of ``SUMS``; empty but on the last stage.
+        """
+        with self._platform.megatron():
+            self.ddp.zero_grad_buffer()
+            self.optimizer.zero_grad()
+            return _run_schedule(self.ddp, batches, self._loss, forward_only=False)
+
+    def update(self, batches: Sequence[PackedBatch]) -> StepResult:
+        """One optimizer step."""
+        parts = self.accumulate(batches)
+        self._schedule.step(increment=1)  # before the update: the first one has a learning rate above zero
+        with self._platform.megatron():
+            _, grad_norm, _ = self.optimizer.step()
+        sums = _total(parts, self._platform.device)
+        tokens = max(sums["tokens"], 1.0)
+        return StepResult(
+            loss=sums["loss"],
+            kl=sums["kl"] / tokens,
+            clip_fraction=sums["clipped"] / tokens,
+            entropy=sums["entropy"] / tokens,
+            mismatch=sums["mismatch"] / tokens,
+            ratio_error=sums["ratio_error"] / tokens,
+            tokens=int(sums["tokens"]),
+            grad_norm=float(grad_norm),
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+        )
+
+    def _loss(self, batch: PackedBatch, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logprobs, entropy = output[0], output[1]
+        algorithm = self._cfg.algorithm
+        token = grpo_loss(
+            logprobs,
+            batch.old_logprobs,
+            batch.ref_logprobs,
+            batch.advantages,
+            epsilon=algorithm.epsilon,
+            epsilon_high=algorithm.epsilon if algorithm.epsilon_high is None else algorithm.epsilon_high,
+            beta=algorithm.beta,
+        )
+        loss = (token.loss * batch.weights).sum()
+        return loss, _unused_token_count(), _micro_batch_sums(loss, token, entropy, logprobs, batch)
+
+
+def forward_logprobs(model: PolicyModel, batches: Sequence[PackedBatch], platform: Platform) -> list[Tensor]:
+    """Log-probabilities [N] of each micro-batch without gradients; empty but on the last pipeline stage."""
+
+    def keep(_batch: PackedBatch, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return output.sum(), _unused_token_count(), output[0].float().cpu()
+
+    with platform.megatron(), torch.no_grad():
+        return _run_schedule(model, batches, keep, forward_only=True)
+
+
+LossFunction = Callable[[PackedBatch, Tensor], tuple[Tensor, Tensor, Any]]
+
+
+def _run_schedule(model: Any, batches: Sequence[PackedBatch], loss: LossFunction, forward_only: bool) -> list[Tensor]:
+    """Megatron's schedule for this pipeline depth over ``batches``."""
+
+    def forward_step(iterator: Any, chunk: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+        batch: PackedBatch = next(iterator)
+        packed = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=batch.cu_seqlens,
+            cu_seqlens_kv=batch.cu_seqlens,
+            max_seqlen_q=batch.max_seqlen,
+            max_seqlen_kv=batch.max_seqlen,
+        )
+        output = chunk(
+            batch.input_ids,
+            batch.position_ids,
+            None,
+            labels=batch.labels,
+            loss_mask=batch.loss_mask,
+            packed_seq_params=packed,
+        )
+        return output, partial(loss, batch)
+
+    return get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iter(batches),
+        model=[model],
+        num_microbatches=len(batches),
+        seq_length=max(batch.tokens for batch in batches),
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+
+
+def _sum_gradients(models: list[Any], _num_tokens: Tensor | None, *args: Any, **kwargs: Any) -> None:
+    """Complete the gradients without Megatron's division by token counts: our weights are the denominator already."""
+    finalize_model_grads(models, None, *args, **kwargs)
+
+
+def _unused_token_count() -> Tensor:
+    """Megatron adds this up over micro-batches; :func:`_sum_gradients` does not use it."""
+    return torch.tensor(1, dtype=torch.int)
+
+
+def _micro_batch_sums(
+    loss: Tensor, token: TokenLoss, entropy: Tensor, logprobs: Tensor, batch: PackedBatch
+) -> Tensor:
+    """The values of ``SUMS`` for one micro-batch, in float64."""
+    values = (
+        loss.detach(),
+        torch.tensor(float(len(token.loss)), device=loss.device),
+        token.kl.sum(),
+        token.clipped.sum(),
+        entropy.sum(),
+        (logprobs.detach() - batch.rollout_logprobs).abs().sum(),
+        (token.ratio - 1.0).abs().sum(),
+    )
+    return torch.stack([value.double() for value in values])
+
+
+def _total(parts: list[Tensor], device: torch.device) -> dict[str, float]:
+    """Sum over micro-batches and data-parallel ranks; tensor-parallel copies and other stages add nothing."""
+    total = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+    if parts and mpu.get_tensor_model_parallel_rank() == 0:
+        total += torch.stack(parts).sum(0)
+    dist.all_reduce(total)
+    return dict(zip(SUMS, total.tolist(), strict=True))
+
+
+def _optimizer_config(cfg: RunConfig) -> OptimizerConfig:
+    o, dtype = cfg.optimizer, DTYPES[cfg.model.dtype]
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=o.lr,
+        min_lr=o.min_lr,
+        weight_decay=o.weight_decay,
+        adam_beta1=o.adam_beta1,
+        adam_beta2=o.adam_beta2,
+        adam_eps=o.adam_eps,
+        clip_grad=o.clip_grad,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=cfg.parallel.use_distributed_optimizer,
+    )
+
+
+def _lr_schedule(cfg: RunConfig, optimizer: Any) -> OptimizerParamScheduler:
+    o = cfg.optimizer
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=o.lr,
+        min_lr=o.min_lr,
+        lr_warmup_steps=o.lr_warmup_iters,
+        lr_decay_steps=max(cfg.batch.train_iters, o.lr_warmup_iters + 1),
+        lr_decay_style=o.lr_decay_style,
+        start_wd=o.weight_decay,
+        end_wd=o.weight_decay,
+        wd_incr_steps=cfg.batch.train_iters,
+        wd_incr_style="constant",
+    )

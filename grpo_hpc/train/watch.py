@@ -1,0 +1,61 @@
+"""What the trainer tells the outside: phases and their times, and whether somebody asked it to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from grpo_hpc.observe.events import EventLog
+from grpo_hpc.train.platform import Platform
+
+
+class PhaseClock:
+    """Times the phases of a step and announces them; one rank writes, every rank keeps time."""
+
+    def __init__(self, platform: Platform, events: EventLog | None) -> None:
+        self._platform, self._events = platform, events
+        self.step = 0
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A named part of a step; times of the same name add up until :meth:`take`."""
+        if self._events:
+            self._events.phase(name, self.step)
+        started = time.perf_counter()
+        yield
+        self._platform.synchronize()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def take(self) -> dict[str, float]:
+        """Seconds per phase since the last call."""
+        taken, self.seconds = self.seconds, {}
+        return taken
+
+
+class StopRequest:
+    """A wish to end early: a file in the run directory, or a signal to any rank. All ranks agree about it."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+
+    def __init__(self, file: Path, platform: Platform) -> None:
+        self._file, self._platform = file, platform
+        self._signalled = False
+        for number in self.SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, _number: int, _frame: object) -> None:
+        self._signalled = True
+
+    def agreed(self) -> bool:
+        """True on every rank as soon as one rank was asked; collective."""
+        asked = self._signalled or (dist.get_rank() == 0 and self._file.exists())
+        flag = torch.tensor(float(asked), device=self._platform.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)

@@ -1,0 +1,99 @@
+"""One optimizer step on fixed trajectories: loss, every gradient and every updated weight, as Hugging Face tensors.
+
+Arguments: run file, output file. The layout is the run file's; the result must not depend on it.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import torch
+from torch import Tensor
+
+from grpo_hpc.rollout.trajectory import Trajectory
+from grpo_hpc.train.microbatch import PackedBatch
+
+
+def trajectories(count: int, group: int) -> list[Trajectory]:
+    """Random completions of random lengths, the same on every rank."""
+    rng = random.Random(7)
+    made = []
+    for number in range(count):
+        length = rng.randint(2, 14)
+        logprobs = [-rng.random() * 6 for _ in range(length)]
+        made.append(
+            Trajectory(
+                prompt_id=str(number // group),
+                position=number // group,
+                sample=number % group,
+                prompt_tokens=[rng.randrange(256) for _ in range(rng.randint(3, 9))],
+                response_tokens=[rng.randrange(263) for _ in range(length)],
+                rollout_logprobs=logprobs,
+                finish_reason="stop",
+                weight_version=0,
+                text="",
+                advantage=rng.uniform(-2, 2),
+            )
+        )
+    return made
+
+
+def move_off_policy(logprobs: list[Tensor], mine: list[Trajectory]) -> None:
+    """Old and reference log-probabilities near the present ones, so that some ratios are clipped and some are not.
+
+    They are known on the last pipeline stage only, and needed there only.
+    """
+    if not logprobs:
+        return
+    values = iter(torch.cat(logprobs).tolist())
+    for t in mine:
+        rng = random.Random(f"{t.position}/{t.sample}")
+        now = [next(values) for _ in t.response_tokens]
+        t.old_logprobs = [x + rng.uniform(-0.3, 0.3) for x in now]
+        t.ref_logprobs = [x + rng.uniform(-0.5, 0.5) for x in now]
+
+
+def main() -> None:
+    import torch.distributed as dist
+    from megatron.core import parallel_state as mpu
+    from safetensors.torch import save_file
+
+    from grpo_hpc.config import load_run
+    from grpo_hpc.config.batch import schedule
+    from grpo_hpc.models.movers import HfExporter
+    from grpo_hpc.train.microbatch import micro_batches, share_of
+    from grpo_hpc.train.platform import make_platform
+    from grpo_hpc.train.policy import TrainedPolicy, init_model_parallel
+
+    cfg = load_run(sys.argv[1])
+    plan = schedule(cfg)
+    platform = make_platform("cpu")
+    platform.init_distributed()
+    init_model_parallel(cfg, platform)
+    policy = TrainedPolicy(cfg, platform)
+
+    everything = trajectories(plan.global_batch_size, plan.num_generations)
+    mine = share_of(everything, mpu.get_data_parallel_rank(), plan.dp)
+
+    def packed() -> list[PackedBatch]:
+        return micro_batches(mine, plan.micro_batch_size, plan.global_batch_size, platform.device)
+
+    move_off_policy(policy.logprobs(packed()), mine)
+    batches = packed()
+
+    tensors = {}
+    if not cfg.parallel.use_distributed_optimizer:  # it leaves each rank with its shard of the gradients only
+        policy.accumulate(batches)
+        gradients = HfExporter(policy.model, platform.layer_spec, values=lambda p: p.main_grad)
+        tensors |= {f"grad/{name}": value.clone() for name, value in gradients.tensors()}
+    result = policy.update(batches)
+    tensors |= {f"weight/{name}": value.clone() for name, value in policy.exporter.tensors()}
+    if dist.get_rank() == 0:
+        metadata = {key: repr(value) for key, value in vars(result).items()}
+        save_file({name: value.contiguous() for name, value in tensors.items()}, sys.argv[2], metadata=metadata)
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    main()

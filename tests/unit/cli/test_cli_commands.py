@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from grpo_hpc.cli import main
+
+ROOT = Path(__file__).parents[3]
+QUICKSTART = "configs/quickstart.yaml"
+HEAVY = {"torch", "vllm", "megatron", "transformers", "datasets", "numpy", "matplotlib"}
+
+
+@pytest.fixture(autouse=True)
+def in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def run(*args: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(list(args))
+    code = caught.value.code
+    assert isinstance(code, int)
+    return code
+
+
+def test_plan_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", QUICKSTART, "model.path=nowhere") == 0
+    out = capsys.readouterr().out
+    assert "Topology" in out
+    assert "Batch schedule: 40 optimizer steps" in out
+
+
+def test_plan_json_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", QUICKSTART, "--json", "train_iters=7") == 0
+    assert json.loads(capsys.readouterr().out)["schedule"]["train_iters"] == 7
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["plan", QUICKSTART, "micro_batch_size=3"], "batch.micro_batch_size: 2 or 4 (now 3)"),
+        (["plan", "configs/nowhere.yaml"], "does not exist"),
+        (["plan", QUICKSTART, "--jason"], "--json"),
+        (["plna"], "Did you mean 'plan'?"),
+        (["resume", "runs/nowhere"], "is not a run directory"),
+        (["submit", QUICKSTART, "context_parallel_size=2"], "planned but not trained"),
+        (["submit", QUICKSTART, "nodes=2", "global_batch_size=128"], "this machine only"),
+        (["submit", QUICKSTART, "tensor_model_parallel_size=2"], "cannot be cut"),
+    ],
+)
+def test_user_errors_give_2_and_one_message(
+    args: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    target = [f"output_dir={tmp_path}"] if args[0] == "submit" else []
+    assert run(*args, *target) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_shows_the_command_and_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run("submit", QUICKSTART, "--dry-run", f"output_dir={tmp_path}") == 0
+    out = capsys.readouterr().out
+    assert f"Run directory: {tmp_path}/quickstart" in out
+    assert f"--nproc-per-node=2 -m grpo_hpc.train {tmp_path}/quickstart" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_submit_without_the_model_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run("submit", QUICKSTART, f"output_dir={tmp_path}", f"model.path={tmp_path}/none") == 2
+    assert f"the model folder {tmp_path}/none does not exist" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_gives_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("grpo_hpc.config.load_run", interrupted)
+    assert run("plan", QUICKSTART) == 130
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    import grpo_hpc
+
+    assert run("--version") == 0
+    assert grpo_hpc.__version__ in capsys.readouterr().out
+    assert run("-h") == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("plan", "submit", "resume"))
+
+
+@pytest.mark.parametrize(
+    ("args", "seconds"), [(["--help"], 0.3), (["plan", QUICKSTART], 1.0), (["plan", QUICKSTART, "--json"], 1.0)]
+)
+def test_commands_answer_quickly_and_without_heavy_imports(args: list[str], seconds: float) -> None:
+    program = (
+        "import sys; from grpo_hpc.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end:\n"
+        f"    heavy = {HEAVY} & set(sys.modules)\n"
+        "    sys.exit(f'imported {heavy}' if heavy else end.code)\n"
+    )
+    best = float("inf")
+    for _ in range(5):  # the machine may be busy; the quickest of a few counts
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", program, *args],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        best = min(best, time.perf_counter() - start)
+        assert (done.returncode, done.stderr) == (0, "")
+        if best < seconds:
+            return
+    pytest.fail(f"{' '.join(args)} took {best:.2f} s, more than {seconds} s")
+
+
+@pytest.mark.parametrize("package", ["config", "plan", "jobs", "cli"])
+def test_light_packages_import_no_torch(package: str) -> None:
+    modules = [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for file in (ROOT / "grpo_hpc" / package).glob("*.py")
+        if file.stem != "__main__"
+    ]
+    program = (
+        "import importlib, sys; [importlib.import_module(n) for n in sys.argv[1:]]; sys.exit('torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert modules
+    assert subprocess.run([sys.executable, "-c", program, *modules], env=environment).returncode == 0

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo_hpc.config import RunConfig
+from grpo_hpc.config.batch import Sizes, broken_rules, problems, schedule, sizes_of
+from grpo_hpc.config.nearest import nearest_values, suggestions
+from grpo_hpc.errors import ConfigError
+
+NOW = Sizes(
+    nodes=1,
+    nproc_per_node=2,
+    tensor_model_parallel_size=1,
+    pipeline_model_parallel_size=1,
+    context_parallel_size=1,
+    micro_batch_size=4,
+    global_batch_size=64,
+    steps_per_generation=None,
+    generation_batch_size=None,
+    num_generations=8,
+    vllm_tensor_parallel_size=1,
+)
+
+
+def config(sizes: Sizes, train_iters: int = 10) -> RunConfig:
+    values: dict[str, dict[str, object]] = {
+        "model": {"path": "m"},
+        "data": {"train": "t"},
+        "rewards": {"reward_funcs": ["r"]},
+        "resources": {},
+        "parallel": {},
+        "rollout": {},
+        "batch": {"train_iters": train_iters},
+    }
+    section_of = {"nodes": "resources", "nproc_per_node": "resources", "vllm_tensor_parallel_size": "rollout"}
+    for key, value in sizes._asdict().items():
+        section = section_of.get(key, "parallel" if key.endswith("parallel_size") else "batch")
+        values[section][key] = value
+    return RunConfig.model_validate({"name": "x", **values})
+
+
+def test_the_worked_example_of_dense_colocate() -> None:
+    """8 ranks, global 128, 4 steps per rollout: 512 completions of 64 prompts, 64 completions per rank."""
+    s = schedule(
+        config(NOW._replace(nproc_per_node=8, global_batch_size=128, steps_per_generation=4, micro_batch_size=2))
+    )
+    assert (s.world_size, s.dp, s.generation_batch_size, s.prompts_per_rollout) == (8, 8, 512, 64)
+    assert (s.prompts_per_step, s.prompts_per_step_per_dp, s.accumulation) == (16, 2, 8)
+    assert (s.completions_per_rank_per_rollout, s.rollouts) == (64, 3)
+
+
+def test_either_of_generation_size_and_steps_may_be_given() -> None:
+    by_steps = schedule(config(NOW._replace(steps_per_generation=3)))
+    by_size = schedule(config(NOW._replace(generation_batch_size=192)))
+    both = schedule(config(NOW._replace(steps_per_generation=3, generation_batch_size=192)))
+    assert by_steps == by_size == both
+
+
+def test_an_engine_of_two_ranks_generates_for_both() -> None:
+    s = schedule(config(NOW._replace(vllm_tensor_parallel_size=2)))
+    assert s.completions_per_rank_per_rollout == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "numbers", "nearest"),
+    [
+        ({"micro_batch_size": 3}, "64 / (3 * 2) = 64 / 6, remainder 4", "batch.micro_batch_size: 2 or 4 (now 3)"),
+        (
+            {"micro_batch_size": 3},
+            "(64 / 8 / 2) / 3 = 4 / 3, remainder 1",
+            "batch.global_batch_size: 48 or 96 (now 64)",
+        ),
+        ({"num_generations": 7}, "64 / 7, remainder 1", "batch.num_generations: 4 or 8 (now 7)"),
+        ({"global_batch_size": 72}, "72 / 8 / 2 = 9 / 2, remainder 1", "batch.global_batch_size: 64 or 128 (now 72)"),
+        ({"nproc_per_node": 3}, "64 / 3, remainder 1", "resources.nproc_per_node: 2 (now 3)"),
+        (
+            {"tensor_model_parallel_size": 3},
+            "1 * 2 / (3 * 1 * 1) = 2 / 3, remainder 2",
+            "parallel.tensor_model_parallel_size: 2 (now 3)",
+        ),
+        ({"generation_batch_size": 100}, "100 / 64, remainder 36", "batch.generation_batch_size: 64 or 128 (now 100)"),
+        (
+            {"generation_batch_size": 128, "steps_per_generation": 3},
+            "64 * 3 = 192, but 128 was given",
+            "batch.steps_per_generation: 2 (now 3)",
+        ),
+        ({"vllm_tensor_parallel_size": 3}, "1 * 2 / 3, remainder 2", "rollout.vllm_tensor_parallel_size: 2 (now 3)"),
+    ],
+)
+def test_a_broken_rule_shows_numbers_and_nearest_values(change: dict[str, int], numbers: str, nearest: str) -> None:
+    cfg = config(NOW._replace(**change))
+    with pytest.raises(ConfigError) as caught:
+        schedule(cfg)
+    assert numbers in str(caught.value)
+    assert nearest in str(caught.value)
+
+
+def test_rollout_work_is_cut_over_all_ranks() -> None:
+    """With tp 3 a step fits the one replica, but 64 completions do not spread over 3 ranks."""
+    sizes = NOW._replace(nproc_per_node=3, tensor_model_parallel_size=3)
+    assert [rule.numbers for rule in broken_rules(sizes)] == ["64 / 3, remainder 1"]
+    assert nearest_values(sizes, "steps_per_generation") == [3]
+
+
+def test_two_keys_are_proposed_when_one_is_not_enough() -> None:
+    sizes = NOW._replace(tensor_model_parallel_size=3, vllm_tensor_parallel_size=5)
+    lines = suggestions(sizes, broken_rules(sizes))
+    assert lines[0] == "nearest values that fit, changing two keys:"
+    assert lines[1].split() == ["resources.nproc_per_node=15", "batch.global_batch_size=480"]
+    assert not broken_rules(sizes._replace(nproc_per_node=15, global_batch_size=480))
+
+
+def test_suggestions_are_fast_for_large_runs() -> None:
+    import time
+
+    start = time.perf_counter()
+    assert problems(config(NOW._replace(nodes=512, nproc_per_node=8, global_batch_size=100_000)))
+    assert time.perf_counter() - start < 0.5
+
+
+small = st.integers(1, 6)
+any_sizes = st.builds(
+    Sizes,
+    nodes=st.integers(1, 3),
+    nproc_per_node=st.integers(1, 8),
+    tensor_model_parallel_size=st.integers(1, 3),
+    pipeline_model_parallel_size=st.integers(1, 2),
+    context_parallel_size=st.integers(1, 2),
+    micro_batch_size=small,
+    global_batch_size=st.integers(1, 200),
+    steps_per_generation=st.none() | small,
+    generation_batch_size=st.none() | st.integers(1, 400),
+    num_generations=st.integers(2, 9),
+    vllm_tensor_parallel_size=st.integers(1, 3),
+)
+fitting_sizes = st.builds(
+    lambda tp, pp, dp, micro, group, k, steps: NOW._replace(
+        nproc_per_node=tp * pp * dp,
+        tensor_model_parallel_size=tp,
+        pipeline_model_parallel_size=pp,
+        micro_batch_size=micro,
+        num_generations=group,
+        global_batch_size=group * dp * micro * k * tp * pp,
+        steps_per_generation=steps,
+    ),
+    tp=small, pp=small, dp=small, micro=small, group=st.integers(2, 9), k=small, steps=small,
+)  # fmt: skip
+
+
+@given(fitting_sizes, st.integers(1, 50))
+def test_a_schedule_that_fits_satisfies_every_equation(sizes: Sizes, train_iters: int) -> None:
+    s = schedule(config(sizes, train_iters))
+    assert s.world_size == s.dp * sizes.tensor_model_parallel_size * sizes.pipeline_model_parallel_size
+    assert s.global_batch_size == s.micro_batch_size * s.dp * s.accumulation
+    assert s.generation_batch_size == s.global_batch_size * s.steps_per_generation
+    assert s.prompts_per_rollout * s.num_generations == s.generation_batch_size
+    assert s.prompts_per_step * s.num_generations == s.global_batch_size
+    assert s.prompts_per_step_per_dp * s.dp == s.prompts_per_step
+    assert s.prompts_per_step_per_dp % s.micro_batch_size == 0
+    assert s.prompts_per_rollout % s.dp == 0
+    assert s.completions_per_rank_per_rollout * s.world_size == s.generation_batch_size
+    assert (s.rollouts - 1) * s.steps_per_generation < train_iters <= s.rollouts * s.steps_per_generation
+
+
+@given(any_sizes)
+def test_suggestions_are_valid_and_nearest(sizes: Sizes) -> None:
+    assert sizes_of(config(sizes)) == sizes
+    broken = broken_rules(sizes)
+    if not broken:
+        schedule(config(sizes))
+        return
+    for key in ("micro_batch_size", "num_generations", "global_batch_size"):
+        now = getattr(sizes, key)
+        lowest = 2 if key == "num_generations" else 1
+        fits = [v for v in range(lowest, 600) if v != now and not broken_rules(sizes._replace(**{key: v}))]
+        below, above = [v for v in fits if v < now][-1:], [v for v in fits if v > now][:1]
+        if key == "global_batch_size":
+            found = [v for v in nearest_values(sizes, key) if v < 600]
+            assert found == below + above
+        else:
+            assert nearest_values(sizes, key) == below + above
+
+
+def test_the_shipped_run_files_fit() -> None:
+    from grpo_hpc.config import load_run
+
+    root = Path(__file__).parents[3]
+    files = sorted((root / "configs").glob("*.yaml"))
+    assert files
+    for file in files:
+        schedule(load_run(file))

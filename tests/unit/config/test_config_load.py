@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from grpo_hpc.config import RunConfig, dump_run, load_run
+from grpo_hpc.config.sections import SECTIONS, TOP_LEVEL
+from grpo_hpc.config.support import require_trainable
+from grpo_hpc.errors import ConfigError
+
+SMALL = """
+name: small
+model: {path: m, dtype: float32}
+data: {train: t.jsonl}
+resources: {device: cpu, nproc_per_node: 2}
+batch: {train_iters: 4}
+rewards: {reward_funcs: [exact_number]}
+"""
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def mistakes(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_run(path, overrides)
+    return str(caught.value)
+
+
+def test_defaults_and_overrides_with_and_without_section(run_file: Path) -> None:
+    cfg = load_run(run_file, ["batch.global_batch_size=32", "lr=1e-5", "seed=7", "eval=e.jsonl"])
+    assert (cfg.batch.global_batch_size, cfg.optimizer.lr, cfg.seed) == (32, 1e-5, 7)
+    assert cfg.data.eval == "e.jsonl"
+    assert cfg.batch.num_generations == 8
+
+
+def test_the_last_override_counts_and_null_unsets(run_file: Path) -> None:
+    cfg = load_run(run_file, ["save_steps=3", "save_steps=5", "eval=e", "data.eval=null"])
+    assert cfg.checkpoint.save_steps == 5
+    assert cfg.data.eval is None
+
+
+def test_leaf_names_are_unique_over_all_sections() -> None:
+    leaves = [*TOP_LEVEL, *SECTIONS, *(key for section in SECTIONS.values() for key in section.model_fields)]
+    assert [name for name, count in Counter(leaves).items() if count > 1] == []
+
+
+def test_every_number_has_bounds_and_every_key_a_description() -> None:
+    for section in SECTIONS.values():
+        for key, field in section.model_fields.items():
+            assert field.description, key
+            if field.annotation in (int, float, int | None, float | None):
+                assert field.metadata, f"{key} has no bounds"
+
+
+@pytest.mark.parametrize("text", ["1e-5", "1E-5", "1.0e-5", "0.00001", ".1e-4"])
+def test_exponents_are_numbers(run_file: Path, text: str) -> None:
+    assert load_run(run_file, [f"lr={text}"]).optimizer.lr == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize("name", ["1e5", "no", "010", "2024-01-01", "x", "1_000", "true-ish"])
+def test_dump_loads_back_equal(run_file: Path, tmp_path: Path, name: str) -> None:
+    cfg = load_run(run_file, [f"name='{name}'", "lr_decay_style=cosine", "min_lr=1e-7", "epsilon_high=0.28"])
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_run(cfg))
+    assert load_run(again) == cfg
+    assert load_run(again).name == name
+
+
+def test_dump_of_a_cuda_run_loads_back_equal(run_file: Path, tmp_path: Path) -> None:
+    cfg = load_run(run_file, ["device=cuda", "dtype=bfloat16", "vllm_gpu_memory_utilization=0.4"])
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_run(cfg))
+    assert load_run(again) == cfg
+
+
+def test_all_mistakes_are_shown_together_with_their_place(run_file: Path) -> None:
+    run_file.write_text(SMALL + "optimizer:\n  learning_rat: 1\n  lr: -1\n")
+    text = mistakes(run_file, "batch.micro_batch_siz=2", "temperature=hot", "train_iters=1e2")
+    assert "5 mistakes" in text
+    assert "optimizer.learning_rat (line 9): unknown key" in text
+    assert "optimizer.lr (line 10): must be greater than 0, got -1" in text
+    assert "batch.micro_batch_siz (override): unknown key; did you mean micro_batch_size?" in text
+    assert "rollout.temperature (override): must be a number, got 'hot'" in text
+    assert "batch.train_iters (override): must be a whole number, got 100.0; write 100" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("batch.lr=1", "belongs in the section 'optimizer': write optimizer.lr"),
+        ("data.seed=1", "belongs at the top level"),
+        ("lrr=1", "did you mean optimizer.lr?"),
+        ("device=gpu", "must be cpu or cuda, got 'gpu'"),
+        ("shuffle=yes", "must be true or false, got 'yes'"),
+        ("micro_batch_size=true", "must be a whole number, got true"),
+        ("lr=.nan", "must be a finite number"),
+        ("num_generations=1", "must be at least 2, got 1"),
+        ("reward_funcs=exact_number", "must be a list, got 'exact_number'; write [exact_number]"),
+        ("reward_funcs=[]", "must not be empty"),
+        ("batch=3", "batch is a section; override one of its keys"),
+        ("btach.lr=3", "no section 'btach'"),
+        ("lr", "an override is written key=value"),
+        ("lr=[1", "the value is not YAML"),
+        ("name=a/b", "letters, digits and . _ -"),
+        ("use_vllm=false", "rollouts always come from vLLM"),
+        ("rollout.use_vllm=false", "rollouts always come from vLLM"),
+        ("move_model_batches=4", "streamed to vLLM in buckets"),
+        ("save_interval=4", "is called checkpoint.save_steps here"),
+        ("max_epochs=4", "batch.train_iters"),
+        ("dtype=bfloat16", "bfloat16 training needs CUDA"),
+        ("vllm_gpu_memory_utilization=0.5", "has no meaning on a CPU; the size of the KV cache"),
+        ("vllm_enforce_eager=true", "has no meaning on a CPU"),
+        ("min_lr=1e-7", "has no meaning while optimizer.lr_decay_style is constant"),
+        ("lr_warmup_iters=4", "must be less than batch.train_iters = 4, got 4; at most 3"),
+        ("epsilon_high=0.1", "must be at least algorithm.epsilon = 0.2, got 0.1"),
+        ("reward_weights=[1,2.5]", "1 functions (exact_number), 2 weights"),
+        ("eval_steps=5", "give data.eval"),
+        ("save_total_limit=2", "has no meaning without checkpoint.save_steps"),
+        ("top_k=0", "must be -1 (all tokens) or at least 1"),
+        ("vllm_max_model_len=512", "1 + 512 = 513, got 512"),
+    ],
+)
+def test_each_mistake_is_named(run_file: Path, override: str, expected: str) -> None:
+    text = mistakes(run_file, override)
+    assert expected in text
+    assert "1 mistake" in text
+
+
+def test_cpu_only_option_is_refused_on_a_gpu(run_file: Path) -> None:
+    text = mistakes(run_file, "device=cuda", "vllm_kv_cache_gib=2")
+    assert "set by rollout.vllm_gpu_memory_utilization" in text
+
+
+@pytest.mark.parametrize("override", ["use_vllm=true", "rollout.use_vllm=true"])
+def test_use_vllm_true_is_accepted_and_dropped(run_file: Path, override: str) -> None:
+    assert load_run(run_file, [override]) == load_run(run_file)
+
+
+def test_duplicate_keys_are_mistakes(run_file: Path) -> None:
+    run_file.write_text(SMALL + "name: other\nalgorithm:\n  beta: 0.1\n  beta: 0.2\n")
+    text = mistakes(run_file)
+    assert "name (line 2): is given again on line 8" in text
+    assert "algorithm.beta (line 10): is given again on line 11" in text
+
+
+def test_missing_sections_name_the_keys_they_need(run_file: Path) -> None:
+    run_file.write_text("name: x\nbatch:\n")
+    text = mistakes(run_file)
+    for key in ("model.path", "data.train", "batch.train_iters", "rewards.reward_funcs"):
+        assert f"{key}: is required" in text or f"{key} (line" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("a: [1", "is not valid YAML"), ("- 1\n", "must hold keys and values"), ("model: 3\n", "is a section")],
+)
+def test_broken_files(run_file: Path, content: str, expected: str) -> None:
+    run_file.write_text(content)
+    assert expected in mistakes(run_file)
+
+
+def test_missing_file_names_the_run_files_beside_it(run_file: Path) -> None:
+    text = mistakes(run_file.with_name("smal.yaml"))
+    assert "does not exist" in text
+    assert str(run_file) in text
+
+
+def test_config_is_frozen(run_file: Path) -> None:
+    cfg = load_run(run_file)
+    with pytest.raises(ValueError, match="frozen"):
+        cfg.batch.train_iters = 5  # type: ignore[misc]
+    assert isinstance(cfg, RunConfig)
+
+
+def test_context_parallelism_cannot_be_trained_yet(run_file: Path) -> None:
+    require_trainable(load_run(run_file))
+    with pytest.raises(ConfigError, match="context_parallel_size is 2"):
+        require_trainable(load_run(run_file, ["context_parallel_size=2"]))

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from grpo_hpc.jobs.crash import find_crash
+
+
+def trace(message: str, depth: int = 1) -> str:
+    frames = '  File "a.py", line 1, in f\n    f()\n' * depth
+    return f"chatter\nTraceback (most recent call last):\n{frames}{message}\nafter\n"
+
+
+def write(folder: Path, launcher: str, *ranks: str) -> tuple[Path, list[Path]]:
+    (folder / "launcher.log").write_text(launcher)
+    logs = [folder / f"rank_{index}.log" for index in range(len(ranks))]
+    for log, text in zip(logs, ranks, strict=True):
+        log.write_text(text)
+    return folder / "launcher.log", logs
+
+
+ROOT_CAUSE = "Root Cause (first observed failure):\n[0]:\n  time      : now\n  rank      : 1 (local_rank: 1)\n"
+
+
+def test_the_rank_that_torchrun_names_comes_first(tmp_path: Path) -> None:
+    crash = find_crash(*write(tmp_path, ROOT_CAUSE, trace("RuntimeError: peer lost"), trace("KeyError: 'x'")))
+    assert crash.log.name == "rank_1.log"
+    assert "KeyError: 'x'" in crash.lines
+    assert crash.lines[0].startswith("Traceback")
+
+
+def test_without_a_name_the_first_traceback_is_shown(tmp_path: Path) -> None:
+    crash = find_crash(*write(tmp_path, "", "fine\n", trace("KeyError: 'x'")))
+    assert crash.log.name == "rank_1.log"
+
+
+def test_a_rank_killed_without_traceback_shows_its_last_lines(tmp_path: Path) -> None:
+    crash = find_crash(*write(tmp_path, ROOT_CAUSE, "a\n", "b\nlast words\n"))
+    assert (crash.log.name, crash.lines) == ("rank_1.log", ["b", "last words"])
+
+
+def test_nothing_in_the_rank_logs_shows_the_launcher_log(tmp_path: Path) -> None:
+    crash = find_crash(*write(tmp_path, trace("ModuleNotFoundError: torch"), "", ""))
+    assert crash.log.name == "launcher.log"
+    assert "ModuleNotFoundError: torch" in crash.lines
+
+
+def test_long_tracebacks_keep_both_ends(tmp_path: Path) -> None:
+    crash = find_crash(*write(tmp_path, "", trace("KeyError: 'x'", depth=100)))
+    assert len(crash.lines) <= 41
+    assert crash.lines[0].startswith("Traceback")
+    assert "KeyError: 'x'" in crash.lines
+    assert any("lines left out" in line for line in crash.lines)
+
+
+def test_missing_logs_give_an_empty_excerpt(tmp_path: Path) -> None:
+    assert find_crash(tmp_path / "launcher.log", [tmp_path / "rank_0.log"]).lines == []

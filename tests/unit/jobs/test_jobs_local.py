@@ -1,0 +1,227 @@
+"""The launcher with a stand-in for the trainer: a short script that reports events as the trainer does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from grpo_hpc.config import load_run
+from grpo_hpc.errors import ConfigError
+from grpo_hpc.jobs.local import run_local, shown_command, train_command
+from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.plan.make import make_plan
+
+RUN = """
+name: small
+model: {path: m, dtype: float32}
+data: {train: t.jsonl}
+resources: {device: cpu, nproc_per_node: 2}
+batch: {train_iters: 4}
+rewards: {reward_funcs: [exact_number]}
+"""
+PROLOGUE = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from grpo_hpc.jobs.rank_log import redirect_output
+from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.observe.events import EventLog
+run = RunDir.open(sys.argv[1])
+log = EventLog(run.events)
+note = lambda name, text="": (run.path / name).write_text(str(text))
+"""
+LAUNCHER = """
+import sys
+from grpo_hpc.jobs.local import run_local
+from grpo_hpc.jobs.run_dir import RunDir
+sys.exit(run_local(RunDir.open(sys.argv[1]), [sys.executable, *sys.argv[2:]]))
+"""
+
+StandIn = Callable[[str], list[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    root = str(Path(__file__).parents[3])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(RUN)
+    cfg = load_run("run.yaml")
+    return RunDir.create(cfg, make_plan(cfg))
+
+
+@pytest.fixture
+def stand_in(run: RunDir, tmp_path: Path) -> StandIn:
+    def write(body: str) -> list[str]:
+        script = tmp_path / "stand_in.py"
+        script.write_text(PROLOGUE + body)
+        return [sys.executable, str(script), str(run.path)]
+
+    return write
+
+
+def launch(run: RunDir, command: list[str]) -> subprocess.Popen[str]:
+    """The launcher in a process of its own, so that it can be given signals."""
+    return subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(run.path), *command[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_command_line_and_threads(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(9)))
+    command = train_command(run.config(), run.path)
+    assert command[:4] == [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    assert command[4:] == ["--nproc-per-node=2", "-m", "grpo_hpc.train", str(run.path)]
+    assert shown_command(run.config(), run.path).startswith("OMP_NUM_THREADS=4 ")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert shown_command(run.config(), run.path).startswith(sys.executable)
+
+
+def test_finished_run_gives_0(run: RunDir, stand_in: StandIn) -> None:
+    run.stop.touch()  # left over from an earlier stop
+    command = stand_in("note('threads', os.environ['OMP_NUM_THREADS']); log.finished({'lines': ['the end']})")
+    assert run_local(run, command) == 0
+    assert int((run.path / "threads").read_text()) >= 1
+    assert not run.stop.exists()
+    assert run.latest_attempt().name == "attempt_1"
+
+
+def test_user_error_gives_2_and_shows_message_and_hint(
+    run: RunDir, stand_in: StandIn, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = run_local(run, stand_in("log.error('RewardError', 'no [b]answer[/b]', 'Add it.'); raise SystemExit(1)"))
+    out = capfd.readouterr().err
+    assert code == 2
+    assert "RewardError: no [b]answer[/b]" in out
+    assert "Add it." in out
+    assert "Traceback" not in out
+
+
+def test_the_first_of_several_errors_is_shown(
+    run: RunDir, stand_in: StandIn, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = "log.error('RewardError', 'cause', ''); log.error('RolloutError', 'effect', ''); raise SystemExit(1)"
+    assert run_local(run, stand_in(body)) == 2
+    out = capfd.readouterr().err
+    assert "RewardError: cause" in out
+    assert "effect" not in out
+
+
+def test_errors_of_an_earlier_attempt_do_not_count(run: RunDir, stand_in: StandIn) -> None:
+    assert run_local(run, stand_in("log.error('RewardError', 'a', 'b'); raise SystemExit(1)")) == 2
+    assert run_local(run, stand_in("log.finished({'lines': []})")) == 0
+    assert run.latest_attempt().name == "attempt_2"
+
+
+def test_crash_gives_1_and_shows_the_traceback_of_the_rank(
+    run: RunDir, stand_in: StandIn, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = "redirect_output(run.rank_log(run.latest_attempt(), 1)); print('chat' + 'ter', flush=True); 1 / 0"
+    assert run_local(run, stand_in(body)) == 1
+    out = capfd.readouterr().err
+    assert "ZeroDivisionError: division by zero" in out
+    assert "rank_1.log" in out
+    assert "chatter" not in out
+
+
+def test_crash_before_the_rank_log_is_open_shows_the_launcher_log(
+    run: RunDir, stand_in: StandIn, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_local(run, stand_in("import no_such_module")) == 1
+    out = capfd.readouterr().err
+    assert "No module named 'no_such_module'" in out
+    assert "launcher.log" in out
+
+
+def test_an_end_without_a_word_is_a_crash(run: RunDir, stand_in: StandIn, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_local(run, stand_in("pass")) == 1
+    assert "without saying that it finished" in capfd.readouterr().err
+
+
+def test_more_nodes_are_refused(run: RunDir) -> None:
+    run.run_file.write_text(run.run_file.read_text().replace("nodes: 1", "nodes: 2").replace("size: 16", "size: 32"))
+    with pytest.raises(ConfigError, match="this machine only"):
+        run_local(run)
+    assert not run.latest.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_asks_to_save_and_stop(run: RunDir, stand_in: StandIn, number: signal.Signals) -> None:
+    body = """
+note('ready')
+while not run.stop.exists(): time.sleep(0.02)
+log.stopped(3)
+"""
+    launcher = launch(run, stand_in(body))
+    wait_for((run.path / "ready").exists)
+    launcher.send_signal(number)
+    out, _ = launcher.communicate(timeout=10)
+    assert launcher.returncode == 0
+    assert "press Ctrl-C again to kill" in out
+    assert "Stopped after step 3" in out
+    assert f"grpo-hpc resume {run.path}" in out
+
+
+def test_second_signal_kills_ranks_in_sessions_of_their_own(run: RunDir, stand_in: StandIn) -> None:
+    body = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)
+note('pids.tmp', f'{os.getpid()} {child.pid}')
+(run.path / 'pids.tmp').rename(run.path / 'pids')
+time.sleep(60)
+"""
+    launcher = launch(run, stand_in(body))
+    wait_for((run.path / "pids").exists)
+    pids = [int(pid) for pid in (run.path / "pids").read_text().split()]
+    assert all(runs(pid) for pid in pids)
+    launcher.send_signal(signal.SIGINT)
+    wait_for(run.stop.exists)
+    launcher.send_signal(signal.SIGINT)
+    out, _ = launcher.communicate(timeout=10)
+    assert launcher.returncode == 130
+    assert "Killed." in out
+    assert not any(runs(pid) for pid in pids)
+
+
+def test_orphans_of_a_crashed_trainer_are_ended(run: RunDir, stand_in: StandIn) -> None:
+    body = """
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)
+note('pid', child.pid)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert run_local(run, stand_in(body)) == 1
+    assert not runs(int((run.path / "pid").read_text()))
+
+
+def test_the_trainer_does_not_outlive_a_killed_launcher(run: RunDir, stand_in: StandIn) -> None:
+    body = "note('pid.tmp', os.getpid()); (run.path / 'pid.tmp').rename(run.path / 'pid'); time.sleep(60)"
+    launcher = launch(run, stand_in(body))
+    wait_for((run.path / "pid").exists)
+    pid = int((run.path / "pid").read_text())
+    launcher.kill()
+    launcher.communicate(timeout=10)
+    wait_for(lambda: not runs(pid))
