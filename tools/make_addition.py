@@ -42,7 +42,8 @@ def split_pairs(seed: int) -> tuple[list[Pair], list[Pair]]:
 def row(a: int, b: int) -> dict[str, Any]:
     """One question in chat format with its answer."""
     question = f"What is {a} + {b}? Give only the final number."
-    return {"messages": [{"role": "user", "content": question}], "answer": a + b}
+    messages = [{"role": "system", "content": "You add numbers."}, {"role": "user", "content": question}]
+    return {"messages": messages, "answer": a + b}
 
 
 def write_rows(path: Path, pairs: Iterable[Pair]) -> None:

@@ -20,7 +20,8 @@ def group_advantages(rewards: Tensor, prompt_ids: Sequence[str], scale: Literal[
 
     ``A_i = (r_i - mean_g) / (std_g + 1e-4)`` with the unbiased (n-1) deviation: DeepSeekMath, arXiv 2402.03300,
     section 4.1.2. With ``scale="none"`` the division is left out: Dr. GRPO, arXiv 2503.20783. A group is what shares
-    a prompt id, in whatever order it comes; groups may differ in size, and a group of one has advantage 0.
+    a prompt id, in whatever order it comes; groups may differ in size. Where all rewards of a group are equal, the
+    advantages are 0 exactly.
 
     Args:
         rewards: [B].
@@ -33,7 +34,8 @@ def group_advantages(rewards: Tensor, prompt_ids: Sequence[str], scale: Literal[
     values = rewards.double()
     sizes = torch.zeros(count, dtype=torch.float64).index_add_(0, index, torch.ones_like(values))
     means = torch.zeros(count, dtype=torch.float64).index_add_(0, index, values) / sizes
-    centred = values - means[index]
+    low, high = _group_extremes(values, index, count)
+    centred = (values - means[index]).masked_fill((low == high)[index], 0.0)  # the mean itself may be rounded
     if scale == "none":
         return centred.float()
     squares = torch.zeros(count, dtype=torch.float64).index_add_(0, index, centred**2)
@@ -44,9 +46,15 @@ def group_advantages(rewards: Tensor, prompt_ids: Sequence[str], scale: Literal[
 def zero_variance_fraction(rewards: Tensor, prompt_ids: Sequence[str]) -> float:
     """Share of groups whose rewards are all equal: they teach nothing."""
     index, count = _group_index(prompt_ids)
-    low = torch.full((count,), torch.inf).scatter_reduce_(0, index, rewards.float(), "amin")
-    high = torch.full((count,), -torch.inf).scatter_reduce_(0, index, rewards.float(), "amax")
-    return float((low == high).float().mean())
+    low, high = _group_extremes(rewards.double(), index, count)
+    return float((low == high).double().mean())
+
+
+def _group_extremes(values: Tensor, index: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Lowest and highest value of each group."""
+    low = values.new_full((count,), torch.inf).scatter_reduce_(0, index, values, "amin")
+    high = values.new_full((count,), -torch.inf).scatter_reduce_(0, index, values, "amax")
+    return low, high
 
 
 def _group_index(prompt_ids: Sequence[str]) -> tuple[Tensor, int]:

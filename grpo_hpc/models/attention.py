@@ -6,6 +6,7 @@ A query heads and K key/value heads on this tensor-parallel rank, D head size.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class PackedSdpaAttention(MegatronModule):
         """query [T, A, D], key and value [T, K, D] -> [T, A*D]."""
         bounds = packed_seq_params.cu_seqlens_q.tolist()
         outputs = []
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in pairwise(bounds):
             q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))  # [heads, t, D]
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=True)
             outputs.append(out.transpose(0, 1))

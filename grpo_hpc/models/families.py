@@ -36,7 +36,11 @@ def weight_map(shape: ModelShape) -> list[Rule]:
             Copy(),
             te=f"{mg}mlp.linear_fc1.layer_norm_weight",
         ),
-        Rule(f"{mg}mlp.linear_fc1.weight", tuple(f"{hf}mlp.{x}_proj.weight" for x in ("gate", "up")), GateUp(shape.ffn)),
+        Rule(
+            f"{mg}mlp.linear_fc1.weight",
+            (f"{hf}mlp.gate_proj.weight", f"{hf}mlp.up_proj.weight"),
+            GateUp(shape.ffn),
+        ),
         Rule(f"{mg}mlp.linear_fc2.weight", (f"{hf}mlp.down_proj.weight",), Columns(shape.ffn)),
         Rule("decoder.final_layernorm.weight", ("model.norm.weight",), Copy()),
     ]

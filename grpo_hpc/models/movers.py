@@ -10,11 +10,13 @@ from megatron.core import parallel_state as mpu
 from torch import Tensor
 from torch.nn import Parameter
 
-from grpo_hpc.models.hf_folder import HfFolder
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import weight_map
+from grpo_hpc.models.hf_folder import HfFolder
 from grpo_hpc.models.policy import PolicyModel
 from grpo_hpc.models.weight_map import Entry, Shard, entries
+
+Meta = tuple[tuple[int, ...], torch.dtype]
 
 
 def local_parameters(model: PolicyModel) -> dict[str, Parameter]:
@@ -81,7 +83,7 @@ class HfExporter:
         self._parameters = {name: values(parameter) for name, parameter in local_parameters(model).items()}
         self._table = [e for e in entries(weight_map(model.shape), model.shape.layers, layer_spec) if e.exported]
         held = {name: (tuple(p.shape), p.dtype) for name, p in self._parameters.items()}
-        stages: list[dict[str, tuple[tuple[int, ...], torch.dtype]]] = [{}] * mpu.get_pipeline_model_parallel_world_size()
+        stages: list[dict[str, Meta]] = [{}] * mpu.get_pipeline_model_parallel_world_size()
         dist.all_gather_object(stages, held, group=mpu.get_pipeline_model_parallel_group())
         self._owner = {name: stage for stage in reversed(range(len(stages))) for name in stages[stage]}
         self._meta = {name: meta for stage in stages for name, meta in stage.items()}

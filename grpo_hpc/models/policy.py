@@ -101,11 +101,11 @@ class PolicyModel(GPTModel):
         self.temperature = temperature
 
     def _postprocess(
-        self, hidden_states: Tensor, input_ids: Tensor, position_ids: Tensor, labels: Tensor | None, *args: Any, **kw: Any
+        self, hidden_states: Tensor, *, labels: Tensor | None, loss_mask: Tensor | None, **others: Any
     ) -> Tensor:
-        if labels is None or not self.post_process:
-            return super()._postprocess(hidden_states, input_ids, position_ids, labels, *args, **kw)
-        mask = kw["loss_mask"].flatten()
+        if labels is None or loss_mask is None or not self.post_process:
+            return super()._postprocess(hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **others)
+        mask = loss_mask.flatten()
         weight = self.output_layer.weight
         if weight is None:
             weight = self.shared_embedding_or_output_weight()

@@ -115,7 +115,8 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
 
 
 def _refuse_variants(config: dict[str, Any]) -> None:
-    for key, wanted in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False}.items():
+    supported = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
+    for key, wanted in supported.items():
         if config.get(key, wanted) != wanted:
             raise CheckpointError(f"{key}: {config[key]!r} is not supported (only {wanted!r})")
 

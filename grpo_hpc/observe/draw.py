@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean
 
-_EIGHTHS = " ▁▂▃▄▅▆▇█"
+_BARS = "▁▂▃▄▅▆▇█"
+_BRAILLE = 0x2800
+_BRAILLE_DOTS = ((0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08))  # left and right column, from the bottom
 
 Value = float | None
 
@@ -18,35 +21,57 @@ def sparkline(values: Sequence[Value], width: int) -> str:
     if not known:
         return ""
     low, high = min(known), max(known)
-    span = high - low
-    return "".join(
-        " " if value is None else _EIGHTHS[1 + round(7 * (value - low) / span) if span else 1] for value in columns
-    )
+    span = high - low if high - low > 1e-9 * max(abs(low), abs(high)) else 0.0
+    return "".join(" " if value is None else _BARS[round(7 * (value - low) / span) if span else 0] for value in columns)
 
 
-def area_chart(points: Mapping[int, Value], steps: int, width: int, height: int, top: float) -> list[str]:
-    """A filled curve of ``points`` (value by step) over all ``steps`` of a run, drawn from 0 to ``top``.
+def curve(points: Mapping[int, Value], steps: int, width: int, height: int, limits: tuple[float, float]) -> list[str]:
+    """A curve of ``points`` (value by step, steps from 1) over all ``steps`` of a run, in braille dots.
+
+    Every character is 2 dots wide and 4 high. Steps that share a column of dots are averaged.
+
+    Args:
+        width, height: in characters.
+        limits: values of the lowest and the highest dots.
 
     Returns:
         ``height`` lines, the highest first; the part of the run that is still to come stays empty.
     """
-    buckets: list[list[float]] = [[] for _ in range(width)]
-    for column in range(width):
-        first, last = column * steps // width + 1, max(1, math.ceil((column + 1) * steps / width))
-        buckets[column] = [v for step in range(first, last + 1) if (v := points.get(step)) is not None]
-    eighths = [round(8 * height * min(1.0, max(0.0, fmean(b) / top))) if b else 0 for b in buckets]
-    lines = []
-    for row in reversed(range(height)):
-        lines.append("".join(_EIGHTHS[min(8, max(0, level - 8 * row))] for level in eighths))
-    base = lines[-1]
-    lines[-1] = "".join("▁" if bucket and mark == " " else mark for bucket, mark in zip(buckets, base, strict=True))
-    return lines
+    columns: dict[int, list[float]] = {}
+    for step, value in points.items():
+        if value is not None:
+            columns.setdefault(min(2 * width - 1, int((step - 0.5) * 2 * width / steps)), []).append(value)
+    low, high = limits
+    course = [(x, min(1.0, max(0.0, (fmean(columns[x]) - low) / (high - low)))) for x in sorted(columns)]
+    cells = [[0] * width for _ in range(height)]
+    for x, bottom, top in _strokes([(x, round(share * (4 * height - 1))) for x, share in course]):
+        for y in range(bottom, top + 1):
+            cells[height - 1 - y // 4][x // 2] |= _BRAILLE_DOTS[x % 2][y % 4]
+    return ["".join(chr(_BRAILLE + cell) if cell else " " for cell in row) for row in cells]
+
+
+def _strokes(dots: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Vertical strokes (x, lowest y, highest y) that join neighbouring ``dots`` to one line."""
+    if dots:
+        yield dots[0][0], dots[0][1], dots[0][1]
+    for (x0, y0), (x1, y1) in pairwise(dots):
+        before = y0
+        for x in range(x0 + 1, x1 + 1):
+            y = y0 + round((y1 - y0) * (x - x0) / (x1 - x0))
+            joint = before + (y > before) - (y < before)  # start beside the last dot, not on its level
+            yield x, min(joint, y), max(joint, y)
+            before = y
+
+
+def axis_limits(values: Sequence[float]) -> tuple[float, float]:
+    """Round numbers with all ``values`` and 0 between them."""
+    top = round_ceiling(max(values)) if values and max(values) > 0 else 0.0
+    bottom = -round_ceiling(-min(values)) if values and min(values) < 0 else 0.0
+    return (bottom, top) if bottom < top else (0.0, 1.0)
 
 
 def round_ceiling(value: float) -> float:
-    """The least of 1, 2, 2.5 or 5 times a power of ten that is not below ``value``; 1 for values up to 0."""
-    if value <= 0:
-        return 1.0
+    """The least of 1, 2, 2.5 or 5 times a power of ten that is not below ``value``, which must be positive."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= value * (1 - 1e-9))
 
@@ -76,5 +101,5 @@ def _resampled(values: Sequence[Value], width: int) -> list[Value]:
     if len(values) <= width:
         return list(values)
     edges = [column * len(values) // width for column in range(width + 1)]
-    parts = [[v for v in values[a:b] if v is not None] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [[v for v in values[a:b] if v is not None] for a, b in pairwise(edges)]
     return [fmean(part) if part else None for part in parts]

@@ -12,7 +12,7 @@ Value = float | None  # None: it was not finite
 
 
 class History:
-    """Value by step for every metric name."""
+    """Value by step for every metric name. Steps are noted in their order, so the last one noted is the newest."""
 
     def __init__(self) -> None:
         self._series: dict[str, dict[int, Value]] = {}
@@ -36,14 +36,14 @@ class History:
             for later in [at for at in series if at > step]:
                 del series[later]
 
-    def series(self, name: str) -> dict[int, Value]:
-        """Value by step, in the order of steps; empty when there is none."""
-        return dict(sorted(self._series.get(name, {}).items()))
+    def series(self, name: str) -> Mapping[int, Value]:
+        """Value by step, in the order they were noted; empty when there is none."""
+        return self._series.get(name, {})
 
     def last(self, name: str) -> tuple[int, Value] | None:
         """The newest step with this metric, and its value."""
         series = self._series.get(name)
-        return max(series.items(), key=lambda item: item[0]) if series else None
+        return next(reversed(series.items())) if series else None
 
     def names(self, prefix: str = "") -> list[str]:
         """Names of metrics with values, in the order they first came."""

@@ -17,7 +17,7 @@ from grpo_hpc.observe.metrics import PHASES, lookup, reward_name
 from grpo_hpc.observe.panel import render
 from grpo_hpc.observe.state import RunState
 
-_REDRAW_S = 0.25
+_REDRAW_S = 0.5
 _IN_LINE = ("reward/mean", "loss", "kl", "clip_ratio/region_mean", "completions/mean_length", "grad_norm", "time/step")
 _RARE_PHASES = ("start", "eval", "save", "export")
 
@@ -57,6 +57,7 @@ class LiveView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._state.close(time.time())
         if self._live is not None:
             self._draw()
             self._live.stop()
@@ -104,10 +105,8 @@ def _step_line(state: RunState, event: dict[str, Any]) -> str:
     values = event["values"]
     parts = [f"{_label(name)} {_shown(name, values[name])}" for name in _IN_LINE if name in values]
     left = state.seconds_left(event["t"])
-    ending = f"about {duration(left)} left" if left else ""
-    return "  ".join(
-        [f"step {event['step']:>{len(str(state.total_steps))}}/{state.total_steps}", *parts, ending]
-    ).rstrip()
+    count = f"step {event['step']:>{len(str(state.total_steps))}}/{state.total_steps}"
+    return "  ".join([count, *parts, *([f"about {duration(left)} left"] if left else [])])
 
 
 def _label(name: str) -> str:

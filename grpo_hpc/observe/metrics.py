@@ -31,8 +31,12 @@ class Metric:
         """``value`` as people read it, with its unit."""
         if value is None:
             return "nan"
-        number = "0" if value == 0 else format(value, self.form)
+        number = format(value, self.form) if self.seen(value) else "0"
         return f"{number} {self.unit}" if self.unit else number
+
+    def seen(self, value: float) -> float:
+        """``value`` rounded to what :meth:`show` shows of it."""
+        return float(format(value, self.form))
 
 
 _SECONDS, _SPEED = "s", "tok/s"
@@ -46,7 +50,7 @@ METRICS: dict[str, Metric] = {
     "rewards/<name>/mean": Metric("", "Mean of one reward function, over the completions it gave a score.", "<name>"),
     "eval/<name>/mean": Metric(
         "",
-        "The same on the held-out prompts, with one greedy completion each, under the weights of this step.",
+        "The same for one greedy completion of each held-out prompt, with the weights of this step.",
         "<name>",
     ),
     "eval/mean_length": Metric("tok", "Mean length of those greedy completions.", "held-out length", ".1f"),
@@ -58,13 +62,13 @@ METRICS: dict[str, Metric] = {
     ),
     "ratio/mean_abs_error": Metric(
         "",
-        "Mean distance of the probability ratio from 1 in the optimizer step; 0 for an on-policy step.",
+        "Mean distance of the probability ratio from 1; 0 in an on-policy step.",
         "ratio - 1",
         ".1e",
     ),
     "mismatch/logprob_abs_diff": Metric(
         "nat",
-        "Mean distance between the engine's and the trainer's log-probability of the sampled tokens.",
+        "Mean distance of the engine's log-probabilities from the trainer's.",
         "mismatch",
         ".4f",
     ),
@@ -76,19 +80,13 @@ METRICS: dict[str, Metric] = {
         "", "Fraction of completions that were cut off at max_completion_length.", "cut off", ".2f"
     ),
     "completions/tokens": Metric("tok", "Tokens sampled in the rollout.", "sampled", ".0f"),
-    "tokens/scored": Metric(
-        "tok", "Completion tokens that entered the loss of the optimizer step.", "trained on", ".0f"
-    ),
-    "throughput/rollout_tokens_per_s": Metric(
-        _SPEED, "Tokens sampled per second of rollout, all ranks.", "rollout", ".0f"
-    ),
+    "tokens/scored": Metric("tok", "Completion tokens in the loss of the optimizer step.", "trained on", ".0f"),
+    "throughput/rollout_tokens_per_s": Metric(_SPEED, "Tokens sampled per second of rollout.", "rollout", ".0f"),
     "throughput/train_tokens_per_s": Metric(
-        _SPEED, "Prompt and completion tokens per second of the optimizer step, all ranks.", "training", ".0f"
+        _SPEED, "Prompt and completion tokens trained on per second of the train phase.", "training", ".0f"
     ),
     "memory/peak_gib": Metric("GiB", "Most memory that the first rank has used so far.", "peak memory", ".1f"),
-    "time/step": Metric(
-        _SECONDS, "From the start of the step to its end, without evaluation and saving.", "step", ".1f"
-    ),
+    "time/step": Metric(_SECONDS, "The whole step, without evaluation and saving.", "step", ".1f"),
     "time/sync": Metric(_SECONDS, "Handing the new weights to the engine.", "sync", ".1f"),
     "time/rollout": Metric(_SECONDS, "Sampling completions.", "rollout", ".1f"),
     "time/reward": Metric(_SECONDS, "Scoring them and gathering them from all ranks.", "reward", ".1f"),
@@ -130,9 +128,9 @@ def markdown() -> str:
 _HEAD = """# Metrics
 
 A run writes one row per optimizer step to `metrics.jsonl` in its run directory, and the same values to TensorBoard.
-Each row has `step`, counted from 1, and `time`, in seconds since 1970. Evaluations are rows of their own, with the number
-of steps made before them (0: the untrained model). A value that is not finite is written as `null`. Metrics of a rollout
-appear with the first optimizer step made from it.
+Each row has `step`, counted from 1, and `time`, in seconds since 1970. Evaluations are rows of their own, with the
+number of steps made before them (0: the untrained model). A value that is not finite is written as `null`. Metrics of a
+rollout appear with the first optimizer step made from it. Unless a meaning says otherwise, values are over all ranks.
 
 This page is generated: `python -m grpo_hpc.observe.metrics > docs/metrics.md`.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
-from grpo_hpc.observe.draw import area_chart, duration, round_ceiling, shares, sparkline
+from grpo_hpc.observe.draw import axis_limits, curve, duration, shares, sparkline
 from grpo_hpc.observe.history import Value, finite, first_and_last_fifth
 from grpo_hpc.observe.metrics import PHASES, lookup, reward_name
 from grpo_hpc.observe.state import RunState
@@ -25,9 +26,13 @@ _SAMPLING = (
 )
 _PHASE_STYLES = {"sync": "magenta", "rollout": "cyan", "reward": "yellow", "logprob": "green", "train": "blue"}
 _WORRYING = {"completions/clipped_ratio": 0.5, "reward/zero_variance_groups": 0.9}  # from here on shown in yellow
-_CHART_HEIGHT, _AXIS_WIDTH = 5, 6
-_LEAST_HEIGHT_FOR_CHART = 26
+_LABEL_WIDTH, _VALUE_WIDTH, _AXIS_WIDTH = 13, 11, 6
+_VISIBLE = 0.01
+_CHART_LEAST, _CHART_MOST, _CHART_EXTRA = 3, 8, 2  # lines of the curve; the axis and a blank line
 _WIDEST = 132
+_FRAME_WIDTH, _FRAME_HEIGHT = 6, 3  # borders and padding; borders and the cursor's line
+
+_Block = list[RenderableType]  # one line each
 
 
 def render(state: RunState, name: str, now: float, width: int, height: int) -> RenderableType:
@@ -36,33 +41,36 @@ def render(state: RunState, name: str, now: float, width: int, height: int) -> R
     Args:
         name: of the run.
         now: seconds since the epoch.
-        width, height: of the terminal, in characters. The chart is left out where it would not fit.
+        width, height: of the terminal, in characters. The chart takes the lines that the rest leaves.
     """
     width = min(width, _WIDEST)
-    inner = width - 6
-    parts: list[RenderableType] = [_progress(state, now, inner), _present(state, now, inner)]
-    if height >= _LEAST_HEIGHT_FOR_CHART:
-        parts += [Text(), *_reward_chart(state, inner)]
-    parts += [Text(), _numbers(state, inner)]
-    if times := state.phase_times():
-        parts += [Text(), *_time_bar(state, times, inner)]
-    if held_out := _held_out(state):
-        parts += [Text(), *held_out]
-    if state.messages:
-        parts += [Text(), *(Text(text, style="dim", no_wrap=True, overflow="ellipsis") for text in state.messages[-2:])]
-    hint = None if state.outcome else Text("Ctrl-C saves and stops", style="dim")
-    title = Text(f" {name} ", style="bold")
-    body = Padding(Group(*parts), (0, 2))
+    inner = width - _FRAME_WIDTH
+    head: _Block = [_progress(state, now, inner), _present(state, now)]
+    room = height - _FRAME_HEIGHT
+    blocks = [block for block in (_numbers(state, inner), _time_bar(state, inner), _held_out(state)) if block]
+    while len(blocks) > 1 and _lines(head, *blocks) > room:
+        blocks.pop()
+    messages = _messages(state)
+    if messages and _lines(head, *blocks, messages) + _CHART_EXTRA + _CHART_LEAST <= room:
+        blocks.append(messages)
+    free = room - _lines(head, *blocks) - _CHART_EXTRA
+    if free >= _CHART_LEAST:
+        blocks.insert(0, _reward_chart(state, inner, min(free, _CHART_MOST)))
+    parts = [*head, *(line for block in blocks for line in (Text(), *block))]
     return Panel(
-        body,
-        title=title,
-        subtitle=hint,
+        Padding(Group(*parts), (0, 2)),
+        title=Text(name, style="bold"),
         title_align="left",
+        subtitle=None if state.outcome else Text("Ctrl-C saves and stops", style="dim"),
         subtitle_align="right",
         border_style="dim",
         width=width,
         padding=0,
     )
+
+
+def _lines(head: _Block, *blocks: _Block) -> int:
+    return len(head) + sum(1 + len(block) for block in blocks)
 
 
 def _progress(state: RunState, now: float, width: int) -> RenderableType:
@@ -82,14 +90,15 @@ def _progress(state: RunState, now: float, width: int) -> RenderableType:
     return line
 
 
-def _present(state: RunState, now: float, width: int) -> RenderableType:
+def _present(state: RunState, now: float) -> RenderableType:
     """What the run is doing, or how it ended."""
     if state.outcome:
         return _ending(state)
     line = Text(no_wrap=True, overflow="ellipsis")
     if not state.phase:
         return line.append("starting processes", style="dim")
-    line.append(PHASES.get(state.phase, state.phase), style=_PHASE_STYLES.get(state.phase, "default"))
+    style = _PHASE_STYLES.get(state.phase, "default")
+    line.append("▸ ", style=style).append(PHASES.get(state.phase, state.phase), style=style)
     line.append(f"  {duration(now - state.phase_since)}")
     if state.progress is not None:
         done, total = state.progress
@@ -102,6 +111,7 @@ def _ending(state: RunState) -> Text:
         "finished": Text("finished", style="bold green"),
         "stopped": Text(f"stopped after step {state.done}, everything saved", style="bold yellow"),
         "error": Text("ended by an error", style="bold red"),
+        "interrupted": Text("ended before it was finished", style="bold red"),
     }
     line = texts[state.outcome]
     rewards = finite(state.history.series("reward/mean").values())
@@ -111,47 +121,49 @@ def _ending(state: RunState) -> Text:
     return line
 
 
-def _reward_chart(state: RunState, width: int) -> list[RenderableType]:
+def _reward_chart(state: RunState, width: int, height: int) -> _Block:
     """Mean reward over all steps of the run."""
     points = state.history.series("reward/mean")
-    columns = width - _AXIS_WIDTH - 2
-    top = round_ceiling(max(finite(points.values()), default=1.0))
-    bars = area_chart(points, state.total_steps, columns, _CHART_HEIGHT, top)
-    ticks = {0: f"{top:g}", _CHART_HEIGHT - 1: "0"}
-    lines: list[RenderableType] = []
-    for row, bar in enumerate(bars):
+    limits = axis_limits(finite(points.values()))
+    columns = width - _AXIS_WIDTH - 1
+    ticks = {0: f"{limits[1]:g}", height - 1: f"{limits[0]:g}"}
+    lines: _Block = []
+    for row, dots in enumerate(curve(points, state.total_steps, columns, height, limits)):
         line = Text(f"{ticks.get(row, ''):>{_AXIS_WIDTH}} ", style="dim", no_wrap=True)
-        lines.append(line.append(bar, style="not dim cyan"))
+        lines.append(line.append(dots, style="not dim cyan"))
     last = f"step {state.total_steps}"
-    axis = "reward".ljust(columns - len(last)) + last
-    lines.append(Text(" " * (_AXIS_WIDTH + 1) + axis, style="dim", no_wrap=True))
+    axis = "mean reward".ljust(columns - len(last)) + last
+    return [*lines, Text(" " * (_AXIS_WIDTH + 1) + axis, style="dim", no_wrap=True)]
+
+
+def _numbers(state: RunState, width: int) -> _Block:
+    """Newest values, each with its course over the run, in two columns."""
+    rewards = state.history.names("rewards/")
+    left = [_LEARNING[0], *(rewards if len(rewards) > 1 else []), *_LEARNING[1:]]
+    half = (width - 3) // 2
+    lines: _Block = []
+    for names in zip_longest(left, _SAMPLING):
+        line = Text(no_wrap=True)
+        for column, name in enumerate(names):
+            line.append("   " if column else "").append(_number(state, name, half) if name is not None else Text())
+        lines.append(line)
     return lines
 
 
-def _numbers(state: RunState, width: int) -> RenderableType:
-    """Newest values, each with its course over the run, in two columns."""
-    extra = state.history.names("rewards/")
-    learning = [_LEARNING[0], *(extra if len(extra) > 1 else []), *_LEARNING[1:]]
-    half = (width - 3) // 2
-    table = Table.grid(padding=(0, 3, 0, 0), collapse_padding=True)
-    table.add_column(width=half)
-    table.add_column(width=half)
-    table.add_row(_column(state, learning, half), _column(state, _SAMPLING, half))
-    return table
-
-
-def _column(state: RunState, names: tuple[str, ...] | list[str], width: int) -> Table:
-    label, value = 14, 11
-    table = Table.grid(padding=(0, 1, 0, 0))
-    table.add_column(width=label, style="dim", no_wrap=True, overflow="ellipsis")
-    table.add_column(width=value, justify="right", no_wrap=True)
-    table.add_column(width=width - label - value - 3, style="cyan", no_wrap=True)
-    for name in names:
-        course = list(state.history.series(name).values())
-        table.add_row(
-            _label(name), _value(name, course), Text(" ") + Text(sparkline(course, width - label - value - 4))
-        )
-    return table
+def _number(state: RunState, name: str, width: int) -> Text:
+    """Label, newest value and course of one metric, in ``width`` characters."""
+    metric = lookup(name)
+    course = list(state.history.series(name).values())
+    if metric is not None:  # so that noise below the digits shown does not look like news
+        course = [None if value is None else metric.seen(value) for value in course]
+    label = Text(_label(name), style="dim")
+    label.truncate(_LABEL_WIDTH, overflow="ellipsis", pad=True)
+    value = _value(name, course)
+    value.align("right", max(_VALUE_WIDTH, value.cell_len))
+    spark = Text(sparkline(course, width - label.cell_len - value.cell_len - 3), style="cyan")
+    line = Text.assemble(label, " ", value, "  ", spark)
+    line.truncate(width, pad=True)
+    return line
 
 
 def _label(name: str) -> str:
@@ -171,30 +183,35 @@ def _value(name: str, course: list[Value]) -> Text:
     return text
 
 
-def _time_bar(state: RunState, times: dict[str, float], width: int) -> list[RenderableType]:
-    """Where the time of the last step went."""
-    last = state.history.last("time/step")
-    whole = last[1] if last is not None and last[1] is not None else sum(times.values())
-    head = f"last step {duration(whole)}"
-    bar, legend = Text(no_wrap=True), Text(f"{head}   ", style="dim", no_wrap=True, overflow="ellipsis")
-    for (phase, seconds), cells in zip(times.items(), shares(list(times.values()), width), strict=True):
+def _time_bar(state: RunState, width: int) -> _Block:
+    """Where the time of the last step went; phases below a hundredth of it are left out."""
+    times = {phase: spent for phase, spent in state.phase_times().items() if spent >= _VISIBLE * state.step_seconds()}
+    if not times:
+        return []
+    bar = Text(no_wrap=True)
+    legend = Text(f"last step {duration(state.step_seconds())}", style="dim", no_wrap=True, overflow="ellipsis")
+    for (phase, spent), cells in zip(times.items(), shares(list(times.values()), width), strict=True):
         style = _PHASE_STYLES[phase]
         bar.append("━" * cells, style=style)
-        legend.append(f"{phase} ", style=f"not dim {style}").append(f"{duration(seconds)}   ", style="not dim")
+        legend.append(f"   {phase} ", style=f"not dim {style}").append(duration(spent), style="not dim")
     return [bar, legend]
 
 
-def _held_out(state: RunState) -> list[RenderableType]:
+def _held_out(state: RunState) -> _Block:
     """First and newest evaluation of every reward function."""
-    lines: list[RenderableType] = []
+    lines: _Block = []
     for name in state.history.names("eval/"):
         if not name.endswith("/mean"):
             continue
         points = list(state.history.series(name).items())
         line = Text(f"held out  {reward_name(name)}  ", style="dim", no_wrap=True, overflow="ellipsis")
         for index, (step, value) in enumerate([points[0], points[-1]] if len(points) > 1 else points):
-            line.append("  ->  " if index else "", style="dim")
+            line.append("  →  " if index else "", style="dim")
             line.append("nan" if value is None else f"{value:.3f}", style="not dim bold")
             line.append(" before training" if step == 0 else f" after step {step}", style="dim")
         lines.append(line)
     return lines
+
+
+def _messages(state: RunState) -> _Block:
+    return [Text(text, style="dim", no_wrap=True, overflow="ellipsis") for text in state.messages[-2:]]

@@ -9,6 +9,7 @@ from typing import Any
 
 from grpo_hpc.observe.history import History, finite
 
+STEP_PHASES = ("sync", "rollout", "reward", "logprob", "train")
 _RECENT_STEPS = 12
 
 
@@ -26,7 +27,8 @@ class RunState:
         started: time of the first event.
         step_since: when the present step began.
         messages: texts the run sent, newest last.
-        outcome: empty while it runs, then ``finished``, ``stopped`` or ``error``.
+        outcome: empty while it runs, then ``finished``, ``stopped``, ``error``, or ``interrupted`` when none
+            of them was reported.
         ended: time of the outcome.
         closing: lines to show when it is finished.
     """
@@ -64,6 +66,11 @@ class RunState:
             case "stopped" | "error" as outcome:
                 self._end(outcome, now)
 
+    def close(self, now: float) -> None:
+        """The run's processes are gone; without a reported outcome it counts as interrupted."""
+        if not self.outcome:
+            self._end("interrupted", now)
+
     def seconds_left(self, now: float) -> float | None:
         """How long the remaining steps will take, judged by the recent ones; None before the first step is made."""
         times = finite(self.history.series("time/step").values())[-_RECENT_STEPS:]
@@ -73,18 +80,18 @@ class RunState:
         typical = median(times)
         return max(0.0, typical * (self.total_steps - self.done) - min(spent, typical))
 
+    def step_seconds(self) -> float:
+        """Length of the last step; 0 before there is one."""
+        last = self.history.last("time/step")
+        return last[1] or 0.0 if last is not None else 0.0
+
     def phase_times(self) -> dict[str, float]:
         """Seconds per phase of the last step, in the order of work."""
         last = self.history.last("time/step")
         if last is None:
             return {}
-        step = last[0]
-        found = {}
-        for phase in ("sync", "rollout", "reward", "logprob", "train"):
-            seconds = self.history.series(f"time/{phase}").get(step)
-            if seconds is not None:
-                found[phase] = seconds
-        return found
+        spent = {phase: self.history.series(f"time/{phase}").get(last[0]) for phase in STEP_PHASES}
+        return {phase: seconds for phase, seconds in spent.items() if seconds is not None}
 
     def _enter(self, phase: str, step: int, now: float) -> None:
         if step > 0 and step - 1 != self.done:  # resumed: the history may hold steps that will be made again
@@ -97,8 +104,9 @@ class RunState:
     def _measure(self, step: int, values: Mapping[str, float | None], now: float) -> None:
         self.history.forget_after(step)
         self.history.add(step, values)
+        self.step_since = None  # what comes next belongs to a new step
         if "time/step" in values:
-            self.done, self.step_since = step, None
+            self.done = step
 
     def _end(self, outcome: str, now: float) -> None:
         self.outcome, self.ended, self.phase = outcome, now, ""

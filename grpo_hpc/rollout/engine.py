@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+from torch import Tensor
+
 from grpo_hpc.errors import RolloutError
+from grpo_hpc.rollout.precision import cast
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from grpo_hpc.config import RunConfig
     from grpo_hpc.train.platform import Platform
 
@@ -46,6 +48,8 @@ class Engine(Protocol):
 
     def load_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class ColocateEngine:
     """vLLM in the trainer's own process, on the same device.
@@ -61,7 +65,7 @@ class ColocateEngine:
         options |= {"max_num_seqs": r.vllm_max_num_seqs} if r.vllm_max_num_seqs else {}
         from vllm import LLM  # takes seconds, and reads its environment on import
 
-        self._cfg = r
+        self._cfg, self._seed, self._device = r, cfg.seed, platform.device
         self.version: int | None = None
         self._llm = LLM(
             model=cfg.model.path,
@@ -104,11 +108,29 @@ class ColocateEngine:
 
     def load_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
         """Replace all weights by ``tensors`` (Hugging Face names) and forget what was cached under the old ones."""
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
-        for _ in tensors:  # the stream is collective: every rank must reach its end
+        dtype = self._llm.llm_engine.model_config.dtype
+        generator = torch.Generator(self._device).manual_seed(self._seed + version)  # the same on every rank
+        converted = ((name, cast(tensor, dtype, generator)) for name, tensor in tensors)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": converted})
+        for _ in converted:  # the stream is collective: every rank must reach its end
             pass
+        self._llm.apply_model(_refresh_tied_head)
         self._llm.reset_prefix_cache()
         self.version = version
+
+    def close(self) -> None:
+        """Give back memory and process groups; while the trainer's own groups still stand."""
+        self.version = None
+        self._llm.llm_engine.engine_core.shutdown()
+
+
+def _refresh_tied_head(model: Any) -> None:
+    """Make a tied output matrix follow its embedding.
+
+    vLLM reloads the layers that it is sent tensors for. A tied output layer is sent none: its weight is the
+    embedding's, but on a CPU it multiplies by a packed copy made when the model was loaded, which this makes anew.
+    """
+    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
 
 def _completion(output: Any) -> Completion:

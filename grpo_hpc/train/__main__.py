@@ -6,8 +6,15 @@ Imports happen inside the guard: saving a distributed checkpoint starts a helper
 from __future__ import annotations
 
 if __name__ == "__main__":
+    import os
     import sys
 
-    from grpo_hpc.train.entry import main
+    from grpo_hpc.jobs.rank_log import redirect_output
+    from grpo_hpc.jobs.run_dir import RunDir
 
-    sys.exit(main(sys.argv[1]))
+    run_dir = RunDir.open(sys.argv[1])
+    redirect_output(RunDir.rank_log(run_dir.latest_attempt(), int(os.environ["RANK"])))
+
+    from grpo_hpc.train.entry import main  # after the redirection: importing it is not quiet
+
+    sys.exit(main(run_dir))

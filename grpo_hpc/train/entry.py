@@ -6,14 +6,11 @@ import os
 import sys
 from pathlib import Path
 
-import torch.distributed as dist
-
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import schedule
 from grpo_hpc.config.support import require_trainable
 from grpo_hpc.data.rows import Row, read_rows
 from grpo_hpc.errors import EXIT_USER_ERROR, GrpoHpcError
-from grpo_hpc.jobs.rank_log import redirect_output
 from grpo_hpc.jobs.run_dir import RunDir
 from grpo_hpc.observe.completions import CompletionLog
 from grpo_hpc.observe.events import EventLog
@@ -29,15 +26,13 @@ from grpo_hpc.train.trainer import Parts, Trainer
 from grpo_hpc.train.watch import PhaseClock, StopRequest
 
 
-def main(run_directory: str) -> int:
-    """Train what ``run_directory`` describes, from its newest complete checkpoint if there is one.
+def main(run_dir: RunDir) -> int:
+    """Train what ``run_dir`` describes, from its newest complete checkpoint if there is one.
 
     Returns:
         the exit code: 0 when the run ended or was stopped on request, 2 when a person has to mend something.
     """
-    run_dir = RunDir.open(run_directory)
     rank = int(os.environ["RANK"])
-    redirect_output(RunDir.rank_log(run_dir.latest_attempt(), rank))
     events = EventLog(run_dir.events)
     try:
         _train(run_dir, events if rank == 0 else None)
@@ -60,14 +55,13 @@ def _train(run_dir: RunDir, events: EventLog | None) -> None:
     if not complete:
         if events:
             events.stopped(trainer.state.step)
-        dist.barrier()
+        trainer.close()
         return
     if cfg.checkpoint.export:
         trainer.export(run_dir.export)
     if events:
         events.finished({"lines": _closing_lines(run_dir, cfg, saved)})
-    dist.barrier()
-    dist.destroy_process_group()
+    trainer.close()
 
 
 def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: EventLog | None) -> Trainer:

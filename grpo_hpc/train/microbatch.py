@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -75,7 +76,8 @@ def pack(trajectories: Sequence[Trajectory], samples: int, device: torch.device)
         return per_token([value for value, length in zip(values, lengths, strict=True) for _ in range(length)])
 
     def joined(columns: list[list[float] | None]) -> Tensor | None:
-        return per_token([x for column in columns if column is not None for x in column]) if None not in columns else None
+        known = [column for column in columns if column is not None]
+        return per_token([x for column in known for x in column]) if len(known) == len(columns) else None
 
     return PackedBatch(
         input_ids=row(inputs),
@@ -83,7 +85,7 @@ def pack(trajectories: Sequence[Trajectory], samples: int, device: torch.device)
         labels=row(labels),
         loss_mask=row(mask),
         cu_seqlens=torch.tensor(bounds, dtype=torch.int32, device=device),
-        max_seqlen=max(end - start for start, end in zip(bounds, bounds[1:], strict=False)),
+        max_seqlen=max(end - start for start, end in pairwise(bounds)),
         advantages=repeat([t.advantage for t in trajectories]),
         weights=repeat(sample_mean_weights(lengths, samples)),
         rollout_logprobs=per_token([x for t in trajectories for x in t.rollout_logprobs]),

@@ -58,7 +58,7 @@ class Platform:
     def transformer_options(self) -> dict[str, Any]:
         """Options of Megatron's TransformerConfig that follow from the device."""
         if self.is_cuda:
-            return {"apply_rope_fusion": True, "bias_activation_fusion": False, "masked_softmax_fusion": False}
+            return {"apply_rope_fusion": False, "bias_activation_fusion": False, "masked_softmax_fusion": False}
         return {
             "use_cpu_initialization": True,
             "apply_rope_fusion": False,

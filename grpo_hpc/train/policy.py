@@ -19,8 +19,8 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch import Tensor
 
 from grpo_hpc.algo.loss import TokenLoss, grpo_loss
-from grpo_hpc.models.hf_folder import HfFolder
 from grpo_hpc.config import RunConfig
+from grpo_hpc.models.hf_folder import HfFolder
 from grpo_hpc.models.movers import HfExporter, load_hf
 from grpo_hpc.models.policy import PolicyModel, layer_spec, transformer_config
 from grpo_hpc.models.shape import read_shape
@@ -198,9 +198,7 @@ def _unused_token_count() -> Tensor:
     return torch.tensor(1, dtype=torch.int)
 
 
-def _micro_batch_sums(
-    loss: Tensor, token: TokenLoss, entropy: Tensor, logprobs: Tensor, batch: PackedBatch
-) -> Tensor:
+def _micro_batch_sums(loss: Tensor, token: TokenLoss, entropy: Tensor, logprobs: Tensor, batch: PackedBatch) -> Tensor:
     """The values of ``SUMS`` for one micro-batch, in float64."""
     values = (
         loss.detach(),

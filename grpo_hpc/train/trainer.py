@@ -97,7 +97,7 @@ class Trainer:
             self._accept(rollout)
         with self._clock.phase("train"):
             self._result = self._parts.policy.update(self._batches(self.state.rollout_used))
-        self._trained = self._step_share(self.state.rollout_used)
+        self._trained = self._taught(self.state.rollout_used)
         self.state.step += 1
         self.state.rollout_used += 1
         if self.state.rollout_used == self._schedule.steps_per_generation:
@@ -147,14 +147,14 @@ class Trainer:
         """Set ``field`` of every trajectory, computed where it will be trained on and in the same packing."""
         found: list[tuple[tuple[int, int], list[float]]] = []
         for used in range(self._schedule.steps_per_generation):
-            values = compute(self._batches(used))
+            values = compute(self._batches(used))  # empty but on the last pipeline stage
             if values and mpu.get_tensor_model_parallel_rank() == 0:
                 mine = self._my_share(used)
                 split = torch.cat(values).split([len(t.response_tokens) for t in mine])
                 found += [((t.position, t.sample), part.tolist()) for t, part in zip(mine, split, strict=True)]
         by_key = dict(gather_lists(found))
         for trajectory in self.state.rollout:
-            setattr(trajectory, field, by_key[trajectory.position, trajectory.sample])
+            setattr(trajectory, field, by_key.get((trajectory.position, trajectory.sample)))
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -163,8 +163,19 @@ class Trainer:
         size = self._schedule.global_batch_size
         return self.state.rollout[used * size : (used + 1) * size]
 
+    def _taught(self, used: int) -> list[Trajectory]:
+        """Those that have a gradient.
+
+        Without a KL term a completion of advantage 0 has none, so it is left out of the forward and backward pass;
+        it still counts in the loss's denominator. Every data-parallel rank keeps something to do.
+        """
+        everything = self._step_share(used)
+        if self._cfg.algorithm.beta:
+            return everything
+        return sorted(everything, key=lambda t: t.advantage == 0.0)[: max(self._schedule.dp, _teaching(everything))]
+
     def _my_share(self, used: int) -> list[Trajectory]:
-        return share_of(self._step_share(used), mpu.get_data_parallel_rank(), self._schedule.dp)
+        return share_of(self._taught(used), mpu.get_data_parallel_rank(), self._schedule.dp)
 
     def _batches(self, used: int) -> list[PackedBatch]:
         samples, size = self._schedule.global_batch_size, self._schedule.micro_batch_size
@@ -206,11 +217,20 @@ class Trainer:
                 pass
             dist.barrier()
 
+    def close(self) -> None:
+        """Shut the engine down; nothing may be asked of the trainer afterwards."""
+        dist.barrier()
+        self._parts.engine.close()
+
     def _log_step(self, seconds: float) -> None:
         metrics = step_metrics(self._result, self._trained, self._clock.take(), seconds)
         metrics |= self._rollout_metrics | {"memory/peak_gib": self._platform.peak_memory_gib()}
         self._rollout_metrics = {}
         self._reporter.step(self.state.step, metrics)
+
+
+def _teaching(trajectories: list[Trajectory]) -> int:
+    return sum(t.advantage != 0.0 for t in trajectories)
 
 
 def _due(every: int | None, step: int) -> bool:

@@ -16,6 +16,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     @functools.cache
     def make(family: str = "llama", tied: bool = True) -> Path:
-        return save_tiny_model(tmp_path_factory.mktemp("models") / f"{family}-{'tied' if tied else 'untied'}", family, tied)
+        return save_tiny_model(tmp_path_factory.mktemp(family), family, tied)
 
     return make

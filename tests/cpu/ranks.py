@@ -15,6 +15,7 @@ def run_ranks(worker: str, ranks: int, *args: object, timeout: float = 300) -> N
     """Run ``workers/<worker>.py`` under torchrun; fails with its output when a rank fails."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command += [str(WORKERS / f"{worker}.py"), *map(str, args)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    paths = [str(ROOT), str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, f"{worker} on {ranks} ranks failed:\n{done.stdout[-4000:]}\n{done.stderr[-6000:]}"

@@ -34,6 +34,6 @@ def write_run(folder: Path, model: Path, **changed: Any) -> Path:
     }
     for key, value in changed.items():
         (sections[owner[key]] if key in owner else top)[key] = value
-    path = folder / "run.yaml"
+    path = folder / f"{top['name']}.yaml"
     path.write_text(yaml.safe_dump(top | {name: values for name, values in sections.items() if values}))
     return path

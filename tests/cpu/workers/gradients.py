@@ -1,18 +1,22 @@
 """One optimizer step on fixed trajectories: loss, every gradient and every updated weight, as Hugging Face tensors.
 
-Arguments: run file, output file. The layout is the run file's; the result must not depend on it.
+Arguments: output folder, run files of one layout. Each gives OUTPUT/<number>.safetensors, which must not depend on the
+layout.
 """
 
 from __future__ import annotations
 
 import random
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from grpo_hpc.config import RunConfig
 from grpo_hpc.rollout.trajectory import Trajectory
 from grpo_hpc.train.microbatch import PackedBatch
+from grpo_hpc.train.platform import Platform
 
 
 def trajectories(count: int, group: int) -> list[Trajectory]:
@@ -56,21 +60,33 @@ def move_off_policy(logprobs: list[Tensor], mine: list[Trajectory]) -> None:
 
 def main() -> None:
     import torch.distributed as dist
-    from megatron.core import parallel_state as mpu
     from safetensors.torch import save_file
 
     from grpo_hpc.config import load_run
+    from grpo_hpc.train.platform import make_platform
+    from grpo_hpc.train.policy import init_model_parallel
+
+    folder, runs = sys.argv[1], [load_run(file) for file in sys.argv[2:]]
+    platform = make_platform(runs[0].resources.device)
+    platform.init_distributed()
+    init_model_parallel(runs[0], platform)
+    for number, cfg in enumerate(runs):
+        tensors, result = one_step(cfg, platform)
+        if dist.get_rank() == 0:
+            metadata = {key: repr(value) for key, value in vars(result).items()}
+            save_file(tensors, f"{folder}/{number}.safetensors", metadata=metadata)
+    dist.barrier()
+
+
+def one_step(cfg: RunConfig, platform: Platform) -> tuple[dict[str, Tensor], Any]:
+    from megatron.core import parallel_state as mpu
+
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.movers import HfExporter
     from grpo_hpc.train.microbatch import micro_batches, share_of
-    from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.policy import TrainedPolicy, init_model_parallel
+    from grpo_hpc.train.policy import TrainedPolicy
 
-    cfg = load_run(sys.argv[1])
     plan = schedule(cfg)
-    platform = make_platform("cpu")
-    platform.init_distributed()
-    init_model_parallel(cfg, platform)
     policy = TrainedPolicy(cfg, platform)
 
     everything = trajectories(plan.global_batch_size, plan.num_generations)
@@ -89,10 +105,7 @@ def main() -> None:
         tensors |= {f"grad/{name}": value.clone() for name, value in gradients.tensors()}
     result = policy.update(batches)
     tensors |= {f"weight/{name}": value.clone() for name, value in policy.exporter.tensors()}
-    if dist.get_rank() == 0:
-        metadata = {key: repr(value) for key, value in vars(result).items()}
-        save_file({name: value.contiguous() for name, value in tensors.items()}, sys.argv[2], metadata=metadata)
-    dist.barrier()
+    return {name: value.cpu().contiguous() for name, value in tensors.items()}, result
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+"""The files a run writes: half lines, damaged lines, values that are not finite, and going back after a resume."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from grpo_hpc.observe.completions import CompletionLog
+from grpo_hpc.observe.events import EventLog, read_events
+from grpo_hpc.observe.history import History
+from grpo_hpc.observe.sinks import MetricSinks
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_events_are_followed_from_an_offset(tmp_path):
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    log.phase("rollout", 3)
+    log.progress(1, 4)
+    first, offset = read_events(path, 0)
+    log.metrics(3, {"loss": 0.5})
+    log.finished({"lines": ["done"]})
+    second, end = read_events(path, offset)
+    assert [event["event"] for event in first] == ["phase", "progress"]
+    assert [event["event"] for event in second] == ["metrics", "finished"]
+    assert second[0]["values"] == {"loss": 0.5} and second[0]["t"] >= first[0]["t"] > 1e9
+    assert end == path.stat().st_size
+
+
+def test_a_half_written_line_waits_and_a_damaged_one_is_passed_over(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"event": "a"}\n\xff{]\n{"event": "b"}\n{"event": ')
+    events, offset = read_events(path, 0)
+    assert [event["event"] for event in events] == ["a", "b"]
+    with path.open("ab") as file:
+        file.write(b'"c"}\n')
+    assert [event["event"] for event in read_events(path, offset)[0]] == ["c"]
+
+
+def test_a_new_writer_closes_off_a_half_written_line(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"event": "a"}\n{"event": "tor')
+    EventLog(path).message("hello")
+    assert [event["event"] for event in read_events(path)[0]] == ["a", "message"]
+
+
+def test_a_file_that_is_not_there_is_empty(tmp_path):
+    assert read_events(tmp_path / "none.jsonl", 0) == ([], 0)
+
+
+def test_metrics_rows_and_rewind(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    sinks = MetricSinks(path, None)
+    for step in range(4):
+        sinks.log(step, {"loss": float(step), "kl": math.nan, "grad_norm": math.inf})
+    with path.open("a") as file:
+        file.write('{"step": 1, "lo')
+    sinks.rewind(2)
+    sinks.log(3, {"loss": 30.0})
+    assert [(row["step"], row["loss"]) for row in lines(path)] == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 30.0)]
+    assert lines(path)[1]["kl"] is None and lines(path)[1]["grad_norm"] is None
+    sinks.rewind(0)
+    assert lines(path) == []
+
+
+def test_completions_and_rewind(tmp_path):
+    log = CompletionLog(tmp_path / "completions.jsonl")
+    for step in (1, 3):
+        log.write(step, ({"completion": text, "logprobs": [math.nan, -1.0]} for text in ("ä", "b")))
+    log.rewind(2)
+    rows = lines(tmp_path / "completions.jsonl")
+    assert [(row["step"], row["completion"]) for row in rows] == [(1, "ä"), (1, "b")]
+    assert rows[0]["logprobs"] == [None, -1.0]
+
+
+def test_rewinding_what_was_never_written(tmp_path):
+    CompletionLog(tmp_path / "completions.jsonl").rewind(0)
+    MetricSinks(tmp_path / "metrics.jsonl", None).rewind(0)
+
+
+def test_history_reads_what_sinks_write(tmp_path):
+    sinks = MetricSinks(tmp_path / "metrics.jsonl", None)
+    sinks.log(0, {"eval/x/mean": 0.25})
+    sinks.log(1, {"loss": 1.0})
+    sinks.log(2, {"loss": math.nan})
+    history = History.read(tmp_path / "metrics.jsonl")
+    assert history.series("loss") == {1: 1.0, 2: None}
+    assert history.last("loss") == (2, None)
+    assert history.names("eval/") == ["eval/x/mean"] and history.names() == ["eval/x/mean", "loss"]
+    history.forget_after(0)
+    assert history.names() == ["eval/x/mean"] and history.last("loss") is None
