@@ -1,6 +1,7 @@
 """Megatron logits of packed sequences, gathered over the vocabulary, beside those of transformers.
 
-Arguments: output folder, run files of one layout. Each gives OUTPUT/<number>.safetensors, with the exported weights too.
+Arguments: output folder, run files of one layout. Each gives OUTPUT/<number>.safetensors, with
+the exported weights too.
 """
 
 from __future__ import annotations
