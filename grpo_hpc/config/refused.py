@@ -27,7 +27,7 @@ _PRECISION = "training precision is set by model.dtype: float32 or bfloat16"
 REFUSED: dict[str, str] = {
     **{old: f"is called {new} here" for old, new in _RENAMED.items()},
     "use_vllm": "rollouts always come from vLLM; leave this key out",
-    "move_model_batches": "weights are streamed to vLLM in buckets, there is nothing to set; leave this key out",
+    "move_model_batches": "weights are streamed to vLLM one tensor at a time; leave this key out",
     "max_epochs": _EPOCHS,
     "num_train_epochs": _EPOCHS,
     "num_iterations": "several updates from one rollout are set by batch.steps_per_generation",

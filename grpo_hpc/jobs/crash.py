@@ -8,6 +8,7 @@ from pathlib import Path
 
 _TRACEBACK = "Traceback (most recent call last):"
 _ROOT_CAUSE = re.compile(r"Root Cause.*?\brank\s*:\s*(\d+)", re.DOTALL)
+_RANK_MARK = re.compile(r"^\[rank\d+\]: ?")  # torch marks every line of an uncaught exception
 _MOST_LINES = 40
 
 
@@ -42,7 +43,7 @@ def find_crash(launcher_log: Path, rank_logs: list[Path]) -> Crash:
 
 def _excerpt(text: str) -> list[str]:
     """The first traceback, or the end of the log; at most ``_MOST_LINES`` lines, cut in the middle."""
-    lines = text.rstrip().splitlines()
+    lines = [_RANK_MARK.sub("", line) for line in text.rstrip().splitlines()]
     starts = [index for index, line in enumerate(lines) if _TRACEBACK in line]
     if not starts:
         return lines[-_MOST_LINES:]

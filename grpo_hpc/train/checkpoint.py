@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
@@ -82,11 +83,11 @@ def load(checkpoint: Path, policy: TrainedPolicy, platform: Platform) -> Trainer
     """
     if not is_complete(checkpoint):
         raise CheckpointError(f"{checkpoint} is not a complete checkpoint (its manifest is missing or does not match)")
-    with platform.megatron():
+    state = _from_json(json.loads((checkpoint / "state.json").read_text()))
+    with platform.megatron(), torch.no_grad():  # in fp32 the optimizer's main parameters are views of the model's
         loaded = dist_checkpointing.load(_sharded_state(policy, loading=True), str(checkpoint / "megatron"))
-        policy.model.load_state_dict(loaded["model"])
-        policy.optimizer.load_state_dict(loaded["optimizer"])
-    return _from_json(json.loads((checkpoint / "state.json").read_text()))
+        policy.load(loaded["model"], loaded["optimizer"], state.step)
+    return state
 
 
 def newest(folder: Path) -> Path | None:

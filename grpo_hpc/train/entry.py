@@ -74,7 +74,6 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         reference = build_model(cfg, platform).eval() if cfg.algorithm.beta else None
         newest = checkpoint.newest(run_dir.checkpoints)
         state = checkpoint.load(newest, policy, platform) if newest else TrainerState()
-        policy.resume_at(state.step)
         engine = ColocateEngine(cfg, platform)
         longest = engine.max_model_len - cfg.rollout.max_completion_length
         reporter = _reporter(run_dir, cfg, events)

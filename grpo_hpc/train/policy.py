@@ -82,13 +82,20 @@ class TrainedPolicy:
             )
             self.ddp = DistributedDataParallel(self.model.config, ddp_config, self.model)
             self.optimizer = get_megatron_optimizer(_optimizer_config(cfg), [self.ddp])
+        _allocate_state(self.optimizer)
         self.model.config.grad_scale_func = self.optimizer.scale_loss
         self.model.config.finalize_model_grads_func = _sum_gradients
         self._schedule = _lr_schedule(cfg, self.optimizer)
         self.exporter = HfExporter(self.model, platform.layer_spec)
 
-    def resume_at(self, step: int) -> None:
-        """Set the learning-rate schedule to where ``step`` finished optimizer steps leave it."""
+    def load(self, model: dict[str, Any], optimizer: dict[str, Any], step: int) -> None:
+        """Restore weights, optimizer state and learning-rate schedule as ``step`` optimizer steps left them."""
+        self.model.load_state_dict(model)
+        self.optimizer.load_state_dict(optimizer)
+        # Megatron's distributed optimizer loses the step counters of torch's Adam, and lets parameters share one
+        for adam in _torch_adams(self.optimizer):
+            for state in adam.state.values():
+                state["step"] = torch.tensor(float(step))
         self._schedule.step(increment=step)
 
     def logprobs(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
@@ -236,6 +243,27 @@ def _optimizer_config(cfg: RunConfig) -> OptimizerConfig:
         params_dtype=dtype,
         use_distributed_optimizer=cfg.parallel.use_distributed_optimizer,
     )
+
+
+def _allocate_state(optimizer: Any) -> None:
+    """Give torch's Adam its state before the first step.
+
+    Megatron saves and loads the state of torch's Adam (its choice where neither TransformerEngine nor Apex is) only
+    when it is there, step counters included.
+    """
+    for adam in _torch_adams(optimizer):
+        for parameter in (p for group in adam.param_groups for p in group["params"]):
+            adam.state[parameter] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+
+def _torch_adams(optimizer: Any) -> list[torch.optim.Adam]:
+    """The torch optimizers inside Megatron's; none where TransformerEngine's is used."""
+    parts = [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]
+    return [part for part in parts if isinstance(part, torch.optim.Adam)]  # AdamW is one
 
 
 def _lr_schedule(cfg: RunConfig, optimizer: Any) -> OptimizerParamScheduler:

@@ -75,12 +75,17 @@ def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 
 def step_metrics(
-    result: StepResult, trained: Sequence[Trajectory], phases: Mapping[str, float], seconds: float
+    result: StepResult,
+    trained: Sequence[Trajectory],
+    rollout: Mapping[str, float],
+    phases: Mapping[str, float],
+    seconds: float,
 ) -> dict[str, float]:
     """Loss and speed of one optimizer step.
 
     Args:
-        trained: all completions of the step.
+        trained: the completions that went through forward and backward, on all ranks.
+        rollout: metrics of the rollout that was sampled for it; empty when an earlier one was used.
         phases: seconds per phase since the step before.
         seconds: of the whole step.
     """
@@ -98,10 +103,9 @@ def step_metrics(
     }
     metrics |= {f"time/{name}": spent for name, spent in phases.items()}
     metrics["throughput/train_tokens_per_s"] = sum(t.tokens for t in trained) / phases["train"]
-    if "rollout" in phases:
-        sampled = sum(len(t.response_tokens) for t in trained)
-        metrics["throughput/rollout_tokens_per_s"] = sampled / phases["rollout"]
-    return metrics
+    if rollout:
+        metrics["throughput/rollout_tokens_per_s"] = rollout["completions/tokens"] / phases["rollout"]
+    return metrics | rollout
 
 
 def _reward_columns(trajectories: Sequence[Trajectory], prefix: str) -> dict[str, float]:

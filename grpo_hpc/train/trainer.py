@@ -26,7 +26,7 @@ from grpo_hpc.train import checkpoint
 from grpo_hpc.train.checkpoint import TrainerState
 from grpo_hpc.train.microbatch import PackedBatch, micro_batches, share_of
 from grpo_hpc.train.platform import Platform
-from grpo_hpc.train.policy import DTYPES, TrainedPolicy, forward_logprobs
+from grpo_hpc.train.policy import DTYPES, StepResult, TrainedPolicy, forward_logprobs
 from grpo_hpc.train.report import Reporter, evaluation_metrics, rollout_metrics, step_metrics
 from grpo_hpc.train.watch import PhaseClock, StopRequest
 
@@ -64,6 +64,7 @@ class Trainer:
         self.state = state
         self._sampler = PromptSampler(len(parts.rows), cfg.seed, cfg.data.shuffle)
         self._clock, self._reporter = parts.clock, parts.reporter
+        self._rollout_metrics: dict[str, float] = {}  # of a rollout whose first step is not logged yet
         self._clock.step = state.step + 1
 
     def run(self) -> bool:
@@ -72,9 +73,10 @@ class Trainer:
             self._evaluate()
         while self.state.step < self._cfg.batch.train_iters:
             started = time.perf_counter()
-            if not self._step():
+            made = self._step()
+            if made is None:
                 return False
-            self._log_step(time.perf_counter() - started)
+            self._log_step(*made, time.perf_counter() - started)
             if _due(self._cfg.evaluation.eval_steps, self.state.step) and not self._finished:
                 self._evaluate()
             if _due(self._cfg.checkpoint.save_steps, self.state.step) and not self._finished:
@@ -86,24 +88,28 @@ class Trainer:
     def _finished(self) -> bool:
         return self.state.step >= self._cfg.batch.train_iters
 
-    def _step(self) -> bool:
-        """One optimizer step, with a rollout first when none is left; False when a stop was asked for."""
+    def _step(self) -> tuple[StepResult, list[Trajectory]] | None:
+        """One optimizer step, with a rollout first when none is left; None when a stop was asked for.
+
+        Returns:
+            what the step did, and the completions it was made from.
+        """
         if self._parts.stop.agreed():
-            return False
+            return None
         if not self.state.rollout:
             rollout = self._rollout()
             if self._parts.stop.agreed():
-                return False  # the same rollout is sampled again on resume: saving it would only cost time now
+                return None  # the same rollout is sampled again on resume: saving it would only cost time now
             self._accept(rollout)
         with self._clock.phase("train"):
-            self._result = self._parts.policy.update(self._batches(self.state.rollout_used))
-        self._trained = self._taught(self.state.rollout_used)
+            result = self._parts.policy.update(self._batches(self.state.rollout_used))
+        trained = self._taught(self.state.rollout_used)
         self.state.step += 1
         self.state.rollout_used += 1
         if self.state.rollout_used == self._schedule.steps_per_generation:
             self.state.rollout, self.state.rollout_used = [], 0
         self._clock.step = self.state.step + 1
-        return True
+        return result, trained
 
     # -- rollout -----------------------------------------------------------------------------------------------------
 
@@ -222,9 +228,9 @@ class Trainer:
         dist.barrier()
         self._parts.engine.close()
 
-    def _log_step(self, seconds: float) -> None:
-        metrics = step_metrics(self._result, self._trained, self._clock.take(), seconds)
-        metrics |= self._rollout_metrics | {"memory/peak_gib": self._platform.peak_memory_gib()}
+    def _log_step(self, result: StepResult, trained: list[Trajectory], seconds: float) -> None:
+        metrics = step_metrics(result, trained, self._rollout_metrics, self._clock.take(), seconds)
+        metrics["memory/peak_gib"] = self._platform.peak_memory_gib()
         self._rollout_metrics = {}
         self._reporter.step(self.state.step, metrics)
 

@@ -12,6 +12,8 @@ def save_tiny_model(path: Path, family: str = "llama", tied: bool = True, layers
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    # not hidden/heads, as in Qwen3; Qwen2 knows no such key
+    wide_heads = {} if family == "qwen2" else {"head_dim": 64}
     config = AutoConfig.for_model(
         family,
         vocab_size=VOCAB,
@@ -20,7 +22,6 @@ def save_tiny_model(path: Path, family: str = "llama", tied: bool = True, layers
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=64,  # not hidden/heads, as in Qwen3; Qwen2 has no such key and takes 32
         max_position_embeddings=512,
         tie_word_embeddings=tied,
         initializer_range=0.08,
@@ -28,6 +29,7 @@ def save_tiny_model(path: Path, family: str = "llama", tied: bool = True, layers
         bos_token_id=256,
         eos_token_id=257,
         pad_token_id=258,
+        **wide_heads,
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -1,0 +1,49 @@
+"""The engine samples from the policy that is trained, before and after an update."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from ranks import run_ranks
+from runfiles import write_run
+
+LAYOUTS = {
+    "dp2": {"nproc_per_node": 2},
+    "tp2, vllm tp2": {"nproc_per_node": 2, "tensor_model_parallel_size": 2, "vllm_tensor_parallel_size": 2},
+}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def outcome(request, tiny, tmp_path_factory):
+    """What the worker found, and the model that it exported after one large update; the embedding is tied."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("rollout")
+    run = write_run(folder, tiny("qwen2", tied=True), lr=3e-2, vllm_max_model_len=128, **LAYOUTS[request.param])
+    run_ranks("rollout", 2, run, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder / "export", dtype=torch.float32)
+    return json.loads((folder / "result.json").read_text()), model
+
+
+def test_first_update_is_on_policy(outcome):
+    result, _ = outcome
+    for worst_mismatch, ratio_error, _, _ in result["ranks"]:
+        assert worst_mismatch <= 1e-3, "rollout log-probabilities against training log-probabilities"
+        assert ratio_error <= 1e-6
+
+
+def test_after_a_sync_greedy_output_is_that_of_the_exported_model(outcome):
+    result, model = outcome
+    for _, _, before, after in result["ranks"]:
+        assert after != before, "the update must show, or this test proves nothing"
+        for prompt, tokens in zip(result["prompts"], after, strict=True):
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+            assert logits.argmax(-1).tolist() == tokens
+
+
+def test_ranks_agree(outcome):
+    (_, _, _, first), (_, _, _, second) = outcome[0]["ranks"]
+    assert first == second, "replicas hold the same weights, and ranks of one replica the same answers"

@@ -1,0 +1,53 @@
+"""Save after two optimizer steps, load into a fresh policy, and go on with both: they must stay equal to the bit.
+
+Arguments: output folder, run files of one layout. Prints what differs and fails.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from gradients import trajectories
+
+
+def main() -> None:
+    import torch
+    import torch.distributed as dist
+    from megatron.core import parallel_state as mpu
+
+    from grpo_hpc.config import load_run
+    from grpo_hpc.config.batch import schedule
+    from grpo_hpc.train import checkpoint
+    from grpo_hpc.train.checkpoint import TrainerState
+    from grpo_hpc.train.microbatch import micro_batches, share_of
+    from grpo_hpc.train.platform import make_platform
+    from grpo_hpc.train.policy import TrainedPolicy, init_model_parallel
+
+    folder, runs = Path(sys.argv[1]), [load_run(file) for file in sys.argv[2:]]
+    platform = make_platform(runs[0].resources.device)
+    platform.init_distributed()
+    init_model_parallel(runs[0], platform)
+    for cfg in runs:
+        plan = schedule(cfg)
+        everything = trajectories(plan.global_batch_size, plan.num_generations)
+        mine = share_of(everything, mpu.get_data_parallel_rank(), plan.dp)
+        batches = micro_batches(mine, plan.micro_batch_size, plan.global_batch_size, platform.device)
+
+        policy = TrainedPolicy(cfg, platform)
+        for _ in range(2):
+            policy.update(batches)
+        saved = checkpoint.save(folder / cfg.name, policy, TrainerState(step=2, rollout=everything[:3]), platform)
+        resumed = TrainedPolicy(cfg, platform)
+        state = checkpoint.load(saved, resumed, platform)
+        assert state == TrainerState(step=2, rollout=everything[:3])
+        for step in (3, 4):
+            before, after = policy.update(batches), resumed.update(batches)
+            assert before == after, f"step {step} of {cfg.name}: {before} and {after}"
+            for (name, one), (_, other) in zip(policy.exporter.tensors(), resumed.exporter.tensors(), strict=True):
+                assert torch.equal(one, other), f"{name} after step {step} of {cfg.name}: {(one - other).abs().max()}"
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    main()

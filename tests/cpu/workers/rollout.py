@@ -1,0 +1,73 @@
+"""Rollout beside training: log-probabilities on and off the engine, and the engine after a weight sync.
+
+Arguments: run file, output folder. Writes OUTPUT/result.json and the exported model to OUTPUT/export.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    import torch
+    import torch.distributed as dist
+    from megatron.core import parallel_state as mpu
+
+    from grpo_hpc.config import load_run
+    from grpo_hpc.config.batch import schedule
+    from grpo_hpc.models.hf_folder import write_hf_folder
+    from grpo_hpc.rollout.collect import gather_lists
+    from grpo_hpc.rollout.engine import ColocateEngine, Request
+    from grpo_hpc.rollout.trajectory import Trajectory
+    from grpo_hpc.train.microbatch import micro_batches, share_of
+    from grpo_hpc.train.platform import make_platform
+    from grpo_hpc.train.policy import TrainedPolicy, init_model_parallel
+
+    cfg, target = load_run(sys.argv[1]), Path(sys.argv[2])
+    plan = schedule(cfg)
+    platform = make_platform(cfg.resources.device)
+    platform.init_distributed()
+    init_model_parallel(cfg, platform)
+    policy = TrainedPolicy(cfg, platform)
+    engine = ColocateEngine(cfg, platform)
+    engine.load_weights(policy.exporter.tensors(), 0)
+
+    prompts = [[256, *range(60, 64 + n)] for n in range(plan.global_batch_size)]
+    requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+    rollout = [
+        Trajectory(
+            str(n), n, 0, prompts[n], c.tokens, c.logprobs, c.finish_reason, 0, "", advantage=(-1.0) ** n * (1 + n)
+        )
+        for n, c in enumerate(engine.generate(requests))
+    ]
+    mine = share_of(rollout, mpu.get_data_parallel_rank(), plan.dp)
+
+    def batches() -> list:
+        return micro_batches(mine, plan.micro_batch_size, plan.global_batch_size, platform.device)
+
+    scored = torch.cat(policy.logprobs(batches())).tolist()
+    offset = 0
+    for t in mine:
+        t.old_logprobs = scored[offset : offset + len(t.response_tokens)]
+        offset += len(t.response_tokens)
+    worst = max(abs(a - b) for t in mine for a, b in zip(t.old_logprobs or [], t.rollout_logprobs, strict=True))
+    step = policy.update(batches())
+
+    before = [c.tokens for c in engine.generate(requests, greedy=True)]
+    engine.load_weights(policy.exporter.tensors(), 1)
+    after = [c.tokens for c in engine.generate(requests, greedy=True)]
+    per_rank = gather_lists([(worst, step.ratio_error, before, after)])
+    tensors = policy.exporter.tensors()
+    if dist.get_rank() == 0:
+        write_hf_folder(tensors, target / "export", Path(cfg.model.path), {"step": "1"}, torch.float32)
+        (target / "result.json").write_text(json.dumps({"prompts": prompts, "ranks": per_rank}))
+    for _ in tensors:
+        pass
+    dist.barrier()
+    engine.close()
+
+
+if __name__ == "__main__":
+    main()
