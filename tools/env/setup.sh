@@ -26,7 +26,7 @@ torch=$(grep '^torch==' "$lock")
 if ! .venv/bin/python -c "import importlib.metadata as m; assert m.version('torch').split('+')[0] == '${torch#torch==}'" 2>/dev/null; then
   echo "looking for a CPU build of $torch"
   # The download alone tells which build the index offers, before anything is changed.
-  report=$($pip install --quiet --dry-run --no-deps --report - "$torch" 2>/dev/null) || stop "no $torch for $(.venv/bin/python --version) on your package index"
+  report=$($pip install -qq --dry-run --no-deps --report - "$torch" 2>/dev/null) || stop "no $torch for $(.venv/bin/python --version) on your package index"
   case $report in
     *%2Bcpu*|*+cpu*) ;;
     *) if [ "$(uname -s)" != Darwin ]; then
@@ -36,11 +36,11 @@ if ! .venv/bin/python -c "import importlib.metadata as m; assert m.version('torc
               "or put the wheel into a folder:  PIP_FIND_LINKS=/path/to/wheels make setup"
        fi ;;
   esac
-  $pip install --quiet --no-deps "$torch"
+  $pip install -qq --no-deps "$torch"
 fi
 echo "installing $(grep -vc '^#' "$lock") pinned packages (about 3.6 GB, two minutes)"
-$pip install --quiet --no-deps --requirement "$lock"
-$pip install --quiet --no-deps --editable .
+$pip install -qq --no-deps --requirement "$lock"
+$pip install -qq --no-deps --editable .
 .venv/bin/python - <<'P'
 import torch
 if torch.version.cuda:
