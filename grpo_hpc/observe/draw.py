@@ -8,6 +8,7 @@ from itertools import pairwise
 from statistics import fmean
 
 _BARS = "▁▂▃▄▅▆▇█"
+_TINY = 1e-300  # below this, powers of ten are no longer exact floats, and no curve is worth an axis
 _BRAILLE = 0x2800
 _BRAILLE_DOTS = ((0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08))  # left and right column, from the bottom
 
@@ -72,6 +73,7 @@ def axis_limits(values: Sequence[float]) -> tuple[float, float]:
 
 def round_ceiling(value: float) -> float:
     """The least of 1, 2, 2.5 or 5 times a power of ten that is not below ``value``, which must be positive."""
+    value = max(value, _TINY)
     power = 10.0 ** math.floor(math.log10(value))
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= value * (1 - 1e-9))
 
@@ -97,7 +99,9 @@ def duration(seconds: float) -> str:
 
 
 def _resampled(values: Sequence[Value], width: int) -> list[Value]:
-    """``values`` averaged down to at most ``width`` of them."""
+    """``values`` averaged down to at most ``width`` of them; nothing where there is no room."""
+    if width <= 0:
+        return []
     if len(values) <= width:
         return list(values)
     edges = [column * len(values) // width for column in range(width + 1)]

@@ -22,6 +22,7 @@ def curve_png(metrics_paths: Sequence[str | Path], out: str | Path, metric: str 
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     courses = [_course(Path(path), metric) for path in metrics_paths]
     figure = Figure(figsize=(7.0, 3.6), dpi=150, layout="constrained")
@@ -29,12 +30,14 @@ def curve_png(metrics_paths: Sequence[str | Path], out: str | Path, metric: str 
     axes = figure.add_subplot()
     several = len(courses) > 1
     for path, course in zip(metrics_paths, courses, strict=True):
-        style = {"linewidth": 1.0, "alpha": 0.45} if several else {"linewidth": 1.8}
-        axes.plot(list(course), list(course.values()), label=Path(path).absolute().parent.name, **style)
+        width, alpha = (1.0, 0.45) if several else (1.8, 1.0)
+        name = Path(path).absolute().parent.name
+        axes.plot(list(course), list(course.values()), label=name, linewidth=width, alpha=alpha)
     if several:
         shared = sorted(set.intersection(*(set(course) for course in courses)))
         mean = [fmean(course[step] for course in courses) for step in shared]
         axes.plot(shared, mean, color="black", linewidth=2.0, label="mean")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(metric)
     axes.set_ylim(bottom=min(0.0, *(min(course.values()) for course in courses)))

@@ -111,7 +111,7 @@ def test_all_mistakes_are_shown_together_with_their_place(run_file: Path) -> Non
         ("name=a/b", "letters, digits and . _ -"),
         ("use_vllm=false", "rollouts always come from vLLM"),
         ("rollout.use_vllm=false", "rollouts always come from vLLM"),
-        ("move_model_batches=4", "streamed to vLLM in buckets"),
+        ("move_model_batches=4", "streamed to vLLM one tensor at a time"),
         ("save_interval=4", "is called checkpoint.save_steps here"),
         ("max_epochs=4", "batch.train_iters"),
         ("dtype=bfloat16", "bfloat16 training needs CUDA"),

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from grpo_hpc.data.rows import check_rows, read_rows
+from grpo_hpc.data.rows import Row, check_rows, read_rows
 from grpo_hpc.errors import ConfigError
 
 CHAT = [{"role": "user", "content": "hello"}]
@@ -114,3 +114,15 @@ def test_reading_json_lines_imports_nothing_heavy(tmp_path):
     )
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"'torch'", "'pyarrow'", "'datasets'", "'numpy'"} & set(modules.strip("[]\n").split(", "))
+
+
+def test_a_datasets_folder_gives_the_same_rows(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_list([{"prompt": CHAT, "answer": 3}, {"prompt": CHAT, "answer": 4}])
+    data.save_to_disk(tmp_path / "one")
+    assert read_rows(tmp_path / "one") == [Row("one:1", CHAT, {"answer": 3}), Row("one:2", CHAT, {"answer": 4})]
+    datasets.DatasetDict({"train": data}).save_to_disk(tmp_path / "split")
+    text = message_of(tmp_path / "split")
+    assert "several splits: train" in text and str(tmp_path / "split" / "train") in text
+    (tmp_path / "other").mkdir()
+    assert "not a folder written by datasets" in message_of(tmp_path / "other")

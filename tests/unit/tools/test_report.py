@@ -32,7 +32,7 @@ def make_run(path, seed):
     sinks = MetricSinks(path / "metrics.jsonl", None)
     sinks.log(0, {"eval/exact_number/mean": 0.4})
     for step in range(1, 11):
-        sinks.log(step, {"reward/mean": 0.05 * step * seed, "time/step": 10.0, "time/train": 6.0, "time/rollout": 3.0})
+        sinks.log(step, {"reward/mean": 0.04 * step * seed, "time/step": 10.0, "time/train": 6.0, "time/rollout": 3.0})
     sinks.log(10, {"eval/exact_number/mean": 0.8})
     (path / "run.yaml").write_text(RUN_FILE.format(name=path.name, seed=seed))
     lock = {"created": "2026-01-02T03:04:05+00:00", "packages": {"torch": "2.13.0"}}
@@ -52,8 +52,8 @@ def test_a_report_of_two_runs(runs, tmp_path):
     done = make_report(tmp_path / "out" / "quick_cpu", *runs)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "out" / "quick_cpu.md").read_text()
-    assert "| run-1 | 1 | 10 | 0.075 | 0.475 | 6.3 | 0.400 | 0.800 | 30 s |" in text
-    assert "| **mean** |  |  | 0.113 | 0.713 | 6.3 | 0.400 | 0.800 | 30 s |" in text
+    assert "| run-1 | 1 | 10 | 0.060 | 0.380 | 6.3 | 0.400 | 0.800 | 30 s |" in text
+    assert "| **mean** |  |  | 0.090 | 0.570 | 6.3 | 0.400 | 0.800 | 30 s |" in text
     assert "| rollout | train | whole step |" in text and "| 3.00 | 6.00 | 10.00 |" in text
     assert "8 prompts x 8 completions" in text and "torch 2.13.0" in text
     assert "grpo-hpc submit configs/quickstart.yaml name=run-2 seed=2" in text

@@ -1,0 +1,21 @@
+"""TensorBoard's files: what is logged is read back, and a resumed run replaces the steps it makes again."""
+
+from __future__ import annotations
+
+import pytest
+
+from grpo_hpc.observe.sinks import MetricSinks
+
+
+def test_values_are_read_back_and_a_resume_replaces_later_ones(tmp_path):
+    pytest.importorskip("torch")
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for start, value in ((0, 1.0), (2, 5.0)):
+        sinks = MetricSinks(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+        sinks.rewind(start)
+        for step in range(start + 1, 4):
+            sinks.log(step, {"loss": value})
+        sinks.close()
+    reader = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    reader.Reload()
+    assert [(event.step, event.value) for event in reader.Scalars("loss")] == [(1, 1.0), (2, 1.0), (3, 5.0)]
