@@ -33,7 +33,7 @@ def test_plan_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan", QUICKSTART, "model.path=nowhere") == 0
     out = capsys.readouterr().out
     assert "Topology" in out
-    assert "Batch schedule: 24 optimizer steps" in out
+    assert "Batch schedule: 20 optimizer steps" in out
 
 
 def test_plan_json_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
