@@ -8,7 +8,7 @@ stamp=.venv/.lock-sha256
 wanted=$(cat "$lock" pyproject.toml tools/env/setup.sh | sha256sum | cut -d' ' -f1)
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && exit 0
 
-stop() { printf 'set-up stopped: %s\n' "$@" >&2; exit 2; }
+stop() { printf 'set-up stopped: %s\n' "$1" >&2; shift; [ $# -eq 0 ] || printf '  %s\n' "$@" >&2; exit 2; }
 
 python=${PYTHON:-}
 for candidate in python3.11 python3.12 python3.13 python3; do
