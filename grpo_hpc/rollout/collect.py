@@ -42,8 +42,8 @@ class Tokenizer:
         text = self._tokenizer.apply_chat_template(row.messages, add_generation_prompt=True, tokenize=False)
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes its own specials
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+    def decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def fitting_rows(rows: list[Row], tokenizer: Tokenizer, longest: int) -> tuple[list[Row], int]:
@@ -81,7 +81,10 @@ class Collector:
         mine = _slice(wanted, dist.get_rank() // self._replica_size, replicas)
         requests = [Request(prompt.tokens, self._request_seed(prompt.position, sample)) for prompt, sample in mine]
         completions = self._engine.generate(requests, greedy=greedy) if requests else []
-        return [self._trajectory(*want, completion) for want, completion in zip(mine, completions, strict=True)]
+        return [
+            self._trajectory(prompt, number, completion)
+            for (prompt, number), completion in zip(mine, completions, strict=True)
+        ]
 
     def score(self, trajectories: list[Trajectory], rows: dict[int, Row]) -> None:
         """Fill in the reward columns and the weighted reward of this rank's trajectories.

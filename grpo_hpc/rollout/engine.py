@@ -92,8 +92,10 @@ class ColocateEngine:
         """
         if self.version is None:
             raise RolloutError("the inference engine was asked to sample before the policy's weights were synchronised")
+        from vllm import TokensPrompt
+
         outputs = self._llm.generate(
-            [{"prompt_token_ids": request.prompt_tokens} for request in requests],
+            [TokensPrompt(prompt_token_ids=request.prompt_tokens) for request in requests],
             [self._sampling(request.seed, greedy) for request in requests],
             use_tqdm=False,
         )
@@ -103,12 +105,14 @@ class ColocateEngine:
         from vllm import SamplingParams
 
         r = self._cfg
-        chosen = {"temperature": 0.0} if greedy else {"temperature": r.temperature, "top_p": r.top_p, "top_k": r.top_k}
+        chosen: dict[str, Any] = (
+            {"temperature": 0.0} if greedy else {"temperature": r.temperature, "top_p": r.top_p, "top_k": r.top_k}
+        )
         return SamplingParams(max_tokens=r.max_completion_length, seed=seed, logprobs=0, detokenize=False, **chosen)
 
     def load_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
         """Replace all weights by ``tensors`` (Hugging Face names) and forget what was cached under the old ones."""
-        dtype = self._llm.llm_engine.model_config.dtype
+        dtype: Any = self._llm.llm_engine.model_config.dtype
         generator = torch.Generator(self._device).manual_seed(self._seed + version)  # the same on every rank
         converted = ((name, cast(tensor, dtype, generator)) for name, tensor in tensors)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": converted})

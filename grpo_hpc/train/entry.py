@@ -115,7 +115,11 @@ def _reporter(run_dir: RunDir, cfg: RunConfig, events: EventLog | None) -> Repor
 def _closing_lines(run_dir: RunDir, cfg: RunConfig, saved: Path) -> list[str]:
     lines = [f"checkpoint  {saved}"]
     if cfg.checkpoint.export:
-        lines += [f"export      {run_dir.export}", f"  serve it  vllm serve {run_dir.export}"]
+        lines += [
+            f"export      {run_dir.export}",
+            f"  serve it  vllm serve {run_dir.export}",
+            f"  load it   transformers.AutoModelForCausalLM.from_pretrained({str(run_dir.export)!r})",
+        ]
     lines += [f"metrics     {run_dir.metrics}", f"completions {run_dir.completions}"]
     if cfg.logging.tensorboard:
         lines.append(f"  curves    tensorboard --logdir {run_dir.tensorboard}")

@@ -168,8 +168,8 @@ def _replace_cuda_names() -> None:
     }
     for name, value in replaced.items():
         setattr(torch.cuda, name, value)
-    torch.cuda.random.get_rng_state = get_state
-    torch.cuda.random.set_rng_state = set_state
+    for name in ("get_rng_state", "set_rng_state"):
+        setattr(torch.cuda.random, name, replaced[name])
     # Megatron hands its callbacks to torch.cuda's lazy queue, which waits for a CUDA context that never comes.
     import megatron.core.tensor_parallel.random as megatron_random
 

@@ -105,7 +105,7 @@ def step_metrics(
     metrics["throughput/train_tokens_per_s"] = sum(t.tokens for t in trained) / phases["train"]
     if rollout:
         metrics["throughput/rollout_tokens_per_s"] = rollout["completions/tokens"] / phases["rollout"]
-    return metrics | rollout
+    return metrics | dict(rollout)
 
 
 def _reward_columns(trajectories: Sequence[Trajectory], prefix: str) -> dict[str, float]:
