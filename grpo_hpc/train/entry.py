@@ -70,7 +70,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         stop = StopRequest(run_dir.stop, platform)
         init_model_parallel(cfg, platform)
         tokenizer = Tokenizer(cfg.model.path)
-        policy = TrainedPolicy(cfg, platform)
+        policy = TrainedPolicy(cfg, platform, clock.progress)
         reference = build_model(cfg, platform).eval() if cfg.algorithm.beta else None
         newest = checkpoint.newest(run_dir.checkpoints)
         state = checkpoint.load(newest, policy, platform) if newest else TrainerState()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +28,9 @@ from grpo_hpc.train.microbatch import PackedBatch
 from grpo_hpc.train.platform import Platform
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+LossFunction = Callable[[PackedBatch, Tensor], tuple[Tensor, Tensor, Any]]
+Progress = Callable[[int, int], None]
 
 # What the loss of one micro-batch reports: sums over its scored tokens, so that totals are exact under any split.
 SUMS = ("loss", "tokens", "kl", "clipped", "entropy", "mismatch", "ratio_error")
@@ -70,10 +73,14 @@ class StepResult:
 
 
 class TrainedPolicy:
-    """The policy with its gradients and optimizer state. Every method is collective over all ranks."""
+    """The policy with its gradients and optimizer state. Every method is collective over all ranks.
 
-    def __init__(self, cfg: RunConfig, platform: Platform) -> None:
-        self._cfg, self._platform = cfg, platform
+    Args:
+        progress: called with the micro-batches done and their number while a step is made.
+    """
+
+    def __init__(self, cfg: RunConfig, platform: Platform, progress: Progress | None = None) -> None:
+        self._cfg, self._platform, self._progress = cfg, platform, progress
         self.model = build_model(cfg, platform)
         distributed = cfg.parallel.use_distributed_optimizer
         with platform.megatron():
@@ -111,7 +118,7 @@ class TrainedPolicy:
         with self._platform.megatron():
             self.ddp.zero_grad_buffer()
             self.optimizer.zero_grad()
-            return _run_schedule(self.ddp, batches, self._loss, forward_only=False)
+            return _run_schedule(self.ddp, batches, self._loss, forward_only=False, progress=self._progress)
 
     def update(self, batches: Sequence[PackedBatch]) -> StepResult:
         """One optimizer step."""
@@ -159,10 +166,13 @@ def forward_logprobs(model: PolicyModel, batches: Sequence[PackedBatch], platfor
         return _run_schedule(model, batches, keep, forward_only=True)
 
 
-LossFunction = Callable[[PackedBatch, Tensor], tuple[Tensor, Tensor, Any]]
-
-
-def _run_schedule(model: Any, batches: Sequence[PackedBatch], loss: LossFunction, forward_only: bool) -> list[Tensor]:
+def _run_schedule(
+    model: Any,
+    batches: Sequence[PackedBatch],
+    loss: LossFunction,
+    forward_only: bool,
+    progress: Progress | None = None,
+) -> list[Tensor]:
     """Megatron's schedule for this pipeline depth over ``batches``."""
 
     def forward_step(iterator: Any, chunk: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
@@ -186,13 +196,20 @@ def _run_schedule(model: Any, batches: Sequence[PackedBatch], loss: LossFunction
 
     return get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=iter(batches),
+        data_iterator=_announced(batches, progress),
         model=[model],
         num_microbatches=len(batches),
         seq_length=max(batch.tokens for batch in batches),
         micro_batch_size=1,
         forward_only=forward_only,
     )
+
+
+def _announced(batches: Sequence[PackedBatch], progress: Progress | None) -> Iterator[PackedBatch]:
+    for done, batch in enumerate(batches):
+        if progress is not None:
+            progress(done, len(batches))
+        yield batch
 
 
 def _sum_gradients(models: list[Any], _num_tokens: Tensor | None, *args: Any, **kwargs: Any) -> None:

@@ -33,6 +33,11 @@ class PhaseClock:
         self._platform.synchronize()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
+    def progress(self, done: int, total: int) -> None:
+        """How far the present phase has come."""
+        if self._events:
+            self._events.progress(done, total)
+
     def take(self) -> dict[str, float]:
         """Seconds per phase since the last call."""
         taken, self.seconds = self.seconds, {}
