@@ -94,6 +94,16 @@ def pack(trajectories: Sequence[Trajectory], samples: int, device: torch.device)
     )
 
 
+def with_gradient(trajectories: Sequence[Trajectory], at_least: int) -> list[Trajectory]:
+    """The completions that the surrogate loss has a gradient for: those whose advantage is not 0.
+
+    Leaving the others out of forward and backward changes no update, because ``pack`` is told how many completions
+    the step has in all. ``at_least`` are kept, so that every data-parallel rank has something to do.
+    """
+    teaching = sum(t.advantage != 0.0 for t in trajectories)
+    return sorted(trajectories, key=lambda t: t.advantage == 0.0)[: max(at_least, teaching)]
+
+
 def share_of(trajectories: Sequence[Trajectory], rank: int, ranks: int) -> list[Trajectory]:
     """The completions that data-parallel ``rank`` trains on, longest first.
 

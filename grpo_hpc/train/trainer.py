@@ -24,7 +24,7 @@ from grpo_hpc.rollout.engine import Engine
 from grpo_hpc.rollout.trajectory import Trajectory
 from grpo_hpc.train import checkpoint
 from grpo_hpc.train.checkpoint import TrainerState
-from grpo_hpc.train.microbatch import PackedBatch, micro_batches, share_of
+from grpo_hpc.train.microbatch import PackedBatch, micro_batches, share_of, with_gradient
 from grpo_hpc.train.platform import Platform
 from grpo_hpc.train.policy import DTYPES, StepResult, TrainedPolicy, forward_logprobs
 from grpo_hpc.train.report import Reporter, evaluation_metrics, rollout_metrics, step_metrics
@@ -170,15 +170,9 @@ class Trainer:
         return self.state.rollout[used * size : (used + 1) * size]
 
     def _taught(self, used: int) -> list[Trajectory]:
-        """Those that have a gradient.
-
-        Without a KL term a completion of advantage 0 has none, so it is left out of the forward and backward pass;
-        it still counts in the loss's denominator. Every data-parallel rank keeps something to do.
-        """
+        """Those that go through forward and backward: with a KL term all of them, else those with an advantage."""
         everything = self._step_share(used)
-        if self._cfg.algorithm.beta:
-            return everything
-        return sorted(everything, key=lambda t: t.advantage == 0.0)[: max(self._schedule.dp, _teaching(everything))]
+        return everything if self._cfg.algorithm.beta else with_gradient(everything, at_least=self._schedule.dp)
 
     def _my_share(self, used: int) -> list[Trajectory]:
         return share_of(self._taught(used), mpu.get_data_parallel_rank(), self._schedule.dp)
@@ -233,10 +227,6 @@ class Trainer:
         metrics["memory/peak_gib"] = self._platform.peak_memory_gib()
         self._rollout_metrics = {}
         self._reporter.step(self.state.step, metrics)
-
-
-def _teaching(trajectories: list[Trajectory]) -> int:
-    return sum(t.advantage != 0.0 for t in trajectories)
 
 
 def _due(every: int | None, step: int) -> bool:

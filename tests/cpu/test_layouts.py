@@ -76,3 +76,7 @@ def test_every_weight_is_trained(model, steps, tiny):
     tensors, _ = steps("one")[model, "plain"]
     for name, value in load_file(tiny(*model) / "model.safetensors").items():
         assert tensors[f"grad/{name}"].any() and not torch.equal(tensors[f"weight/{name}"], value), name
+
+
+def test_completions_without_advantage_change_no_gradient(tiny, tmp_path):
+    run_ranks("zero_advantage", 1, write_run(tmp_path, tiny("qwen3", False), use_distributed_optimizer=False))

@@ -1,0 +1,42 @@
+"""Gradients of a step with and without completions of advantage 0. Arguments: run file. Fails if they differ."""
+
+from __future__ import annotations
+
+import sys
+
+from gradients import move_off_policy, trajectories
+
+
+def main() -> None:
+    import torch
+
+    from grpo_hpc.config import load_run
+    from grpo_hpc.models.movers import HfExporter
+    from grpo_hpc.train.microbatch import micro_batches, with_gradient
+    from grpo_hpc.train.platform import make_platform
+    from grpo_hpc.train.policy import TrainedPolicy, init_model_parallel
+
+    cfg = load_run(sys.argv[1])
+    platform = make_platform("cpu")
+    platform.init_distributed()
+    init_model_parallel(cfg, platform)
+    policy = TrainedPolicy(cfg, platform)
+    everything = trajectories(16, 4)
+    move_off_policy(policy.logprobs(micro_batches(everything, 2, 16, platform.device)), everything)
+    for t in everything:
+        t.advantage = 0.0 if t.position % 2 else t.advantage
+
+    def gradients(chosen: list) -> dict[str, torch.Tensor]:
+        policy.accumulate(micro_batches(chosen, 2, 16, platform.device))
+        exporter = HfExporter(policy.model, platform.layer_spec, values=lambda p: p.main_grad)
+        return {name: value.clone() for name, value in exporter.tensors()}
+
+    chosen = with_gradient(everything, at_least=1)
+    assert len(chosen) == 8
+    whole, part = gradients(everything), gradients(chosen)
+    for name, value in whole.items():
+        assert value.any() and (part[name] - value).norm() <= 1e-5 * value.norm(), name
+
+
+if __name__ == "__main__":
+    main()
