@@ -1,0 +1,88 @@
+"""A random model of a real shape with a tokenizer of one word per token, and prompts of exact length for it.
+
+Random weights sample nearly uniformly, so completions run to their full length and every phase has a known size.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+
+def _qwen3(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, **others: Any) -> dict[str, Any]:
+    """Keys of a public Qwen3 configuration; what is not named is the family's default."""
+    return {
+        "model_type": "qwen3",
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+        **others,
+    }
+
+
+_EXPERTS = {"model_type": "qwen3_moe", "moe_intermediate_size": 512, "num_experts": 64, "num_experts_per_tok": 8}
+SHAPES: dict[str, dict[str, Any]] = {
+    "toy": _qwen3(128, 256, 2, 4, 2, head_dim=32, vocab_size=2048),
+    "qwen3-0.6b": _qwen3(1024, 3072, 28, 16, 8),
+    "qwen3-1.7b": _qwen3(2048, 6144, 28, 16, 8),
+    "qwen3-4b": _qwen3(2560, 9728, 36, 32, 8),
+    "moe-3b": _qwen3(1024, 3072, 28, 16, 4, tie_word_embeddings=False, norm_topk_prob=True, **_EXPERTS),
+}
+PAD, EOS = 0, 1
+
+
+def save_random_model(folder: Path, name: str, seed: int = 0) -> None:
+    """Write the shape called ``name`` with random bf16 weights and its tokenizer to ``folder``, unless it is there."""
+    if (folder / "done").exists():
+        return
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = dict(SHAPES[name])
+    config = AutoConfig.for_model(
+        shape.pop("model_type"),
+        max_position_embeddings=40960,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+        **shape,
+    )
+    torch.manual_seed(seed)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.no_grad():  # transformers zeroes the padding token's row; a norm makes a huge gradient of that
+        model.get_input_embeddings().weight[PAD].normal_(0, config.initializer_range)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    _save_tokenizer(folder, config.vocab_size)
+    (folder / "done").touch()
+
+
+def _save_tokenizer(folder: Path, vocabulary: int) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<pad>": PAD, "<eos>": EOS} | {f"w{n}": n for n in range(2, vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w2"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
+    fast.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    fast.save_pretrained(folder)
+
+
+def save_prompts(file: Path, count: int, length: int, vocabulary: int, seed: int = 0) -> None:
+    """Write ``count`` prompts of exactly ``length`` tokens."""
+    draw = random.Random(seed)
+    with file.open("w") as out:
+        for _ in range(count):
+            text = " ".join(f"w{draw.randrange(2, vocabulary)}" for _ in range(length))
+            out.write(json.dumps({"messages": [{"role": "user", "content": text}]}) + "\n")
