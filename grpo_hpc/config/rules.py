@@ -35,6 +35,11 @@ _OPTIONS = (
         "has no meaning on a GPU; vLLM's share of the GPU is set by rollout.vllm_gpu_memory_utilization",
     ),
     _Option(
+        "batch.micro_batch_size",
+        lambda cfg: cfg.batch.max_tokens_per_micro_batch is None,
+        "has no meaning beside batch.max_tokens_per_micro_batch; give one of them",
+    ),
+    _Option(
         "optimizer.min_lr",
         lambda cfg: cfg.optimizer.lr_decay_style != "constant",
         "has no meaning while optimizer.lr_decay_style is constant; leave it out or choose linear or cosine",
@@ -49,7 +54,8 @@ def meaningless(cfg: RunConfig) -> list[str]:
 
 def problems(cfg: RunConfig) -> list[Problem]:
     """Every broken rule of ``cfg``."""
-    return [*_meaningless_but_given(cfg), *_device(cfg), *_optimizer(cfg), *_rollout(cfg), *_rest(cfg)]
+    parts = (_meaningless_but_given, _device, _token_budget, _optimizer, _rollout, _rest)
+    return [problem for part in parts for problem in part(cfg)]
 
 
 def _meaningless_but_given(cfg: RunConfig) -> list[Problem]:
@@ -66,6 +72,20 @@ def _device(cfg: RunConfig) -> list[Problem]:
         text = "bfloat16 training needs CUDA (Megatron's bfloat16 optimizer works on CUDA tensors only); use float32"
         return [Problem("model.dtype", text)]
     return []
+
+
+def _token_budget(cfg: RunConfig) -> list[Problem]:
+    """Every sequence must fit into a micro-batch by itself."""
+    budget, longest = cfg.batch.max_tokens_per_micro_batch, cfg.rollout.vllm_max_model_len
+    if longest is None and cfg.data.max_length is not None:
+        longest = cfg.data.max_length + cfg.rollout.max_completion_length
+    if budget is None or (longest is not None and budget >= longest):
+        return []
+    key = "batch.max_tokens_per_micro_batch"
+    if longest is None:
+        text = "needs a bound on the length of a sequence: give data.max_length or rollout.vllm_max_model_len"
+        return [Problem(key, text)]
+    return [Problem(key, f"must hold the longest sequence, {longest} tokens, got {budget}; at least {longest}")]
 
 
 def _optimizer(cfg: RunConfig) -> list[Problem]:

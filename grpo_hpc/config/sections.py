@@ -61,6 +61,9 @@ class Batch(Section):
     """Batch sizes, all counted in completions, and the length of the run."""
 
     micro_batch_size: int = Field(default=1, ge=1, description="completions per forward pass on one data-parallel rank")
+    max_tokens_per_micro_batch: int | None = Field(
+        default=None, ge=2, description="tokens per forward pass on one data-parallel rank, instead of micro_batch_size"
+    )
     global_batch_size: int = Field(default=16, ge=1, description="completions per optimizer step over all ranks")
     steps_per_generation: int | None = Field(default=None, ge=1, description="optimizer steps made from one rollout")
     generation_batch_size: int | None = Field(default=None, ge=1, description="completions per rollout")

@@ -81,6 +81,14 @@ METRICS: dict[str, Metric] = {
     ),
     "completions/tokens": Metric("tok", "Tokens sampled in the rollout.", "sampled", ".0f"),
     "tokens/scored": Metric("tok", "Completion tokens in the loss of the optimizer step.", "trained on", ".0f"),
+    "packing/micro_batches": Metric("", "Forward passes of the optimizer step on each rank.", "micro-batches", ".0f"),
+    "packing/tokens_per_micro_batch": Metric("tok", "Mean tokens of a micro-batch, without padding.", "packed", ".0f"),
+    "packing/padding_fraction": Metric(
+        "", "Fraction of the micro-batches' tokens that is padding; 0 unless cp or sequence parallel.", "padding"
+    ),
+    "packing/imbalance": Metric(
+        "", "Tokens of the data-parallel rank with the most, beyond the mean of all ranks.", "imbalance"
+    ),
     "throughput/rollout_tokens_per_s": Metric(_SPEED, "Tokens sampled per second of rollout.", "rollout", ".0f"),
     "throughput/train_tokens_per_s": Metric(
         _SPEED, "Prompt and completion tokens trained on per second of the train phase.", "training", ".0f"

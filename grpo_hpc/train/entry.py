@@ -19,8 +19,9 @@ from grpo_hpc.rollout.collect import Collector, Tokenizer, fitting_rows
 from grpo_hpc.rollout.engine import ColocateEngine
 from grpo_hpc.train import checkpoint
 from grpo_hpc.train.checkpoint import TrainerState
+from grpo_hpc.train.parallel import init_model_parallel
 from grpo_hpc.train.platform import Platform, make_platform
-from grpo_hpc.train.policy import TrainedPolicy, build_model, init_model_parallel
+from grpo_hpc.train.policy import TrainedPolicy, build_model
 from grpo_hpc.train.report import Reporter
 from grpo_hpc.train.trainer import Parts, Trainer
 from grpo_hpc.train.watch import PhaseClock, StopRequest

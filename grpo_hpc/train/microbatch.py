@@ -1,6 +1,7 @@
-"""Packing completions into micro-batches.
+"""Micro-batches as tensors.
 
-Shapes: T input tokens of all packed sequences, N scored tokens among them, S sequences.
+Shapes: T input tokens of a row that this rank works on, N scored tokens of the whole row, n of them on this rank,
+S sequences.
 """
 
 from __future__ import annotations
@@ -14,19 +15,26 @@ from torch import Tensor
 
 from grpo_hpc.algo.loss import sample_mean_weights
 from grpo_hpc.rollout.trajectory import Trajectory
+from grpo_hpc.train.packing import WHOLE_ROW, RowLayout
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One micro-batch: sequences one after another in a single row, without padding.
+    """One micro-batch: sequences one after another in a single row.
 
-    Each sequence's last token is no input (nothing follows it), so position ``t`` predicts ``labels[t]``.
+    Each sequence's last token is no input (nothing follows it), so position ``t`` predicts ``labels[t]``. Where the
+    layout asks for it, sequences are padded at their ends: nothing attends to padding and nothing scores it.
+
+    With context parallelism a rank holds two pieces of every sequence, one from its head and one from its tail, so
+    that causal attention is equal work for all. What is per scored token is whole on every rank, in packing order.
 
     Attributes:
         input_ids, position_ids, labels: [1, T]; positions start at 0 in each sequence.
-        loss_mask: [1, T] bool, True where the label is a response token: the N scored positions.
-        cu_seqlens: [S+1] int32, where sequences begin.
-        max_seqlen: longest sequence.
+        loss_mask: [1, T] bool, True where the label is a response token.
+        padding_mask: [1, T] bool, True on padding; None without any.
+        scored: [n], which of the N scored tokens the True positions of ``loss_mask`` are.
+        cu_seqlens: [S+1] int32, where sequences begin in the whole row, padding included.
+        max_seqlen: longest sequence, padding included.
         advantages, weights, rollout_logprobs: [N] in packing order; a weighted sum over all micro-batches of an
             optimizer step is its loss.
         old_logprobs, ref_logprobs: [N] or None.
@@ -36,6 +44,8 @@ class PackedBatch:
     position_ids: Tensor
     labels: Tensor
     loss_mask: Tensor
+    padding_mask: Tensor | None
+    scored: Tensor
     cu_seqlens: Tensor
     max_seqlen: int
     advantages: Tensor
@@ -49,25 +59,31 @@ class PackedBatch:
         return self.input_ids.shape[1]
 
 
-def pack(trajectories: Sequence[Trajectory], samples: int, device: torch.device) -> PackedBatch:
+def pack(
+    trajectories: Sequence[Trajectory], samples: int, device: torch.device, layout: RowLayout = WHOLE_ROW
+) -> PackedBatch:
     """Pack ``trajectories`` for an optimizer step of ``samples`` completions in all."""
     inputs: list[int] = []
     labels: list[int] = []
     positions: list[int] = []
     mask: list[bool] = []
+    padding: list[bool] = []
     bounds = [0]
-    for t in trajectories:
+    for t, padded in zip(trajectories, layout.padded([t.tokens - 1 for t in trajectories]), strict=True):
         whole = t.prompt_tokens + t.response_tokens
-        inputs += whole[:-1]
-        labels += whole[1:]
-        positions += range(len(whole) - 1)
-        mask += [False] * (len(t.prompt_tokens) - 1) + [True] * len(t.response_tokens)
+        filler = padded - (len(whole) - 1)
+        inputs += whole[:-1] + [0] * filler
+        labels += whole[1:] + [0] * filler
+        positions += range(padded)
+        mask += [False] * (len(t.prompt_tokens) - 1) + [True] * len(t.response_tokens) + [False] * filler
+        padding += [False] * (padded - filler) + [True] * filler
         bounds.append(len(inputs))
 
     lengths = [len(t.response_tokens) for t in trajectories]
+    here = _positions_here(bounds, layout)
 
     def row(values: list[int] | list[bool]) -> Tensor:
-        return torch.tensor(values, device=device)[None]
+        return torch.tensor(values)[here].to(device)[None]
 
     def per_token(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=device)
@@ -79,11 +95,14 @@ def pack(trajectories: Sequence[Trajectory], samples: int, device: torch.device)
         known = [column for column in columns if column is not None]
         return per_token([x for column in known for x in column]) if len(known) == len(columns) else None
 
+    scored = torch.tensor(mask)
     return PackedBatch(
         input_ids=row(inputs),
         position_ids=row(positions),
         labels=row(labels),
         loss_mask=row(mask),
+        padding_mask=row(padding) if any(padding) else None,
+        scored=(scored.cumsum(0) - 1)[here][scored[here]].to(device),
         cu_seqlens=torch.tensor(bounds, dtype=torch.int32, device=device),
         max_seqlen=max(end - start for start, end in pairwise(bounds)),
         advantages=repeat([t.advantage for t in trajectories]),
@@ -94,30 +113,15 @@ def pack(trajectories: Sequence[Trajectory], samples: int, device: torch.device)
     )
 
 
-def with_gradient(trajectories: Sequence[Trajectory], at_least: int) -> list[Trajectory]:
-    """The completions that the surrogate loss has a gradient for: those whose advantage is not 0.
+def _positions_here(bounds: Sequence[int], layout: RowLayout) -> Tensor:
+    """Positions of the whole row that this context-parallel rank works on, in the order of its own row.
 
-    Leaving the others out of forward and backward changes no update, because ``pack`` is told how many completions
-    the step has in all. ``at_least`` are kept, so that every data-parallel rank has something to do.
+    A sequence is cut into ``2 * context`` pieces; rank r has pieces r and ``2 * context - 1 - r``, as
+    TransformerEngine's attention expects.
     """
-    teaching = sum(t.advantage != 0.0 for t in trajectories)
-    return sorted(trajectories, key=lambda t: t.advantage == 0.0)[: max(at_least, teaching)]
-
-
-def share_of(trajectories: Sequence[Trajectory], rank: int, ranks: int) -> list[Trajectory]:
-    """The completions that data-parallel ``rank`` trains on, longest first.
-
-    Sorted by length and dealt back and forth, so that every rank has nearly the same number of tokens and the
-    sequences of one micro-batch are alike. Who trains on what does not change the loss.
-    """
-    longest_first = sorted(trajectories, key=lambda t: (-t.tokens, t.position, t.sample))
-    mine = []
-    for start in range(0, len(longest_first), 2 * ranks):
-        there, back = longest_first[start : start + ranks], longest_first[start + ranks : start + 2 * ranks]
-        mine += there[rank : rank + 1] + back[::-1][rank : rank + 1]
-    return mine
-
-
-def micro_batches(mine: Sequence[Trajectory], size: int, samples: int, device: torch.device) -> list[PackedBatch]:
-    """Pack ``mine`` in micro-batches of ``size`` completions."""
-    return [pack(mine[at : at + size], samples, device) for at in range(0, len(mine), size)]
+    if layout.context == 1:
+        return torch.arange(bounds[-1])
+    pieces = 2 * layout.context
+    own = (layout.context_rank, pieces - 1 - layout.context_rank)
+    parts = [torch.arange(start, end).chunk(pieces) for start, end in pairwise(bounds)]
+    return torch.cat([part[piece] for part in parts for piece in own])

@@ -15,7 +15,6 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch import Tensor
 
 from grpo_hpc.algo.loss import TokenLoss, grpo_loss
@@ -25,6 +24,7 @@ from grpo_hpc.models.movers import HfExporter, load_hf
 from grpo_hpc.models.policy import PolicyModel, layer_spec, transformer_config
 from grpo_hpc.models.shape import read_shape
 from grpo_hpc.train.microbatch import PackedBatch
+from grpo_hpc.train.parallel import over_context
 from grpo_hpc.train.platform import Platform
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -34,16 +34,6 @@ Progress = Callable[[int, int], None]
 
 # What the loss of one micro-batch reports: sums over its scored tokens, so that totals are exact under any split.
 SUMS = ("loss", "tokens", "kl", "clipped", "entropy", "mismatch", "ratio_error")
-
-
-def init_model_parallel(cfg: RunConfig, platform: Platform) -> None:
-    """Megatron's process groups and random states; once per process."""
-    with platform.megatron():
-        mpu.initialize_model_parallel(
-            tensor_model_parallel_size=cfg.parallel.tensor_model_parallel_size,
-            pipeline_model_parallel_size=cfg.parallel.pipeline_model_parallel_size,
-        )
-        model_parallel_cuda_manual_seed(cfg.seed)
 
 
 def build_model(cfg: RunConfig, platform: Platform) -> PolicyModel:
@@ -192,6 +182,8 @@ def _run_schedule(
             loss_mask=batch.loss_mask,
             packed_seq_params=packed,
         )
+        if mpu.is_pipeline_last_stage():
+            output = over_context(output, batch)
         return output, partial(loss, batch)
 
     return get_forward_backward_func()(
@@ -237,9 +229,9 @@ def _micro_batch_sums(loss: Tensor, token: TokenLoss, entropy: Tensor, logprobs:
 
 
 def _total(parts: list[Tensor], device: torch.device) -> dict[str, float]:
-    """Sum over micro-batches and data-parallel ranks; tensor-parallel copies and other stages add nothing."""
+    """Sum over micro-batches and data-parallel ranks; copies on other ranks and other stages add nothing."""
     total = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
-    if parts and mpu.get_tensor_model_parallel_rank() == 0:
+    if parts and mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_context_parallel_rank() == 0:
         total += torch.stack(parts).sum(0)
     dist.all_reduce(total)
     return dict(zip(SUMS, total.tolist(), strict=True))

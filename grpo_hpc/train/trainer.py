@@ -24,7 +24,9 @@ from grpo_hpc.rollout.engine import Engine
 from grpo_hpc.rollout.trajectory import Trajectory
 from grpo_hpc.train import checkpoint
 from grpo_hpc.train.checkpoint import TrainerState
-from grpo_hpc.train.microbatch import PackedBatch, micro_batches, share_of, with_gradient
+from grpo_hpc.train.microbatch import PackedBatch, pack
+from grpo_hpc.train.packing import MicroBatch, packing_metrics, with_gradient
+from grpo_hpc.train.parallel import packing_of
 from grpo_hpc.train.platform import Platform
 from grpo_hpc.train.policy import DTYPES, StepResult, TrainedPolicy, forward_logprobs
 from grpo_hpc.train.report import Reporter, evaluation_metrics, rollout_metrics, step_metrics
@@ -63,6 +65,7 @@ class Trainer:
         self._checkpoints = checkpoints
         self.state = state
         self._sampler = PromptSampler(len(parts.rows), cfg.seed, cfg.data.shuffle)
+        self._packing = packing_of(cfg)
         self._clock, self._reporter = parts.clock, parts.reporter
         self._rollout_metrics: dict[str, float] = {}  # of a rollout whose first step is not logged yet
         self._clock.step = state.step + 1
@@ -88,11 +91,11 @@ class Trainer:
     def _finished(self) -> bool:
         return self.state.step >= self._cfg.batch.train_iters
 
-    def _step(self) -> tuple[StepResult, list[Trajectory]] | None:
+    def _step(self) -> tuple[StepResult, list[list[MicroBatch]]] | None:
         """One optimizer step, with a rollout first when none is left; None when a stop was asked for.
 
         Returns:
-            what the step did, and the completions it was made from.
+            what the step did, and the micro-batches of every data-parallel rank that it was made from.
         """
         if self._parts.stop.agreed():
             return None
@@ -103,7 +106,7 @@ class Trainer:
             self._accept(rollout)
         with self._clock.phase("train"):
             result = self._parts.policy.update(self._batches(self.state.rollout_used))
-        trained = self._taught(self.state.rollout_used)
+        trained = self._dealt(self.state.rollout_used)
         self.state.step += 1
         self.state.rollout_used += 1
         if self.state.rollout_used == self._schedule.steps_per_generation:
@@ -155,7 +158,7 @@ class Trainer:
         for used in range(self._schedule.steps_per_generation):
             values = compute(self._batches(used))  # empty but on the last pipeline stage
             if values and mpu.get_tensor_model_parallel_rank() == 0:
-                mine = self._my_share(used)
+                mine = [t for batch in self._my_share(used) for t in batch]
                 split = torch.cat(values).split([len(t.response_tokens) for t in mine])
                 found += [((t.position, t.sample), part.tolist()) for t, part in zip(mine, split, strict=True)]
         by_key = dict(gather_lists(found))
@@ -172,14 +175,20 @@ class Trainer:
     def _taught(self, used: int) -> list[Trajectory]:
         """Those that go through forward and backward: with a KL term all of them, else those with an advantage."""
         everything = self._step_share(used)
-        return everything if self._cfg.algorithm.beta else with_gradient(everything, at_least=self._schedule.dp)
+        if self._cfg.algorithm.beta:
+            return everything
+        return with_gradient(everything, self._schedule.dp * self._packing.multiple)
 
-    def _my_share(self, used: int) -> list[Trajectory]:
-        return share_of(self._taught(used), mpu.get_data_parallel_rank(), self._schedule.dp)
+    def _dealt(self, used: int) -> list[list[MicroBatch]]:
+        """The micro-batches of every data-parallel rank."""
+        return self._packing.deal(self._taught(used), self._schedule.dp)
+
+    def _my_share(self, used: int) -> list[MicroBatch]:
+        return self._dealt(used)[mpu.get_data_parallel_rank()]
 
     def _batches(self, used: int) -> list[PackedBatch]:
-        samples, size = self._schedule.global_batch_size, self._schedule.micro_batch_size
-        return micro_batches(self._my_share(used), size, samples, self._platform.device)
+        samples, device = self._schedule.global_batch_size, self._platform.device
+        return [pack(batch, samples, device, self._packing.layout) for batch in self._my_share(used)]
 
     def _sync_weights(self) -> None:
         if self._parts.engine.version != self.state.step:
@@ -222,8 +231,10 @@ class Trainer:
         dist.barrier()
         self._parts.engine.close()
 
-    def _log_step(self, result: StepResult, trained: list[Trajectory], seconds: float) -> None:
+    def _log_step(self, result: StepResult, dealt: list[list[MicroBatch]], seconds: float) -> None:
+        trained = [t for mine in dealt for batch in mine for t in batch]
         metrics = step_metrics(result, trained, self._rollout_metrics, self._clock.take(), seconds)
+        metrics |= packing_metrics(dealt, self._packing.layout)
         metrics["memory/peak_gib"] = self._platform.peak_memory_gib()
         self._rollout_metrics = {}
         self._reporter.step(self.state.step, metrics)

@@ -1,4 +1,4 @@
-"""Packing: nothing is lost, nothing is mixed, work is balanced."""
+"""Packing into tensors: nothing is lost, nothing is mixed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_hpc.rollout.trajectory import Trajectory
-from grpo_hpc.train.microbatch import micro_batches, pack, share_of
+from grpo_hpc.train.microbatch import pack
+from grpo_hpc.train.packing import RowLayout
 
 CPU = torch.device("cpu")
 
@@ -39,17 +40,34 @@ def test_positions_score_the_response_tokens_alone():
     assert batch.old_logprobs is None and batch.ref_logprobs is None
 
 
-sizes = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=4, max_size=24)
+sizes = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=8)
 
 
-@given(sizes, st.sampled_from([1, 2, 4]))
-def test_shares_are_a_partition_and_weights_sum_to_one(lengths, ranks):
-    everything = [trajectory(n, *length) for n, length in enumerate(lengths[: len(lengths) // ranks * ranks])]
-    shares = [share_of(everything, rank, ranks) for rank in range(ranks)]
-    assert sorted(t.position for share in shares for t in share) == list(range(len(everything)))
-    assert len({len(share) for share in shares}) == 1
-    longest = max(t.tokens for t in everything)
-    loads = [sum(t.tokens for t in share) for share in shares]
-    assert max(loads) - min(loads) <= longest
-    batches = [batch for share in shares for batch in micro_batches(share, 2, len(everything), CPU)]
-    torch.testing.assert_close(sum(batch.weights.sum() for batch in batches), torch.tensor(1.0))
+@given(sizes, st.sampled_from([2, 3, 4]), st.sampled_from([1, 2, 3]))
+def test_context_parallel_rows_together_are_the_whole_row(lengths, context, sequence):
+    everything = [trajectory(n, *length) for n, length in enumerate(lengths)]
+    whole = pack(everything, len(everything), CPU)
+    parts = [pack(everything, len(everything), CPU, RowLayout(context, rank, sequence)) for rank in range(context)]
+
+    tokens = torch.cat([part.loss_mask[0].nonzero()[:, 0] for part in parts])
+    assert len(tokens) == len(whole.weights)
+    assert all(part.tokens == parts[0].tokens and part.tokens % sequence == 0 for part in parts)
+    scored = torch.cat([part.scored for part in parts])
+    assert scored.sort().values.tolist() == list(range(len(whole.weights)))
+    for field in ("labels", "input_ids", "position_ids"):
+        found = torch.cat([getattr(part, field)[part.loss_mask] for part in parts])
+        assert torch.equal(found[scored.argsort()], getattr(whole, field)[whole.loss_mask]), field
+    for part in parts:
+        assert part.cu_seqlens[-1] == part.tokens * context and not (part.cu_seqlens % (2 * context)).any()
+        assert part.padding_mask is None or not (part.padding_mask & part.loss_mask).any()
+        assert torch.equal(part.weights, whole.weights) and torch.equal(part.advantages, whole.advantages)
+    real = sum(part.tokens if part.padding_mask is None else int((~part.padding_mask).sum()) for part in parts)
+    assert real == whole.tokens
+
+
+def test_a_rank_holds_one_piece_of_the_head_and_one_of_the_tail():
+    one = [trajectory(1, 3, 5)]  # 7 input tokens, padded to 8 and cut into 4 pieces of 2
+    first, second = (pack(one, 1, CPU, RowLayout(context=2, context_rank=rank)) for rank in range(2))
+    assert first.position_ids.tolist() == [[0, 1, 6, 7]] and second.position_ids.tolist() == [[2, 3, 4, 5]]
+    assert first.padding_mask.tolist() == [[False, False, False, True]]
+    assert first.scored.tolist() == [4] and second.scored.tolist() == [0, 1, 2, 3]

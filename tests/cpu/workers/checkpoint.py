@@ -8,21 +8,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from gradients import trajectories
+from gradients import my_share, packed, trajectories
 
 
 def main() -> None:
     import torch
     import torch.distributed as dist
-    from megatron.core import parallel_state as mpu
 
     from grpo_hpc.config import load_run
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.train import checkpoint
     from grpo_hpc.train.checkpoint import TrainerState
-    from grpo_hpc.train.microbatch import micro_batches, share_of
+    from grpo_hpc.train.parallel import init_model_parallel
     from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.policy import TrainedPolicy, init_model_parallel
+    from grpo_hpc.train.policy import TrainedPolicy
 
     folder, runs = Path(sys.argv[1]), [load_run(file) for file in sys.argv[2:]]
     platform = make_platform(runs[0].resources.device)
@@ -31,8 +30,7 @@ def main() -> None:
     for cfg in runs:
         plan = schedule(cfg)
         everything = trajectories(plan.global_batch_size, plan.num_generations)
-        mine = share_of(everything, mpu.get_data_parallel_rank(), plan.dp)
-        batches = micro_batches(mine, plan.micro_batch_size, plan.global_batch_size, platform.device)
+        batches = packed(cfg, my_share(cfg, everything), platform)
 
         policy = TrainedPolicy(cfg, platform)
         for _ in range(2):

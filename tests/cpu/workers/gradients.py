@@ -58,13 +58,32 @@ def move_off_policy(logprobs: list[Tensor], mine: list[Trajectory]) -> None:
         t.ref_logprobs = [x + rng.uniform(-0.5, 0.5) for x in now]
 
 
+def my_share(cfg: RunConfig, everything: list[Trajectory]) -> list[list[Trajectory]]:
+    """This rank's micro-batches."""
+    from megatron.core import parallel_state as mpu
+
+    from grpo_hpc.config.batch import schedule
+    from grpo_hpc.train.parallel import packing_of
+
+    return packing_of(cfg).deal(everything, schedule(cfg).dp)[mpu.get_data_parallel_rank()]
+
+
+def packed(cfg: RunConfig, mine: list[list[Trajectory]], platform: Platform) -> list[PackedBatch]:
+    from grpo_hpc.config.batch import schedule
+    from grpo_hpc.train.microbatch import pack
+    from grpo_hpc.train.parallel import packing_of
+
+    samples, layout = schedule(cfg).global_batch_size, packing_of(cfg).layout
+    return [pack(batch, samples, platform.device, layout) for batch in mine]
+
+
 def main() -> None:
     import torch.distributed as dist
     from safetensors.torch import save_file
 
     from grpo_hpc.config import load_run
+    from grpo_hpc.train.parallel import init_model_parallel
     from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.policy import init_model_parallel
 
     folder, runs = sys.argv[1], [load_run(file) for file in sys.argv[2:]]
     platform = make_platform(runs[0].resources.device)
@@ -79,24 +98,17 @@ def main() -> None:
 
 
 def one_step(cfg: RunConfig, platform: Platform) -> tuple[dict[str, Tensor], Any]:
-    from megatron.core import parallel_state as mpu
-
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.movers import HfExporter
-    from grpo_hpc.train.microbatch import micro_batches, share_of
     from grpo_hpc.train.policy import TrainedPolicy
 
     plan = schedule(cfg)
     policy = TrainedPolicy(cfg, platform)
 
     everything = trajectories(plan.global_batch_size, plan.num_generations)
-    mine = share_of(everything, mpu.get_data_parallel_rank(), plan.dp)
-
-    def packed() -> list[PackedBatch]:
-        return micro_batches(mine, plan.micro_batch_size, plan.global_batch_size, platform.device)
-
-    move_off_policy(policy.logprobs(packed()), mine)
-    batches = packed()
+    mine = my_share(cfg, everything)
+    move_off_policy(policy.logprobs(packed(cfg, mine, platform)), [t for batch in mine for t in batch])
+    batches = packed(cfg, mine, platform)
 
     tensors = {}
     if not cfg.parallel.use_distributed_optimizer:  # it leaves each rank with its shard of the gradients only

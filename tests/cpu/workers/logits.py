@@ -20,8 +20,8 @@ def main() -> None:
     from safetensors.torch import save_file
 
     from grpo_hpc.config import load_run
+    from grpo_hpc.train.parallel import init_model_parallel
     from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.policy import init_model_parallel
 
     folder, runs = sys.argv[1], [load_run(file) for file in sys.argv[2:]]
     platform = make_platform(runs[0].resources.device)

@@ -9,11 +9,12 @@ import json
 import sys
 from pathlib import Path
 
+from gradients import my_share, packed
+
 
 def main() -> None:
     import torch
     import torch.distributed as dist
-    from megatron.core import parallel_state as mpu
 
     from grpo_hpc.config import load_run
     from grpo_hpc.config.batch import schedule
@@ -21,9 +22,9 @@ def main() -> None:
     from grpo_hpc.rollout.collect import gather_lists
     from grpo_hpc.rollout.engine import ColocateEngine, Request
     from grpo_hpc.rollout.trajectory import Trajectory
-    from grpo_hpc.train.microbatch import micro_batches, share_of
+    from grpo_hpc.train.parallel import init_model_parallel
     from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.policy import TrainedPolicy, init_model_parallel
+    from grpo_hpc.train.policy import TrainedPolicy
 
     cfg, target = load_run(sys.argv[1]), Path(sys.argv[2])
     plan = schedule(cfg)
@@ -42,18 +43,15 @@ def main() -> None:
         )
         for n, c in enumerate(engine.generate(requests))
     ]
-    mine = share_of(rollout, mpu.get_data_parallel_rank(), plan.dp)
-
-    def batches() -> list:
-        return micro_batches(mine, plan.micro_batch_size, plan.global_batch_size, platform.device)
-
-    scored = torch.cat(policy.logprobs(batches())).tolist()
+    share = my_share(cfg, rollout)
+    mine = [t for batch in share for t in batch]
+    scored = torch.cat(policy.logprobs(packed(cfg, share, platform))).tolist()
     offset = 0
     for t in mine:
         t.old_logprobs = scored[offset : offset + len(t.response_tokens)]
         offset += len(t.response_tokens)
     worst = max(abs(a - b) for t in mine for a, b in zip(t.old_logprobs or [], t.rollout_logprobs, strict=True))
-    step = policy.update(batches())
+    step = policy.update(packed(cfg, share, platform))
 
     before = [c.tokens for c in engine.generate(requests, greedy=True)]
     engine.load_weights(policy.exporter.tensors(), 1)

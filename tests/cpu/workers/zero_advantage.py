@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from gradients import move_off_policy, trajectories
+from gradients import move_off_policy, my_share, packed, trajectories
 
 
 def main() -> None:
@@ -12,9 +12,10 @@ def main() -> None:
 
     from grpo_hpc.config import load_run
     from grpo_hpc.models.movers import HfExporter
-    from grpo_hpc.train.microbatch import micro_batches, with_gradient
+    from grpo_hpc.train.packing import with_gradient
+    from grpo_hpc.train.parallel import init_model_parallel
     from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.policy import TrainedPolicy, init_model_parallel
+    from grpo_hpc.train.policy import TrainedPolicy
 
     cfg = load_run(sys.argv[1])
     platform = make_platform("cpu")
@@ -22,16 +23,17 @@ def main() -> None:
     init_model_parallel(cfg, platform)
     policy = TrainedPolicy(cfg, platform)
     everything = trajectories(16, 4)
-    move_off_policy(policy.logprobs(micro_batches(everything, 2, 16, platform.device)), everything)
+    mine = my_share(cfg, everything)
+    move_off_policy(policy.logprobs(packed(cfg, mine, platform)), [t for batch in mine for t in batch])
     for t in everything:
         t.advantage = 0.0 if t.position % 2 else t.advantage
 
     def gradients(chosen: list) -> dict[str, torch.Tensor]:
-        policy.accumulate(micro_batches(chosen, 2, 16, platform.device))
+        policy.accumulate(packed(cfg, my_share(cfg, chosen), platform))
         exporter = HfExporter(policy.model, platform.layer_spec, values=lambda p: p.main_grad)
         return {name: value.clone() for name, value in exporter.tensors()}
 
-    chosen = with_gradient(everything, at_least=1)
+    chosen = with_gradient(everything, multiple_of=1)
     assert len(chosen) == 8
     whole, part = gradients(everything), gradients(chosen)
     for name, value in whole.items():

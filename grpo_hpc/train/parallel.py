@@ -1,0 +1,59 @@
+"""The parallel layout of a run: Megatron's process groups, and what a rank's place in them means for its batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state as mpu
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from torch import Tensor
+
+from grpo_hpc.config import RunConfig
+from grpo_hpc.train.microbatch import PackedBatch
+from grpo_hpc.train.packing import Packing, RowLayout
+from grpo_hpc.train.platform import Platform
+
+
+def init_model_parallel(cfg: RunConfig, platform: Platform) -> None:
+    """Megatron's process groups and random states; once per process."""
+    with platform.megatron():
+        mpu.initialize_model_parallel(
+            tensor_model_parallel_size=cfg.parallel.tensor_model_parallel_size,
+            pipeline_model_parallel_size=cfg.parallel.pipeline_model_parallel_size,
+            context_parallel_size=cfg.parallel.context_parallel_size,
+        )
+        model_parallel_cuda_manual_seed(cfg.seed)
+
+
+def packing_of(cfg: RunConfig) -> Packing:
+    """How this rank's micro-batches are packed; asks Megatron for its place."""
+    layout = RowLayout(context=mpu.get_context_parallel_world_size(), context_rank=mpu.get_context_parallel_rank())
+    return Packing(cfg.batch.micro_batch_size, cfg.batch.max_tokens_per_micro_batch, layout)
+
+
+def over_context(output: Tensor, batch: PackedBatch) -> Tensor:
+    """Per-token values of the whole row [C, N] on every context-parallel rank, from each rank's own [C, n].
+
+    The loss that follows is computed by all of them alike; each takes the gradient of its own tokens, and the
+    gradients of the weights are summed over the ranks.
+    """
+    if mpu.get_context_parallel_world_size() == 1:
+        return output
+    whole: Tensor = _OverContext.apply(output, batch.scored, len(batch.weights), mpu.get_context_parallel_group())
+    return whole
+
+
+class _OverContext(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, scored: Tensor, total: int, group: dist.ProcessGroup) -> Tensor:
+        ctx.save_for_backward(scored)
+        whole = part.new_zeros(part.shape[0], total)
+        whole[:, scored] = part
+        dist.all_reduce(whole, group=group)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad[:, ctx.saved_tensors[0]], None, None, None
