@@ -45,7 +45,13 @@ class VocabularyPart:
 
 
 def token_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, part: VocabularyPart, temperature: float = 1.0, chunk: int = 1024
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    part: VocabularyPart,
+    temperature: float = 1.0,
+    chunk: int = 1024,
+    grad_buffer: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target token and the entropy of its distribution.
 
@@ -56,6 +62,9 @@ def token_logprobs(
         part: which rows these are.
         temperature: logits are divided by it, as in sampling.
         chunk: tokens worked on at a time; bounds the memory at ``chunk * Vr`` floats.
+        grad_buffer: float32 [Vr, H] that the gradient of ``weight`` is added to. Autograd is then given zeros, which
+            take no memory and mark the gradient as there. Without it the chunks are summed in a float32 tensor of
+            their own.
 
     Returns:
         log-probabilities [N] (differentiable with respect to hidden and weight) and entropies [N] (not
@@ -64,63 +73,87 @@ def token_logprobs(
     The gradient of ``hidden`` is this rank's part only: the caller sums it over the ranks, as Megatron's
     column-parallel layers do.
     """
-    return _TokenLogprobs.apply(hidden, weight, targets, part, temperature, chunk)
+    return _TokenLogprobs.apply(hidden, weight, targets, part, temperature, chunk, grad_buffer)
 
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, part: VocabularyPart, temperature: float, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        part: VocabularyPart,
+        temperature: float,
+        chunk: int,
+        grad_buffer: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         logsumexp, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
         for at in _chunks(len(targets), chunk):
             logits = _logits(hidden[at], weight, part, temperature)
-            top = logits.max(dim=-1).values if logits.shape[-1] else logits.new_full(logits.shape[:1], -torch.inf)
+            top = logits.amax(-1) if logits.shape[-1] else logits.new_full(logits.shape[:1], -torch.inf)
             part.max(top)
-            exp = (logits - top[:, None]).exp()
-            local, mine = _local(targets[at], part, logits.shape[-1])
-            picked = logits.gather(-1, local[:, None]).squeeze(-1).masked_fill(~mine, 0.0)
-            weighted = (exp * logits.masked_fill(exp == 0, 0.0)).sum(-1)
-            sums = torch.stack((exp.sum(-1), picked, weighted))  # one reduction for the three
+            logits.sub_(top[:, None])
+            local, mine = _local(targets[at], logits.shape[-1], part)
+            picked = torch.where(mine, logits.gather(-1, local[:, None])[:, 0], 0.0) if logits.shape[-1] else 0 * top
+            exp = logits.exp()
+            sums = torch.stack((exp.sum(-1), picked, torch.linalg.vecdot(exp, logits)))  # one reduction for the three
             part.sum(sums)
-            logsumexp[at] = sums[0].log() + top
-            logprobs[at] = sums[1] - logsumexp[at]
-            entropy[at] = logsumexp[at] - sums[2] / sums[0]
+            log_total = sums[0].log()
+            logsumexp[at] = log_total + top
+            logprobs[at] = sums[1] - log_total
+            entropy[at] = log_total - sums[2] / sums[0]
         ctx.save_for_backward(hidden, weight, targets, logsumexp)
-        ctx.part, ctx.temperature, ctx.chunk = part, temperature, chunk
+        ctx.part, ctx.temperature, ctx.chunk, ctx.grad_buffer = part, temperature, chunk, grad_buffer
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs: Tensor, _grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets, logsumexp = ctx.saved_tensors
+        total = None
+        if ctx.needs_input_grad[1]:
+            total = torch.zeros_like(weight, dtype=torch.float32) if ctx.grad_buffer is None else ctx.grad_buffer
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight)
         for at in _chunks(len(targets), ctx.chunk):
             grad_logits = _logits(hidden[at], weight, ctx.part, ctx.temperature)
-            grad_logits.sub_(logsumexp[at, None]).exp_().neg_()  # -p; zero on padding rows
-            local, mine = _local(targets[at], ctx.part, grad_logits.shape[-1])
-            grad_logits.scatter_add_(-1, local[:, None], mine[:, None].to(grad_logits.dtype))
+            grad_logits.sub_(logsumexp[at, None]).exp_().neg_()  # -p
+            local, mine = _local(targets[at], grad_logits.shape[-1], ctx.part)
+            if grad_logits.shape[-1]:
+                grad_logits.scatter_add_(-1, local[:, None], mine[:, None].to(grad_logits.dtype))
             grad_logits.mul_(grad_logprobs[at, None] / ctx.temperature)
             scaled = grad_logits.to(hidden.dtype)
-            grad_hidden[at] = scaled @ weight
-            grad_weight.addmm_(scaled.T, hidden[at])
-        return grad_hidden, grad_weight, None, None, None, None
+            rows = weight[: scaled.shape[-1]]
+            grad_hidden[at] = scaled @ rows
+            if total is not None:
+                _add_product(total[: len(rows)], scaled, hidden[at])
+        return grad_hidden, _weight_gradient(total, weight, ctx.grad_buffer), None, None, None, None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left.T @ right``, summed in the precision of ``total``."""
+    if total.dtype == left.dtype:
+        total.addmm_(left.T, right)
+    else:
+        total.add_(left.T @ right)
+
+
+def _weight_gradient(total: Tensor | None, weight: Tensor, grad_buffer: Tensor | None) -> Tensor | None:
+    """What autograd is given for the weight: nothing, zeros beside a buffer, or the sum."""
+    if total is None:
+        return None
+    return total.to(weight.dtype) if grad_buffer is None else weight.new_zeros(()).expand_as(weight)
 
 
 def _logits(hidden: Tensor, weight: Tensor, part: VocabularyPart, temperature: float) -> Tensor:
-    """Float32 logits of the rows held here, -inf on padding rows: [n, Vr]."""
-    logits = (hidden @ weight.T).float()
-    if temperature != 1.0:
-        logits.div_(temperature)
-    padding = part.start + weight.shape[0] - part.vocabulary
-    if padding > 0:
-        logits[:, max(0, weight.shape[0] - padding) :] = -torch.inf
-    return logits
+    """Float32 logits of the real rows held here: [n, at most Vr]."""
+    real = max(0, min(weight.shape[0], part.vocabulary - part.start))
+    logits = (hidden @ weight[:real].T).float()
+    return logits.div_(temperature) if temperature != 1.0 else logits
 
 
-def _local(targets: Tensor, part: VocabularyPart, rows: int) -> tuple[Tensor, Tensor]:
+def _local(targets: Tensor, rows: int, part: VocabularyPart) -> tuple[Tensor, Tensor]:
     """Row of each target on this rank (0 where it lies elsewhere) and whether it lies here."""
     local = targets - part.start
     mine = (local >= 0) & (local < rows)

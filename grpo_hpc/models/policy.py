@@ -16,7 +16,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
+from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -56,6 +56,8 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
         pipeline_dtype=dtype,
         tensor_model_parallel_size=mpu.get_tensor_model_parallel_world_size(),
         pipeline_model_parallel_size=pipeline,
+        context_parallel_size=mpu.get_context_parallel_world_size(),
+        cp_comm_type="p2p",
         # packed micro-batches differ in length, so pipeline stages tell each other their shapes
         variable_seq_lengths=pipeline > 1,
         moe_token_dispatcher_type="alltoall",  # the default is refused beside variable lengths, even without experts
@@ -109,9 +111,18 @@ class PolicyModel(GPTModel):
         weight = self.output_layer.weight
         if weight is None:
             weight = self.shared_embedding_or_output_weight()
-        scored = copy_to_tensor_model_parallel_region(hidden_states[:, 0][mask])  # [N, H]
+        if self.config.sequence_parallel:
+            scored = gather_from_sequence_parallel_region(hidden_states)[:, 0][mask]  # [N, H]
+        else:
+            scored = copy_to_tensor_model_parallel_region(hidden_states[:, 0][mask])
         logprobs, entropy = token_logprobs(
-            scored, weight, labels.flatten()[mask], vocabulary_part(self.shape.vocab, weight.shape[0]), self.temperature
+            scored,
+            weight,
+            labels.flatten()[mask],
+            vocabulary_part(self.shape.vocab, weight.shape[0]),
+            self.temperature,
+            # where Megatron sums this weight's gradient in fp32, if it does: micro-batches and chunks meet there
+            grad_buffer=getattr(weight, "main_grad", None),
         )
         return torch.stack((logprobs, entropy))
 

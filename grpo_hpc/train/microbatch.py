@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from grpo_hpc.algo.loss import sample_mean_weights
+from grpo_hpc.models.attention import positions_of
 from grpo_hpc.rollout.trajectory import Trajectory
 from grpo_hpc.train.packing import WHOLE_ROW, RowLayout
 
@@ -80,7 +81,7 @@ def pack(
         bounds.append(len(inputs))
 
     lengths = [len(t.response_tokens) for t in trajectories]
-    here = _positions_here(bounds, layout)
+    here = positions_of(layout.context_rank, layout.context, bounds)
 
     def row(values: list[int] | list[bool]) -> Tensor:
         return torch.tensor(values)[here].to(device)[None]
@@ -111,17 +112,3 @@ def pack(
         old_logprobs=joined([t.old_logprobs for t in trajectories]),
         ref_logprobs=joined([t.ref_logprobs for t in trajectories]),
     )
-
-
-def _positions_here(bounds: Sequence[int], layout: RowLayout) -> Tensor:
-    """Positions of the whole row that this context-parallel rank works on, in the order of its own row.
-
-    A sequence is cut into ``2 * context`` pieces; rank r has pieces r and ``2 * context - 1 - r``, as
-    TransformerEngine's attention expects.
-    """
-    if layout.context == 1:
-        return torch.arange(bounds[-1])
-    pieces = 2 * layout.context
-    own = (layout.context_rank, pieces - 1 - layout.context_rank)
-    parts = [torch.arange(start, end).chunk(pieces) for start, end in pairwise(bounds)]
-    return torch.cat([part[piece] for part in parts for piece in own])

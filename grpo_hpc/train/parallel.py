@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch import Tensor
 
@@ -31,6 +32,24 @@ def packing_of(cfg: RunConfig) -> Packing:
     """How this rank's micro-batches are packed; asks Megatron for its place."""
     layout = RowLayout(context=mpu.get_context_parallel_world_size(), context_rank=mpu.get_context_parallel_rank())
     return Packing(cfg.batch.micro_batch_size, cfg.batch.max_tokens_per_micro_batch, layout)
+
+
+def packed_sequences(batch: PackedBatch) -> PackedSeqParams:
+    """Where sequences lie in the row, as Megatron's attention and rotary embedding ask for it.
+
+    Padding counts as its sequence's last tokens: causal attention keeps it away from all others.
+    """
+    bounds = batch.cu_seqlens
+    padded = bounds if mpu.get_context_parallel_world_size() > 1 else None  # TransformerEngine insists on it there
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=bounds,
+        cu_seqlens_kv=bounds,
+        cu_seqlens_q_padded=padded,
+        cu_seqlens_kv_padded=padded,
+        max_seqlen_q=batch.max_seqlen,
+        max_seqlen_kv=batch.max_seqlen,
+    )
 
 
 def over_context(output: Tensor, batch: PackedBatch) -> Tensor:

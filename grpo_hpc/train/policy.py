@@ -13,7 +13,6 @@ from megatron.core import parallel_state as mpu
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from grpo_hpc.models.movers import HfExporter, load_hf
 from grpo_hpc.models.policy import PolicyModel, layer_spec, transformer_config
 from grpo_hpc.models.shape import read_shape
 from grpo_hpc.train.microbatch import PackedBatch
-from grpo_hpc.train.parallel import over_context
+from grpo_hpc.train.parallel import over_context, packed_sequences
 from grpo_hpc.train.platform import Platform
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -167,20 +166,13 @@ def _run_schedule(
 
     def forward_step(iterator: Any, chunk: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
         batch: PackedBatch = next(iterator)
-        packed = PackedSeqParams(
-            qkv_format="thd",
-            cu_seqlens_q=batch.cu_seqlens,
-            cu_seqlens_kv=batch.cu_seqlens,
-            max_seqlen_q=batch.max_seqlen,
-            max_seqlen_kv=batch.max_seqlen,
-        )
         output = chunk(
             batch.input_ids,
             batch.position_ids,
             None,
             labels=batch.labels,
             loss_mask=batch.loss_mask,
-            packed_seq_params=packed,
+            packed_seq_params=packed_sequences(batch),
         )
         if mpu.is_pipeline_last_stage():
             output = over_context(output, batch)

@@ -9,7 +9,7 @@ import yaml
 
 
 def write_run(folder: Path, model: Path, **changed: Any) -> Path:
-    """A small CPU run in fp32; ``changed`` sets leaf keys such as ``train_iters=4``."""
+    """A small CPU run in fp32; ``changed`` sets leaf keys such as ``train_iters=4``, and None unsets one."""
     sections: dict[str, dict[str, Any]] = {
         "model": {"path": str(model), "dtype": "float32"},
         "data": {"train": str(folder / "train.jsonl")},
@@ -34,6 +34,9 @@ def write_run(folder: Path, model: Path, **changed: Any) -> Path:
     }
     for key, value in changed.items():
         (sections[owner[key]] if key in owner else top)[key] = value
+    for section in sections.values():
+        for key in [key for key, value in section.items() if value is None]:
+            del section[key]  # back to the default
     path = folder / f"{top['name']}.yaml"
     path.write_text(yaml.safe_dump(top | {name: values for name, values in sections.items() if values}))
     return path

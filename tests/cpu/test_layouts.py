@@ -1,51 +1,47 @@
-"""Every parallel layout gives the loss, gradients and weights of one rank."""
+"""Every parallel layout gives the loss, gradients and weights of one rank.
+
+All layouts run one after another in the same four processes. docs/layouts.md lists them.
+"""
 
 from __future__ import annotations
 
 import ast
-import functools
-import itertools
 
 import pytest
 import torch
+from layouts import LAYOUTS, MODELS, Case
 from ranks import run_ranks
 from runfiles import write_run
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-LAYOUTS = {
-    "one": {"nproc_per_node": 1},
-    "dp2": {"nproc_per_node": 2},
-    "tp2": {"nproc_per_node": 2, "tensor_model_parallel_size": 2},
-    "pp2": {"nproc_per_node": 2, "pipeline_model_parallel_size": 2},
-}
-MODELS = [("llama", True), ("qwen3", False)]
-OPTIMIZERS = ["plain", "distributed"]
+RANKS = 4
+
+
+@pytest.fixture(scope="module")
+def references(tiny, tmp_path_factory):
+    """Tensors and numbers of one optimizer step on one rank, by model."""
+    folder = tmp_path_factory.mktemp("one")
+    runs = [run_file(folder, tiny, model, name=model) for model in MODELS]
+    run_ranks("gradients", 1, folder, *runs)
+    return {model: read(folder / f"{model}.safetensors") for model in MODELS}
 
 
 @pytest.fixture(scope="module")
 def steps(tiny, tmp_path_factory):
-    """``steps(layout)[model, optimizer]``: tensors and numbers of one optimizer step."""
+    """The same on four ranks, by the name of the layout."""
+    folder = tmp_path_factory.mktemp("four")
+    runs = [
+        run_file(folder, tiny, case.model, name=case.name, nproc_per_node=RANKS, **case.keys)
+        for case in LAYOUTS.values()
+    ]
+    run_ranks("gradients", RANKS, folder, *runs, timeout=600)
+    return {name: read(folder / f"{name}.safetensors") for name in LAYOUTS}
 
-    @functools.cache
-    def run(layout):
-        folder, cases = tmp_path_factory.mktemp(layout), list(itertools.product(MODELS, OPTIMIZERS))
-        runs = [
-            write_run(
-                folder,
-                tiny(*model),
-                name=f"run{n}",
-                beta=0.1,
-                epsilon=0.1,
-                use_distributed_optimizer=optimizer == "distributed",
-                **LAYOUTS[layout],
-            )
-            for n, (model, optimizer) in enumerate(cases)
-        ]
-        run_ranks("gradients", LAYOUTS[layout]["nproc_per_node"], folder, *runs)
-        return {case: read(folder / f"{n}.safetensors") for n, case in enumerate(cases)}
 
-    return run
+def run_file(folder, tiny, model, **keys):
+    defaults = {"beta": 0.1, "epsilon": 0.1, "use_distributed_optimizer": False}
+    return write_run(folder, tiny(*MODELS[model]), **(defaults | keys))
 
 
 def read(path):
@@ -53,16 +49,13 @@ def read(path):
         return load_file(path), {key: ast.literal_eval(value) for key, value in file.metadata().items()}
 
 
-@pytest.mark.parametrize("model", MODELS, ids=str)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("layout", ["dp2", "tp2", "pp2"])
-def test_layout_equals_one_rank(layout, optimizer, model, steps):
-    want, want_numbers = steps("one")[model, "plain"]
-    got, numbers = steps(layout)[model, optimizer]
+@pytest.mark.parametrize("case", LAYOUTS.values(), ids=str)
+def test_layout_equals_one_rank(case: Case, steps, references):
+    want, want_numbers = references[case.model]
+    got, numbers = steps[case.name]
     assert 0.05 < numbers["clip_fraction"] < 0.95, "the step must have clipped and unclipped tokens to mean anything"
     assert numbers == pytest.approx(want_numbers, rel=1e-5)
-    # the distributed optimizer leaves each rank only its shard of the gradients: there the new weights speak for them
-    assert got.keys() == {name for name in want if optimizer == "plain" or name.startswith("weight/")}
+    assert got.keys() == want.keys()
     for name, value in got.items():
         difference = (value - want[name]).norm() / want[name].norm()
         assert difference <= 1e-5, f"{name} differs by {difference:.2e} relative"
@@ -71,10 +64,10 @@ def test_layout_equals_one_rank(layout, optimizer, model, steps):
         assert (value - want[name]).abs().max() / scale <= (1e-5 if name.startswith("grad/") else 1e-3), name
 
 
-@pytest.mark.parametrize("model", MODELS, ids=str)
-def test_every_weight_is_trained(model, steps, tiny):
-    tensors, _ = steps("one")[model, "plain"]
-    for name, value in load_file(tiny(*model) / "model.safetensors").items():
+@pytest.mark.parametrize("model", MODELS)
+def test_every_weight_is_trained(model, references, tiny):
+    tensors, _ = references[model]
+    for name, value in load_file(tiny(*MODELS[model]) / "model.safetensors").items():
         assert tensors[f"grad/{name}"].any() and not torch.equal(tensors[f"weight/{name}"], value), name
 
 

@@ -33,16 +33,47 @@ def test_equal_to_full_softmax(temperature, chunk, padding):
     assert not got[1][vocabulary:].any(), "padding rows of the output matrix must get no gradient"
 
 
-def test_split_over_ranks_equals_whole():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_of_many_chunks_is_summed_in_float32(dtype):
+    """Beside a buffer autograd gets zeros; two calls and all chunks meet in the buffer without rounding to bfloat16."""
+    torch.manual_seed(2)
+    hidden = torch.randn(2000, 8).to(dtype)
+    weight = torch.randn(12, 8).to(dtype).requires_grad_()
+    targets, part = torch.randint(0, 11, (2000,)), VocabularyPart(0, 11)
+    buffer = torch.zeros(12, 8)
+    for half in (slice(0, 1000), slice(1000, 2000)):
+        logprobs, _ = token_logprobs(hidden[half], weight, targets[half], part, chunk=4, grad_buffer=buffer)
+        (given,) = torch.autograd.grad(logprobs.sum(), weight)
+        assert given.shape == weight.shape and not given.any()
+
+    exact = weight.detach().double().requires_grad_()
+    picked = (hidden.double() @ exact[:11].T).log_softmax(-1).gather(1, targets[:, None])
+    (want,) = torch.autograd.grad(picked.sum(), exact)
+    error = (buffer - want).norm() / want.norm()
+    assert error < (1e-5 if dtype == torch.float32 else 0.01)
+    (alone,) = torch.autograd.grad(token_logprobs(hidden, weight, targets, part, chunk=4)[0].sum(), weight)
+    assert alone.dtype == dtype and (alone - want).norm() / want.norm() < (1e-5 if dtype == torch.float32 else 0.01)
+
+
+def test_frozen_output_matrix_gets_no_gradient():
+    hidden = torch.randn(5, 4, requires_grad=True)
+    weight = torch.randn(7, 4)
+    logprobs, _ = token_logprobs(hidden, weight, torch.arange(5), VocabularyPart(0, 7))
+    logprobs.sum().backward()
+    assert hidden.grad.any() and weight.grad is None
+
+
+@pytest.mark.parametrize("vocabulary", [10, 8])
+def test_split_over_ranks_equals_whole(vocabulary):
     """Three ranks' parts, worked in lock-step by hand: the reductions are the only thing they share."""
     from concurrent.futures import ThreadPoolExecutor
     from threading import Barrier
 
     torch.manual_seed(1)
-    ranks, vocabulary, rows = 3, 10, 4  # 12 rows held, 2 of them padding
+    ranks, rows = 3, 4  # of 12 rows held 2 or 4 are padding: all that the last rank has
     hidden = torch.randn(7, 6)
-    weight = torch.cat((torch.randn(vocabulary, 6), torch.randn(2, 6) * 50))
-    targets = torch.tensor([0, 3, 4, 7, 8, 9, 5])
+    weight = torch.cat((torch.randn(vocabulary, 6), torch.randn(12 - vocabulary, 6) * 50))
+    targets = torch.tensor([0, 3, 4, 7, 8, 9, 5]) % vocabulary
     barrier, box = Barrier(ranks), [None] * ranks
 
     def reduction(rank, combine):

@@ -1,7 +1,7 @@
 """One optimizer step on fixed trajectories: loss, every gradient and every updated weight, as Hugging Face tensors.
 
-Arguments: output folder, run files of one layout. Each gives OUTPUT/<number>.safetensors, which must not depend on the
-layout.
+Arguments: output folder, run files for this number of ranks, one layout after another. Each gives
+OUTPUT/<name>.safetensors, which must not depend on the layout.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def packed(cfg: RunConfig, mine: list[list[Trajectory]], platform: Platform) -> 
 
 def main() -> None:
     import torch.distributed as dist
+    from megatron.core import parallel_state as mpu
     from safetensors.torch import save_file
 
     from grpo_hpc.config import load_run
@@ -88,12 +89,13 @@ def main() -> None:
     folder, runs = sys.argv[1], [load_run(file) for file in sys.argv[2:]]
     platform = make_platform(runs[0].resources.device)
     platform.init_distributed()
-    init_model_parallel(runs[0], platform)
-    for number, cfg in enumerate(runs):
+    for cfg in runs:
+        mpu.destroy_model_parallel()
+        init_model_parallel(cfg, platform)
         tensors, result = one_step(cfg, platform)
         if dist.get_rank() == 0:
             metadata = {key: repr(value) for key, value in vars(result).items()}
-            save_file(tensors, f"{folder}/{number}.safetensors", metadata=metadata)
+            save_file(tensors, f"{folder}/{cfg.name}.safetensors", metadata=metadata)
     dist.barrier()
 
 
@@ -104,20 +106,30 @@ def one_step(cfg: RunConfig, platform: Platform) -> tuple[dict[str, Tensor], Any
 
     plan = schedule(cfg)
     policy = TrainedPolicy(cfg, platform)
-
     everything = trajectories(plan.global_batch_size, plan.num_generations)
     mine = my_share(cfg, everything)
     move_off_policy(policy.logprobs(packed(cfg, mine, platform)), [t for batch in mine for t in batch])
     batches = packed(cfg, mine, platform)
 
-    tensors = {}
-    if not cfg.parallel.use_distributed_optimizer:  # it leaves each rank with its shard of the gradients only
-        policy.accumulate(batches)
-        gradients = HfExporter(policy.model, platform.layer_spec, values=lambda p: p.main_grad)
-        tensors |= {f"grad/{name}": value.clone() for name, value in gradients.tensors()}
+    policy.accumulate(batches)
+    if cfg.parallel.use_distributed_optimizer:
+        gather_gradients(policy.ddp)
+    gradients = HfExporter(policy.model, platform.layer_spec, values=lambda p: p.main_grad)
+    tensors = {f"grad/{name}": value.clone() for name, value in gradients.tensors()}
     result = policy.update(batches)
     tensors |= {f"weight/{name}": value.clone() for name, value in policy.exporter.tensors()}
     return {name: value.cpu().contiguous() for name, value in tensors.items()}, result
+
+
+def gather_gradients(ddp: Any) -> None:
+    """Make every gradient whole: the distributed optimizer leaves each rank with the reduced part of its own."""
+    import torch.distributed as dist
+
+    for buffer in ddp.buffers + ddp.expert_parallel_buffers:
+        group = buffer.data_parallel_group
+        for bucket in buffer.buckets:
+            own = bucket.grad_data.view(group.size(), -1)[group.rank()].clone()
+            dist.all_gather_into_tensor(bucket.grad_data, own, group=group)
 
 
 if __name__ == "__main__":
