@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import yaml
 
-from tools.bench.random_model import SHAPES, save_prompts, save_random_model
+from tools.bench.random_model import SHAPES, save_prompts
 from tools.bench.work import H200_BF16_TFLOPS, Flops, Work
 
 HERE = Path(__file__).parent
@@ -35,18 +35,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(options.folder) / options.model
     work = Work(str(folder), options.prompts, options.generations, options.prompt_length, options.completion_length,
                 options.steps, options.warmup, options.memory_share)  # fmt: skip
-    save_random_model(work.model, options.model)
+    # in a process of its own: whoever makes the model on a GPU keeps some of the memory that is to be measured
+    maker = [sys.executable, "-m", "tools.bench.random_model", str(work.model), options.model]
+    subprocess.run(maker, check=True, cwd=HERE.parent, stderr=subprocess.DEVNULL)
     config = json.loads((work.model / "config.json").read_text())
     save_prompts(work.data, work.prompts * work.steps, work.prompt_length, config["vocab_size"])
     saved = work.save()
     result: dict[str, Any] = {"model": options.model, "work": json.loads(saved.read_text()), "set": options.set}
     result["ours"] = run_ours(work, options, Flops.of(config))
+    _show(result, work, options.out)
     for peer in options.peer:
         result[peer] = run_peer(peer, saved, work, options.trl_micro)
-    print(table(result, work))
-    if options.out:
-        Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+        _show(result, work, options.out)
     return 0 if "error" not in result["ours"] else 1
+
+
+def _show(result: dict[str, Any], work: Work, out: str | None) -> None:
+    """After each part, so that a benchmark that is stopped leaves what it has."""
+    print(table(result, work), flush=True)
+    if out:
+        Path(out).write_text(json.dumps(result, indent=1) + "\n")
 
 
 def run_ours(work: Work, options: argparse.Namespace, flops: Flops) -> dict[str, Any]:
@@ -97,7 +105,7 @@ def run_file(name: str, work: Work, options: argparse.Namespace) -> dict[str, An
         },
         "rewards": {"reward_funcs": [f"{HERE / 'bench' / 'reward.py'}:parity"]},
         "optimizer": {"lr": 1e-6},
-        "checkpoint": {"export": False},
+        "checkpoint": {"save_last": False, "export": False},
     }
 
 

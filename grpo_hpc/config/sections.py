@@ -137,6 +137,7 @@ class Checkpoint(Section):
     save_total_limit: int | None = Field(
         default=None, ge=1, description="newest checkpoints that are kept; absent: all"
     )
+    save_last: bool = Field(default=True, description="save a checkpoint when the last step is done")
     export: bool = Field(default=True, description="write a Hugging Face folder at the end")
 
 

@@ -52,7 +52,7 @@ def _train(run_dir: RunDir, events: EventLog | None) -> None:
     platform.init_distributed()
     trainer = _assemble(run_dir, cfg, platform, events)
     complete = trainer.run()
-    saved = trainer.save()
+    saved = trainer.save() if cfg.checkpoint.save_last or not complete else None
     if not complete:
         if events:
             events.stopped(trainer.state.step)
@@ -113,8 +113,8 @@ def _reporter(run_dir: RunDir, cfg: RunConfig, events: EventLog | None) -> Repor
     return Reporter(events, sinks, log)
 
 
-def _closing_lines(run_dir: RunDir, cfg: RunConfig, saved: Path) -> list[str]:
-    lines = [f"checkpoint  {saved}"]
+def _closing_lines(run_dir: RunDir, cfg: RunConfig, saved: Path | None) -> list[str]:
+    lines = [f"checkpoint  {saved}"] if saved else []
     if cfg.checkpoint.export:
         lines += [
             f"export      {run_dir.export}",

@@ -1,12 +1,15 @@
 """A random model of a real shape with a tokenizer of one word per token, and prompts of exact length for it.
 
 Random weights sample nearly uniformly, so completions run to their full length and every phase has a known size.
+
+    python -m tools.bench.random_model FOLDER SHAPE
 """
 
 from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +89,7 @@ def save_prompts(file: Path, count: int, length: int, vocabulary: int, seed: int
         for _ in range(count):
             text = " ".join(f"w{draw.randrange(2, vocabulary)}" for _ in range(length))
             out.write(json.dumps({"messages": [{"role": "user", "content": text}]}) + "\n")
+
+
+if __name__ == "__main__":
+    save_random_model(Path(sys.argv[1]), sys.argv[2])
