@@ -17,6 +17,7 @@ EXIT_INTERRUPTED = 130
 _COMMANDS = {
     "plan": ("grpo_hpc.cli.plan", "Show ranks, batch sizes and memory of a run."),
     "submit": ("grpo_hpc.cli.submit", "Start a run."),
+    "image": ("grpo_hpc.cli.image", "Render, build and check container images."),
     "resume": ("grpo_hpc.cli.resume", "Continue a stopped or crashed run."),
 }
 

@@ -16,10 +16,11 @@ command -v mmdebstrap >/dev/null || {
   apt-get update -qq || true
   apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 mmdebstrap >/dev/null
 }
+# Device nodes are left out: a container gets its own, and Apptainer cannot unpack them without privileges.
 mirror() { apt-get indextargets --format "deb \$(REPO_URI) \$(CODENAME) main" 'Created-By: Packages' "Codename: $1" 'Component: main' | head -1; }
 mkdir -p "$(dirname "$out")"
 { mirror bookworm; mirror bookworm-updates; mirror bookworm-security; } |
-  mmdebstrap --quiet --variant=apt --include=python3,python3-venv \
+  mmdebstrap --quiet --variant=apt --skip=output/dev --include=python3,python3-venv \
     --dpkgopt=force-unsafe-io --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*.bin' \
     bookworm "$out.new.tar" -

@@ -1,0 +1,128 @@
+"""What a build needs beside its build file: the project as a wheel, the pins, pip's settings, and wheels when offline.
+
+A context is one flat folder: ``requirements.txt``, ``pip.conf``, ``grpo_hpc-VERSION-py3-none-any.whl`` and, for a
+build without a network, the wheels of every pin.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import grpo_hpc
+from grpo_hpc.errors import EnvironmentProblem
+from grpo_hpc.images.spec import ImageSpec, find_file, normalised
+from grpo_hpc.shipped import checkout
+
+_OFFLINE = "[global]\nno-index = true\nfind-links = /context\n"
+_OLDEST_GLIBC, _NEWEST_GLIBC = 5, {"3.11": 36, "3.12": 39}
+"""Minor versions of the C library: oldest that wheels are built for, and the bases' own by their Python."""
+
+
+def fill_context(folder: Path, image: ImageSpec, pip_conf: Path | None = None) -> None:
+    """Write into ``folder`` what a build with a package index needs; ``pip_conf`` says which index and how.
+
+    Raises:
+        EnvironmentProblem: the package was installed from a wheel, and that wheel is not in ``folder``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(find_file(image.lock), folder / "requirements.txt")
+    (folder / "pip.conf").write_text(pip_conf.read_text() if pip_conf else "")
+    if (root := checkout()) is not None:
+        build_project_wheel(root, folder)  # always: the code may have changed under the same version
+    elif not any(folder.glob(f"grpo_hpc-{grpo_hpc.__version__}-*.whl")):
+        raise EnvironmentProblem(
+            f"there is no wheel of grpo-hpc {grpo_hpc.__version__} in {folder}, and no checkout to build it from",
+            "Run this from a checkout, or put the wheel that you installed from into that folder (--wheels DIR).",
+        )
+
+
+def use_wheels(folder: Path, image: ImageSpec) -> None:
+    """Make the folder of wheels ``folder`` a context for a build without a network.
+
+    Raises:
+        EnvironmentProblem: names the pins that have no wheel there.
+    """
+    if missing := missing_wheels(folder, image):
+        pins = image.requirements()
+        shown = ", ".join(f"{name}=={pins[name]}" for name in missing[:5]) + (" ..." if len(missing) > 5 else "")
+        raise EnvironmentProblem(
+            f"{folder} lacks {len(missing)} of {len(pins)} packages: {shown}",
+            "Fill it where there is a network: grpo-hpc image wheels NAME DIR",
+        )
+    fill_context(folder, image)
+    (folder / "pip.conf").write_text(_OFFLINE)
+
+
+def missing_wheels(folder: Path, image: ImageSpec) -> list[str]:
+    """Normalised names of the pins that have no wheel (or, for those built from source, archive) in ``folder``."""
+    there = {_name_and_version(file) for file in folder.glob("*") if file.name.endswith((".whl", ".tar.gz"))}
+    return sorted(name for name, version in image.requirements().items() if (name, version) not in there)
+
+
+def download_wheels(folder: Path, image: ImageSpec) -> None:
+    """Download the wheels of every pin, for the image's Python, with this machine's pip settings.
+
+    Raises:
+        EnvironmentProblem: pip failed; says why.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    into = ["--no-deps", "--dest", str(folder)]
+    if to_fetch := [n for n in missing_wheels(folder, image) if n not in _names(image.source_builds)]:
+        pins = image.requirements()
+        _pip("download", *into, *target_options(image), *(f"{name}=={pins[name]}" for name in to_fetch))
+    for requirement in image.source_builds:
+        if _names([requirement])[0] in missing_wheels(folder, image):
+            _pip("download", *into, "--no-binary", requirement.partition("==")[0], requirement)
+    use_wheels(folder, image)
+
+
+def build_project_wheel(root: Path, folder: Path) -> None:
+    """Make the wheel of the package in the checkout ``root``, in place of older ones of it in ``folder``."""
+    for old in folder.glob("grpo_hpc-*.whl"):
+        old.unlink()
+    own_backend = ["--no-build-isolation"] if find_spec("hatchling") else []
+    _pip("wheel", "--no-deps", *own_backend, "--wheel-dir", str(folder), str(root))
+
+
+def target_options(image: ImageSpec) -> list[str]:
+    """pip's options to choose wheels for the image's Python and C library in the place of this machine's."""
+    options = ["--only-binary=:all:", "--python-version", image.python, "--implementation", "cp"]
+    for abi in (f"cp{image.python.replace('.', '')}", "abi3", "none"):
+        options += ["--abi", abi]
+    for tag in _platforms(image.python):
+        options += ["--platform", tag]
+    return options
+
+
+def _platforms(python: str) -> list[str]:
+    """Platform tags that run on the bases with that Python, newest first."""
+    machine = platform.machine()
+    newest = _NEWEST_GLIBC.get(python, max(_NEWEST_GLIBC.values()))
+    modern = [f"manylinux_2_{minor}_{machine}" for minor in range(newest, _OLDEST_GLIBC - 1, -1)]
+    return [*modern, *(f"{old}_{machine}" for old in ("manylinux2014", "manylinux2010", "manylinux1", "linux"))]
+
+
+def _name_and_version(file: Path) -> tuple[str, str]:
+    """Normalised name and version, without the part after ``+`` that names a build, of a wheel or source archive."""
+    if file.name.endswith(".whl"):
+        name, version = file.name.split("-")[:2]
+    else:
+        name, _, version = file.name.removesuffix(".tar.gz").rpartition("-")
+    return normalised(name), version.partition("+")[0]
+
+
+def _names(requirements: list[str]) -> list[str]:
+    return [normalised(requirement.partition("==")[0]) for requirement in requirements]
+
+
+def _pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments[:1], "-q", *arguments[1:]]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()[-3:]
+        raise EnvironmentProblem(f"pip {arguments[0]} failed:\n  " + "\n  ".join(errors[-4:]))
