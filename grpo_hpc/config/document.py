@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from grpo_hpc.config.library import run_files
 from grpo_hpc.config.problems import Problem
 from grpo_hpc.errors import ConfigError
 
@@ -62,11 +63,13 @@ class Document:
 
 
 def read_document(path: Path) -> Document:
-    """Parse the run file at ``path``.
+    """Parse the run file at ``path``, or the one that comes with the package under that name.
 
     Raises:
         ConfigError: the file is missing, unreadable, not YAML or not a mapping.
     """
+    if not path.exists():
+        path = run_files().get(str(path), path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

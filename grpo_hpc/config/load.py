@@ -31,16 +31,21 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     problems = list(document.problems)
     for override in overrides:
         problems += _apply(override, document)
-    values, unknown = known_keys(document.values)
-    problems += unknown
-    try:
-        cfg = RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise_problems([*problems, *field_problems(error)], str(path), document.places)
-        raise AssertionError("a ValidationError holds at least one problem") from error
-    problems += rules.problems(cfg) + batch.problems(cfg)
-    raise_problems(problems, str(path), document.places)
+    found, cfg = problems_of(document.values)
+    raise_problems([*problems, *found], str(path), document.places)
+    if cfg is None:
+        raise AssertionError("what is no run has at least one problem")
     return cfg
+
+
+def problems_of(values: dict[str, Any]) -> tuple[list[Problem], RunConfig | None]:
+    """Every mistake in the values of a run file, and the run; None while single fields are wrong or missing."""
+    known, problems = known_keys(values)
+    try:
+        cfg = RunConfig.model_validate(known)
+    except ValidationError as error:
+        return [*problems, *field_problems(error)], None
+    return [*problems, *rules.problems(cfg), *batch.problems(cfg)], cfg
 
 
 def dump_run(cfg: RunConfig) -> str:

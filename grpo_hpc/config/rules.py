@@ -54,11 +54,12 @@ def meaningless(cfg: RunConfig) -> list[str]:
 
 def problems(cfg: RunConfig) -> list[Problem]:
     """Every broken rule of ``cfg``."""
-    parts = (_meaningless_but_given, _device, _token_budget, _optimizer, _rollout, _rest)
+    parts = (meaningless_but_given, _device, _token_budget, _optimizer, _rollout, _rest)
     return [problem for part in parts for problem in part(cfg)]
 
 
-def _meaningless_but_given(cfg: RunConfig) -> list[Problem]:
+def meaningless_but_given(cfg: RunConfig) -> list[Problem]:
+    """Options that were given and have no meaning in this run."""
     found: list[Problem] = []
     for option in _OPTIONS:
         section, leaf = option.key.split(".")

@@ -24,7 +24,9 @@ class Model(Section):
 
     path: str = Field(min_length=1, description="Hugging Face folder: config.json, safetensors and tokenizer")
     config: str | None = Field(
-        default=None, min_length=1, description="a config.json to plan with while `path` is not there"
+        default=None,
+        min_length=1,
+        description="a config.json, or the name of one in configs/models, to plan with while `path` is not there",
     )
     dtype: Precision = Field(default="bfloat16", description="training precision")
 

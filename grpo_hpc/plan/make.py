@@ -8,6 +8,7 @@ from typing import Any
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule, schedule
+from grpo_hpc.config.library import model_config
 from grpo_hpc.config.support import untrainable
 from grpo_hpc.errors import PlanError
 from grpo_hpc.models.shape import ModelShape, read_shape
@@ -117,7 +118,9 @@ def _find_shape(cfg: RunConfig) -> ModelShape | None:
     folder = Path(cfg.model.path) / "config.json"
     if folder.is_file():
         return read_shape(folder)
-    return read_shape(cfg.model.config) if cfg.model.config is not None else None
+    if cfg.model.config is None:
+        return None
+    return read_shape(model_config(cfg.model.config) or cfg.model.config)
 
 
 def _warnings(cfg: RunConfig, sizes: BatchSchedule, topology: Topology, shape: ModelShape | None) -> list[str]:

@@ -48,6 +48,13 @@ def resolve(names: Sequence[str]) -> dict[str, RewardFunction]:
     return {_column(name): _load(name) if _is_file(name) else _registered[name] for name in names}
 
 
+def registered_names() -> list[str]:
+    """Names of the built-in functions, sorted."""
+    from grpo_hpc.rewards import builtin  # noqa: F401  (registers the built-in functions)
+
+    return sorted(_registered)
+
+
 def check_names(names: Sequence[str]) -> None:
     """Check that :func:`resolve` will find ``names``; files are parsed, not run.
 

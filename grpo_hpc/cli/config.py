@@ -1,0 +1,47 @@
+"""``grpo-hpc config``: the run files that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group("config", short_help="List and copy the run files that come with grpo-hpc.")
+def command() -> None:
+    """Run files to begin from. Every other command also takes one by its name: `grpo-hpc plan qwen3_30b_a3b`."""
+
+
+@command.command("list")
+def list_run_files() -> None:
+    """Show the name and purpose of every run file."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from grpo_hpc.config.library import purpose, run_files
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    for name, file in run_files().items():
+        table.add_row(name, purpose(file))
+    Console().print(table)
+
+
+@command.command("copy")
+@click.argument("name")
+@click.argument("target", required=False, type=click.Path(path_type=Path))
+def copy(name: str, target: Path | None) -> None:
+    """Copy the run file NAME to TARGET (absent: NAME.yaml) so that it can be edited."""
+    from grpo_hpc.config.library import run_file
+    from grpo_hpc.errors import ConfigError
+
+    target = target or Path(f"{name}.yaml")
+    if target.exists():
+        raise ConfigError(f"{target} exists already", "Name another target.")
+    text = run_file(name).read_text(encoding="utf-8")
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be written: {error.strerror}") from None
+    click.echo(f"Wrote {target}. Next: grpo-hpc plan {target}")

@@ -1,0 +1,44 @@
+"""The run files and model configurations that come with the package (``configs/`` in a checkout)."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from grpo_hpc.errors import ConfigError
+from grpo_hpc.shipped import shipped
+
+
+def run_files() -> dict[str, Path]:
+    """Every shipped run file by its name, such as ``qwen3_30b_a3b``."""
+    return {file.stem: file for file in sorted(shipped("configs").glob("*.yaml"))}
+
+
+def run_file(name: str) -> Path:
+    """The shipped run file ``name``.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    found = run_files()
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(found)}."
+        raise ConfigError(f"no run file {name!r} comes with grpo-hpc", hint)
+    return found[name]
+
+
+def purpose(file: Path) -> str:
+    """What a shipped run file is for: the comment at its head, up to the first full stop."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("# "):
+            break
+        lines.append(line[2:])
+    return " ".join(lines).partition(". ")[0]
+
+
+def model_config(name: str) -> Path | None:
+    """The ``config.json`` that is shipped for the model ``name``, such as ``Qwen3-8B``."""
+    file = shipped("configs") / "models" / f"{name}.json"
+    return file if "/" not in name and file.is_file() else None

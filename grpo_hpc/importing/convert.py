@@ -1,0 +1,256 @@
+"""Flags whose value takes another form in the run file. Each function is named in the table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from grpo_hpc.config.library import model_config
+from grpo_hpc.importing.fates import Converter, Fate, Result, Run
+from grpo_hpc.importing.source import Given
+
+_TRUE, _FALSE = {"true", "yes", "t", "y", "1", "on"}, {"false", "no", "f", "n", "0", "off"}
+_ROWS = re.compile(r"(?P<name>.+?)(?:#(?P<rows>\d+))?")
+
+
+def truth(value: Any) -> bool | None:
+    """``value`` as ms-swift reads a truth value; None when it is none."""
+    text = str(value).strip().lower()
+    return True if text in _TRUE else False if text in _FALSE else None
+
+
+def number(value: Any) -> float | None:
+    """``value`` as a number; None when it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def whole(value: Any) -> int | None:
+    """``value`` as a whole number; None when it is none."""
+    found = number(value)
+    return int(found) if found is not None and found.is_integer() else None
+
+
+# -- model, data, run ------------------------------------------------------------------------------------------------
+
+
+def model(given: Given, run: Run) -> Result:
+    """A hub id becomes the local folder that the model is to be downloaded to."""
+    path = given.shown.rstrip("/")
+    name = path.rpartition("/")[2]
+    config = {"config": name} if model_config(name) else {}
+    if not _is_hub_id(path):
+        return Result({"path": path, **config}, fate=Fate.RENAMED)
+    return Result({"path": f"models/{name}", **config}, f"to download it: hf download {path} --local-dir models/{name}")
+
+
+def _is_hub_id(path: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and path[0] not in "./~" and not Path(path).exists()
+
+
+def precision(given: Given, run: Run) -> Result:
+    """``bf16``, ``fp16`` and ``torch_dtype`` all speak of the training precision."""
+    on = truth(given.values[0])
+    names = {"bf16": "bfloat16", "fp16": "float16"}
+    if given.name in names:
+        if not on:
+            return Result(note="off")
+        return Result({"dtype": names[given.name]})
+    return Result({"dtype": given.shown})
+
+
+def dataset(key: str) -> Converter:
+    """Data set ids and files become ``key``; one of them, without the number of rows behind ``#``."""
+
+    def convert(given: Given, run: Run) -> Result:
+        first = _ROWS.fullmatch(str(given.values[0]))
+        if first is None:
+            return Result(note="names no data set", fate=Fate.UNSUPPORTED)
+        name = first["name"]
+        notes = []
+        if _is_hub_id(name.partition(":")[0]) and not Path(name).suffix:
+            folder = "data/" + name.partition(":")[0].rpartition("/")[2]
+            notes.append(f"{name} is on a hub: save it as rows with 'messages' or 'prompt' at {folder}.jsonl")
+            name = f"{folder}.jsonl"
+        if first["rows"]:
+            notes.append(f"all rows are used: make the file hold the {first['rows']} that #{first['rows']} chose")
+        if len(given.values) > 1:
+            others = " ".join(map(str, given.values[1:]))
+            notes.append(f"one file is read: put the rows of {others} into it")
+        return Result({key: name}, "; ".join(notes))
+
+    return convert
+
+
+def output_dir(given: Given, run: Run) -> Result:
+    """The last part of the path is the run's name, the rest the folder that holds runs."""
+    path = Path(given.shown)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.name).lstrip(".-_") or "imported"
+    return Result({"output_dir": str(path.parent), "name": name} if str(path.parent) != "." else {"name": name})
+
+
+def epochs(given: Given, run: Run) -> Result:
+    """Epochs become optimizer steps, by ms-swift's own arithmetic, when the number of rows is known."""
+    wanted = whole(given.values[0])
+    if wanted is None:
+        return Result(note="is no whole number", fate=Fate.UNSUPPORTED)
+    rows = _rows(run)
+    if rows is None:
+        if run.given("train_iters"):
+            text = "the number of rows is not known, so train_iters is taken; ms-swift would count steps from epochs"
+            return Result(note=text, fate=Fate.UNSUPPORTED)
+        text = f"write train_iters = rows * num_generations * {wanted} // global_batch_size; the rows are not known"
+        return Result(note=text, fate=Fate.UNSUPPORTED)
+    generations, batch = whole(run.value("num_generations")), whole(run.value("global_batch_size"))
+    if not generations or not batch or not wanted:
+        return Result(note="num_generations or global_batch_size is no whole number", fate=Fate.UNSUPPORTED)
+    steps = rows * generations * wanted // batch
+    return Result({"train_iters": max(steps, 1)}, f"{rows} rows * {generations} completions * {wanted} // {batch}")
+
+
+def _rows(run: Run) -> int | None:
+    """How many rows the data sets have, when that can be seen."""
+    given = run.given("dataset")
+    counts = [_rows_of(str(value)) for value in given.values] if given else []
+    known = [count for count in counts if count is not None]
+    return sum(known) if known and len(known) == len(counts) else None
+
+
+def _rows_of(name: str) -> int | None:
+    match = _ROWS.fullmatch(name)
+    if match is None:
+        return None
+    if match["rows"]:
+        return int(match["rows"])
+    file = Path(match["name"])
+    if file.suffix != ".jsonl" or not file.is_file():
+        return None
+    with file.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
+def steps(given: Given, run: Run) -> Result:
+    """Steps count unless epochs are given, which overwrite them."""
+    if run.given("num_train_epochs") and _rows(run) is not None:
+        return Result(note="num_train_epochs overwrites it", fate=Fate.IGNORED)
+    return Result({"train_iters": given.shown}, fate=Fate.TAKEN)
+
+
+# -- switches ----------------------------------------------------------------------------------------------------------
+
+
+def only(value: Any, why: str, otherwise: str) -> Converter:
+    """A flag with one value that is what happens anyway; any other is not supported."""
+
+    def convert(given: Given, run: Run) -> Result:
+        found = truth(given.values[0]) if isinstance(value, bool) else given.shown
+        fits = found == value
+        return Result(note=why if fits else otherwise, fate=Fate.NO_EFFECT if fits else Fate.UNSUPPORTED)
+
+    return convert
+
+
+def unless(condition: Callable[[Run], bool], why: str) -> Converter:
+    """A flag that is taken as it is, unless ms-swift does not read it in this run."""
+
+    def convert(given: Given, run: Run) -> Result:
+        if condition(run):
+            return Result(note=why, fate=Fate.IGNORED)
+        return Result({given.name: as_given(given)}, fate=Fate.TAKEN)
+
+    return convert
+
+
+def as_given(given: Given) -> Any:
+    """One value, or the list of several."""
+    return given.values[0] if len(given.values) == 1 else list(given.values)
+
+
+def sequence_parallel(given: Given, run: Run) -> Result:
+    """Needs tensor parallelism to mean anything."""
+    if (whole(run.value("tensor_model_parallel_size")) or 1) > 1:
+        return Result({"sequence_parallel": given.shown}, fate=Fate.TAKEN)
+    return Result(note="with tensor_model_parallel_size 1 there is nothing to cut", fate=Fate.IGNORED)
+
+
+def only_with_losses(*losses: str) -> Converter:
+    """A flag that ms-swift reads for some loss types only."""
+
+    def convert(given: Given, run: Run) -> Result:
+        loss = str(run.value("loss_type"))
+        if loss in losses:
+            return Result({given.name: given.shown}, fate=Fate.TAKEN)
+        return Result(note=f"loss_type {loss} does not read it", fate=Fate.IGNORED)
+
+    return convert
+
+
+def scale_rewards(given: Given, run: Run) -> Result:
+    """Older scripts say true or false."""
+    values = {True: "group", False: "none"}
+    on = truth(given.values[0])
+    return Result({"scale_rewards": given.shown}, fate=Fate.TAKEN) if on is None else Result({given.name: values[on]})
+
+
+def top_k(given: Given, run: Run) -> Result:
+    """0 and -1 both mean all tokens."""
+    return Result({"top_k": -1}) if given.shown == "0" else Result({"top_k": given.shown}, fate=Fate.TAKEN)
+
+
+def warmup_fraction(given: Given, run: Run) -> Result:
+    """A share of all steps becomes a number of steps."""
+    share, total = number(given.values[0]), whole(run.value("train_iters"))
+    if share == 0:
+        return Result(note="no warm-up, as here by default", fate=Fate.NO_EFFECT)
+    if share is None or total is None:
+        return Result(note="write lr_warmup_iters: the number of steps is not known", fate=Fate.UNSUPPORTED)
+    return Result({"lr_warmup_iters": round(share * total)}, f"{share:g} * {total} steps")
+
+
+def learning_rate_default(run: Run) -> float:
+    """ms-swift's learning rate when none is given."""
+    return 1e-5 if run.value("tuner_type") in (None, "full") else 1e-4
+
+
+def reporters(given: Given, run: Run) -> Result:
+    """A list of reporters becomes one switch each."""
+    chosen = [str(value) for value in given.values if str(value) != "none"]
+    return Result({"tensorboard": "tensorboard" in chosen, **{name: True for name in chosen if name != "tensorboard"}})
+
+
+def evaluation_steps(given: Given, run: Run) -> Result:
+    """Needs rows to evaluate on."""
+    if run.given("val_dataset") is None:
+        return Result(note="there is no val_dataset to evaluate on", fate=Fate.IGNORED)
+    return Result({"eval_steps": given.shown}, fate=Fate.TAKEN)
+
+
+def reward_functions(given: Given, run: Run) -> Result:
+    """Names of built-in functions stay; a plugin's function is named together with its file."""
+    from grpo_hpc.rewards.registry import registered_names
+
+    known = registered_names()
+    plugins = run.given("external_plugins")
+    names, notes = [], []
+    for name in map(str, given.values):
+        if name in known or ":" in name:
+            names.append(name)
+        elif plugins is not None:
+            names.append(f"{plugins.values[0]}:{name}")
+            notes.append(f"{plugins.values[0]} must hold a function {name}(completions, **columns)")
+        else:
+            names.append(name)
+            notes.append(f"there is no reward function {name!r} here yet: name your own as path/to/file.py:function")
+    return Result({"reward_funcs": names}, "; ".join(notes), None if notes else Fate.TAKEN)
+
+
+def visible_devices(given: Given, run: Run) -> Result:
+    """A list of GPUs is their number, unless the number of processes is given."""
+    count = len([device for device in given.shown.split(",") if device.strip()])
+    if run.given("NPROC_PER_NODE"):
+        return Result(note="NPROC_PER_NODE says how many; set this variable when you submit, to choose which")
+    return Result(note=f"lists {count} GPUs, and ms-swift starts one process without NPROC_PER_NODE")

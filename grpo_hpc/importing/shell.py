@@ -1,0 +1,397 @@
+"""Reads a shell script far enough to know its commands, and never runs anything.
+
+Known: quotes, comments, line continuations, variables and arrays that the script assigns, ``${NAME:-default}``, integer
+arithmetic, here-documents (skipped) and command separators. Whatever only a running shell can know, such as
+``$(hostname)`` or a variable that nobody assigned, stays in a word as it is written and is listed in ``Word.open``.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from grpo_hpc.errors import ConfigError
+
+_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
+_ASSIGNMENT = re.compile(rf"({_NAME})(\+?)=(\(?)")
+_BRACED = re.compile(rf"({_NAME})(?:(\[[@*]\])|(:?[-=])(.*))?", re.DOTALL)
+_PLAIN = re.compile(rf"{_NAME}|[0-9@*#?$!-]")
+_DEPTH = {"if": 1, "while": 1, "until": 1, "fi": -1, "done": -1, "esac": -1}
+_RESERVED = {"if", "then", "else", "elif", "do", "while", "until", "{", "}", "!", "fi", "done", "esac"}
+_DECLARING = {"export", "readonly", "declare", "local", "typeset"}
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a command after expansion.
+
+    Attributes:
+        text: the word; parts that are not known stand in it as they are written.
+        open: those parts, such as ``("$(hostname)",)``; empty when the word is known.
+    """
+
+    text: str
+    open: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Command:
+    """One simple command: its environment prefix, its words, and the line it begins on."""
+
+    environment: dict[str, Word]
+    words: tuple[Word, ...]
+    line: int
+
+
+@dataclass(frozen=True)
+class Script:
+    """The commands of a script and the variables it may or may not assign: those assigned inside ``if`` or a loop."""
+
+    commands: list[Command]
+    uncertain: set[str]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Part of a word: literal text, or (``expand``) something that stands for a value."""
+
+    text: str
+    quoted: bool
+    expand: bool = False
+
+
+@dataclass
+class _Raw:
+    """A word before expansion; ``items`` are the words of an array assignment ``NAME=( ... )``."""
+
+    pieces: list[_Piece] = field(default_factory=list)
+    items: list[_Raw] | None = None
+    end: bool = False  # not a word: the command ends here
+
+    def literal(self) -> str | None:
+        return None if any(p.expand or p.quoted for p in self.pieces) else "".join(p.text for p in self.pieces)
+
+
+def read_script(script: str, variables: dict[str, str] | None = None) -> Script:
+    """The commands of ``script`` in the order they are written, with all branches and loop bodies, once each.
+
+    Args:
+        script: the text of a shell script.
+        variables: values that are known from elsewhere; the script may assign others.
+
+    Raises:
+        ConfigError: a quote or bracket is never closed.
+    """
+    return _Reader(variables or {}).run(script.replace("\r\n", "\n"))
+
+
+class _Reader:
+    """Assigns variables and expands words, command by command."""
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        self.variables: dict[str, list[Word]] = {name: [Word(value)] for name, value in variables.items()}
+        self.exported: dict[str, Word] = {}
+        self.uncertain: set[str] = set()
+        self.depth = 0
+
+    def run(self, script: str) -> Script:
+        found: list[Command] = []
+        words: list[_Raw] = []
+        first = 1
+        for line, raw in _lex(script):
+            if not raw.end:
+                first = first if words else line
+                words.append(raw)
+            elif words:
+                found += self._simple(words, first)
+                words = []
+        return Script(found, self.uncertain)
+
+    def _simple(self, raws: list[_Raw], line: int) -> list[Command]:
+        """Carry out the assignments of one simple command; the command, when there is more in it."""
+        while raws and (keyword := raws[0].literal()) in _RESERVED:
+            self.depth += _DEPTH.get(keyword, 0)
+            raws = raws[1:]
+        if raws and raws[0].literal() in ("for", "case"):
+            self.depth += 1
+        declared = bool(raws) and raws[0].literal() in _DECLARING
+        prefix: dict[str, list[Word]] = {}
+        rest = raws[1:] if declared else raws
+        while rest and (assignment := self._assignment(rest[0], prefix)):
+            prefix.update(assignment)
+            rest = rest[1:]
+        if declared or not rest:
+            self.variables |= prefix
+            self.uncertain |= set(prefix) if self.depth else set()
+            if declared and raws[0].literal() == "export":
+                names = {raw.literal() for raw in rest} | set(prefix)
+                self.exported |= {n: v[0] for n, v in self.variables.items() if n in names and v}
+            return []
+        words = tuple(word for raw in rest for word in self._expand(raw.pieces))
+        environment = self.exported | {name: value[0] for name, value in prefix.items() if value}
+        return [Command(environment, words, line)] if words else []
+
+    def _assignment(self, raw: _Raw, prefix: dict[str, list[Word]]) -> dict[str, list[Word]] | None:
+        """The name and value that ``raw`` assigns; None when it assigns nothing."""
+        first = raw.pieces[0] if raw.pieces else _Piece("", True)
+        match = None if first.expand or first.quoted else _ASSIGNMENT.match(first.text)
+        if match is None:
+            return None
+        name, append = match[1], bool(match[2])
+        before = {**self.variables, **prefix}.get(name, []) if append else []
+        if raw.items is not None:
+            return {name: [*before, *(word for item in raw.items for word in self._expand(item.pieces))]}
+        pieces = [replace(first, text=first.text[match.end() :]), *raw.pieces[1:]]
+        value = _joined(self._expand([replace(piece, quoted=True) for piece in pieces]))
+        if before:
+            value = Word(before[0].text + value.text, before[0].open + value.open)
+        return {name: [value]}
+
+    def _expand(self, pieces: list[_Piece]) -> list[Word]:
+        """The words that ``pieces`` become: unquoted values are split at blanks, ``${ARRAY[@]}`` gives many."""
+        words: list[Word] = []
+        current: Word | None = None
+        for piece in pieces:
+            values = self._values(piece)
+            several = piece.expand and not piece.quoted
+            parts = [part for value in values for part in (_split(value) if several else [value])]
+            for number, part in enumerate(parts):
+                if number and current is not None:
+                    words.append(current)
+                    current = None
+                current = part if current is None else Word(current.text + part.text, current.open + part.open)
+        return words if current is None else [*words, current]
+
+    def _values(self, piece: _Piece) -> list[Word]:
+        if not piece.expand:
+            return [Word(piece.text)]
+        source = piece.text
+        if source.startswith("$((") and source.endswith("))"):
+            return [self._arithmetic(source)]
+        inner = source[2:-1] if source.startswith("${") else source[1:]
+        match = _BRACED.fullmatch(inner)
+        if match is None or source[0] == "`" or source.startswith("$("):
+            return [Word(source, (source,))]
+        name, array, otherwise, default = match.groups()
+        known = self.variables.get(name)
+        if known is not None and (array or otherwise is None or known[0].text or not otherwise.startswith(":")):
+            return known if array or len(known) < 2 else known[:1]
+        if otherwise is not None:
+            return [_joined(self._expand([replace(p, quoted=True) for p in _pieces(default or "")]))]
+        return [Word(source, (source,))]
+
+    def _arithmetic(self, source: str) -> Word:
+        """The value of ``$((...))`` when it holds whole numbers and known variables only."""
+        text = re.sub(r"\$\{(\w+)\}|\$(\w+)", r"\1\2", source[3:-2])
+        text = re.sub(_NAME, lambda m: self.variables.get(m[0], [Word(m[0])])[0].text, text)
+        value = _whole_number(text.strip())
+        return Word(source, (source,)) if value is None else Word(str(value))
+
+
+_OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+
+
+def _whole_number(text: str) -> int | None:
+    """The value of a sum, difference, product, quotient or remainder of whole numbers; None for anything else."""
+
+    def value(node: ast.expr) -> int:
+        if isinstance(node, ast.Constant) and type(node.value) is int:
+            return node.value
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
+            return _OPERATIONS[type(node.op)](value(node.left), value(node.right))
+        raise ValueError
+
+    try:
+        return value(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
+        return None
+
+
+def _joined(words: list[Word]) -> Word:
+    return Word(" ".join(word.text for word in words), tuple(part for word in words for part in word.open))
+
+
+def _split(word: Word) -> list[Word]:
+    return [word] if word.open else [Word(part) for part in word.text.split()]
+
+
+def _pieces(text: str) -> list[_Piece]:
+    """The pieces of the default value inside ``${NAME:-...}``."""
+    return [piece for _, raw in _lex(text.replace(" ", "\\ ")) for piece in raw.pieces]
+
+
+def _lex(script: str) -> Iterator[tuple[int, _Raw]]:
+    """Line number and word, with an end marker after every simple command."""
+    scanner = _Scanner(script)
+    while (item := scanner.next_item()) is not None:
+        yield item
+    yield scanner.line, _Raw(end=True)
+
+
+class _Scanner:
+    """Walks over the characters of a script."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        self.heredocs: list[str] = []
+
+    @property
+    def line(self) -> int:
+        return self.text.count("\n", 0, min(self.at, len(self.text))) + 1
+
+    def next_item(self) -> tuple[int, _Raw] | None:
+        """The next word or command end; None at the end of the script."""
+        while self.at < len(self.text):
+            char = self.text[self.at]
+            if self.text.startswith("\\\n", self.at):
+                self.at += 2
+            elif char in " \t":
+                self.at += 1
+            elif char == "#":
+                self._skip_to("\n")
+            elif char == "\n":
+                self.at += 1
+                self._skip_heredocs()
+                return self.line - 1, _Raw(end=True)
+            elif match := re.compile(r"[0-9]*(?:<<<|<<-?|&>>?|>&|<&|>>|[<>])[ \t]*").match(self.text, self.at):
+                self._redirection(match)
+            elif char in ";&|()":
+                self.at += 1
+                return self.line, _Raw(end=True)
+            else:
+                return self.line, self._word()
+        return None
+
+    def _redirection(self, match: re.Match[str]) -> None:
+        """Step over ``> file`` and its like; note the end mark of a here-document."""
+        self.at = match.end()
+        if self.at < len(self.text) and self.text[self.at] not in "\n;|()":
+            target = self._word()
+            if match[0].strip().lstrip("0123456789") in ("<<", "<<-"):
+                self.heredocs.append("".join(piece.text for piece in target.pieces))
+
+    def _skip_heredocs(self) -> None:
+        for mark in self.heredocs:
+            while self.at < len(self.text):
+                start = self.at
+                self._skip_to("\n")
+                line = self.text[start : self.at]
+                self.at += 1
+                if line.strip() == mark:
+                    break
+        self.heredocs = []
+
+    def _skip_to(self, mark: str) -> None:
+        found = self.text.find(mark, self.at)
+        self.at = len(self.text) if found < 0 else found
+
+    def _word(self) -> _Raw:
+        raw = _Raw()
+        literal = ""
+        start = self.at
+
+        def flush() -> None:
+            nonlocal literal
+            if literal:
+                raw.pieces.append(_Piece(literal, quoted=False))
+            literal = ""
+
+        while self.at < len(self.text) and self.text[self.at] not in " \t\n;&|()<>":
+            char = self.text[self.at]
+            if char == "\\":
+                literal += "" if self.text.startswith("\\\n", self.at) else self.text[self.at + 1 : self.at + 2]
+                self.at += 2
+            elif char in "'\"":
+                flush()
+                raw.pieces += self._quoted(char)
+            elif char in "$`" and (value := self._expansion(quoted=False)):
+                flush()
+                raw.pieces.append(value)
+            else:
+                literal += char
+                self.at += 1
+        flush()
+        if self.text.startswith("(", self.at) and _ASSIGNMENT.fullmatch(self.text, start, self.at + 1):
+            raw.items = self._array()
+        return raw
+
+    def _array(self) -> list[_Raw]:
+        opened = self.line
+        self.at += 1
+        items: list[_Raw] = []
+        while self.at < len(self.text) and self.text[self.at] != ")":
+            if self.text.startswith("\\\n", self.at):
+                self.at += 2
+            elif self.text[self.at] in " \t\n":
+                self.at += 1
+            elif self.text[self.at] == "#":
+                self._skip_to("\n")
+            elif self.text[self.at] in ";&|(<>":
+                raise ConfigError(f"line {self.line}: {self.text[self.at]!r} cannot stand in an array")
+            else:
+                items.append(self._word())
+        if self.at >= len(self.text):
+            raise ConfigError(f"line {opened}: the bracket ( is never closed")
+        self.at += 1
+        return items
+
+    def _quoted(self, quote: str) -> list[_Piece]:
+        """The pieces of a quoted string; an empty string is one empty piece."""
+        opened = self.line
+        self.at += 1
+        pieces: list[_Piece] = []
+        literal = ""
+        while self.at < len(self.text):
+            char = self.text[self.at]
+            if char == quote:
+                self.at += 1
+                return [*pieces, _Piece(literal, quoted=True)]
+            if quote == '"' and char == "\\" and self.text[self.at + 1 : self.at + 2] in set('$`"\\\n'):
+                escaped = self.text[self.at + 1]
+                literal += "" if escaped == "\n" else escaped
+                self.at += 2
+            elif quote == '"' and char in "$`" and (value := self._expansion(quoted=True)):
+                pieces += [_Piece(literal, quoted=True), value]
+                literal = ""
+            else:
+                literal += char
+                self.at += 1
+        raise ConfigError(f"line {opened}: the quote {quote} is never closed")
+
+    def _expansion(self, quoted: bool) -> _Piece | None:
+        """What begins at ``$`` or a backtick; None when the dollar sign stands for itself."""
+        if self.text[self.at] == "`":
+            end = self.text.find("`", self.at + 1) + 1
+        elif self.text.startswith("$(", self.at):
+            end = self._closing("(", ")")
+        elif self.text.startswith("${", self.at):
+            end = self._closing("{", "}")
+        else:
+            match = _PLAIN.match(self.text, self.at + 1)
+            if match is None:
+                return None
+            end = match.end()
+        if end <= 0:
+            raise ConfigError(f"line {self.line}: {self.text[self.at : self.at + 2]} is never closed")
+        piece = _Piece(self.text[self.at : end], quoted, expand=True)
+        self.at = end
+        return piece
+
+    def _closing(self, opening: str, closing: str) -> int:
+        """Position after the bracket that closes the one at ``at + 1``; 0 when there is none."""
+        depth = 0
+        for position in range(self.at + 1, len(self.text)):
+            depth += {opening: 1, closing: -1}.get(self.text[position], 0)
+            if depth == 0:
+                return position + 1
+        return 0

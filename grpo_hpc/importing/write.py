@@ -1,0 +1,148 @@
+"""The run file of a translation, and what it still lacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import gcd
+from textwrap import wrap
+from typing import Any
+
+from grpo_hpc.config import rules
+from grpo_hpc.config.document import dump_yaml
+from grpo_hpc.config.load import problems_of
+from grpo_hpc.config.problems import Problem
+from grpo_hpc.config.sections import SECTIONS, TOP_LEVEL
+from grpo_hpc.importing.fates import Fate
+from grpo_hpc.importing.source import Source
+from grpo_hpc.importing.translate import Row, Translation, translate
+
+_KEPT = {
+    Fate.UNSUPPORTED: "Not supported yet",
+    Fate.OPEN: "Known only when the script runs",
+    Fate.UNKNOWN: "Unknown to ms-swift",
+}
+
+
+# For keys that are still missing, while it is looked at which of the others have a meaning.
+_STAND_INS: dict[str, Any] = {
+    "model.path": "model",
+    "data.train": "data.jsonl",
+    "batch.train_iters": 1_000_000,
+    "rewards.reward_funcs": ["reward"],
+}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A run file made from an ms-swift run.
+
+    Attributes:
+        text: the run file.
+        rows: what became of every flag.
+        problems: what the run file lacks or has wrong, by key; empty when it can be planned.
+        notes: what the reader should know of how the script was read.
+    """
+
+    text: str
+    rows: tuple[Row, ...]
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+
+
+def import_run(source: Source) -> Imported:
+    """Make the run file of ``source``."""
+    translation = translate(source)
+    _drop_meaningless(translation)
+    _fit_micro_batch(translation)
+    problems, _ = problems_of(_nested(translation.values))
+    text = _text(source, translation, problems)
+    return Imported(text, tuple(translation.rows), tuple(problems), tuple(source.notes))
+
+
+def _drop_meaningless(translation: Translation) -> None:
+    """Leave out keys that have no meaning in this run: ms-swift accepts them, the run file refuses them."""
+    _, cfg = problems_of(_nested({**_STAND_INS, **translation.values}))
+    if cfg is None:
+        return
+    for problem in rules.meaningless_but_given(cfg):
+        del translation.values[problem.key]
+        translation.rows = [
+            replace(row, fate=Fate.NO_EFFECT, keys={}, note=problem.text) if problem.key in row.keys else row
+            for row in translation.rows
+            if not (problem.key in row.keys and row.fate is Fate.DEFAULT)
+        ]
+
+
+def _fit_micro_batch(translation: Translation) -> None:
+    """Lower ``micro_batch_size`` to one that divides the prompts of a step, as the run file wants.
+
+    ms-swift looks at the prompts of a whole rollout instead. The size of a micro-batch changes no update here.
+    """
+    problems, cfg = problems_of(_nested({**_STAND_INS, **translation.values}))
+    if cfg is None or not problems:
+        return
+    par, res, batch = cfg.parallel, cfg.resources, cfg.batch
+    footprint = par.tensor_model_parallel_size * par.pipeline_model_parallel_size * par.context_parallel_size
+    prompts = batch.global_batch_size // batch.num_generations // max(res.nodes * res.nproc_per_node // footprint, 1)
+    size = gcd(prompts, batch.micro_batch_size)
+    key = "batch.micro_batch_size"
+    fitted = {**translation.values, key: size}
+    if prompts and size != batch.micro_batch_size and not problems_of(_nested({**_STAND_INS, **fitted}))[0]:
+        translation.values = fitted
+        note = f"must divide the {prompts} prompts that each data-parallel rank has in a step; no update changes by it"
+        translation.rows = [
+            replace(row, fate=Fate.CONVERTED, keys={key: size}, note=note) if key in row.keys else row
+            for row in translation.rows
+        ]
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys as sections, in the order of the run file."""
+    nested: dict[str, Any] = {key: values[key] for key in TOP_LEVEL if key in values}
+    for section, model in SECTIONS.items():
+        found = {leaf: values[f"{section}.{leaf}"] for leaf in model.model_fields if f"{section}.{leaf}" in values}
+        if found:
+            nested[section] = found
+    return nested
+
+
+def _text(source: Source, translation: Translation, problems: list[Problem]) -> str:
+    comments = {
+        key: "ms-swift's default; not given in the script" if row.fate is Fate.DEFAULT else row.note
+        for row in translation.rows
+        for key in row.keys
+        if row.note
+    }
+    lines = [f"# Imported from {source.name}: a `megatron rlhf --rlhf_type grpo` command of ms-swift."]
+    lines += _missing(problems)
+    for key, value in _nested(translation.values).items():
+        if key in SECTIONS:
+            lines += ["", f"{key}:"]
+            for leaf, item in value.items():
+                lines += _entry(leaf, item, comments.get(f"{key}.{leaf}", ""), "  ")
+        else:
+            lines += _entry(key, value, comments.get(key, ""), "")
+    for fate, title in _KEPT.items():
+        kept = [row for row in translation.rows if row.fate is fate]
+        lines += ["", f"# {title}:"] if kept else []
+        lines += [f"#   {_one_line(f'{row.name}: {row.value}   # {row.note}')}" for row in kept]
+    return "\n".join(lines) + "\n"
+
+
+def _missing(problems: list[Problem]) -> list[str]:
+    if not problems:
+        return []
+    return ["#", "# To be mended before it can run:", *(f"#   {p.key}: {_one_line(p.text)}" for p in problems), "#"]
+
+
+def _entry(key: str, value: Any, comment: str, indent: str) -> list[str]:
+    lines = dump_yaml({key: value}).rstrip("\n").split("\n")
+    if comment and len(lines[0] + comment) < 100:
+        lines = [f"{lines[0]}  # {_one_line(comment)}", *lines[1:]]
+    elif comment:
+        lines = [*wrap(comment, 112, initial_indent="# ", subsequent_indent="# ", break_long_words=False), *lines]
+    return [indent + line for line in lines]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,319 @@
+"""`grpo-hpc import-swift`: recipes import and plan, every flag is accounted for, mistakes are clean."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from grpo_hpc.cli import main
+from grpo_hpc.config import load_run
+from grpo_hpc.errors import ConfigError
+from grpo_hpc.importing.fates import Fate
+from grpo_hpc.importing.show import show_import, to_dict
+from grpo_hpc.importing.source import from_files, from_words
+from grpo_hpc.importing.table import FLAGS
+from grpo_hpc.importing.write import Imported, import_run
+from grpo_hpc.plan.make import make_plan
+
+RECIPES = Path(__file__).parent / "recipes"
+REWARDLESS = {"opd", "frozen_lake"}  # a teacher, an environment: not here yet
+ENOUGH = ["--rlhf_type", "grpo", "--model", "models/m", "--dataset", "d.jsonl", "--train_iters", "10"]
+ENOUGH += ["--reward_funcs", "exact_number"]
+
+
+def imported(*flags: str) -> Imported:
+    return import_run(from_words([*ENOUGH, *flags]))
+
+
+def values(result: Imported) -> dict[str, object]:
+    return {key: value for row in result.rows for key, value in row.keys.items()}
+
+
+def fate(result: Imported, name: str) -> Fate:
+    return next(row.fate for row in result.rows if row.name == name)
+
+
+def run(*args: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(list(args))
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.iterdir()), ids=lambda path: path.stem)
+def test_recipes_import_and_plan(recipe: Path, tmp_path: Path) -> None:
+    result = import_run(from_files([recipe]))
+    assert {row.fate for row in result.rows}.isdisjoint({Fate.UNKNOWN, Fate.OPEN})
+    file = tmp_path / "run.yaml"
+    file.write_text(result.text)
+    if recipe.stem in REWARDLESS:
+        assert [problem.key for problem in result.problems] == ["rewards.reward_funcs"]
+        load_run(file, ["reward_funcs=[exact_number]"])
+    else:
+        assert result.problems == ()
+        make_plan(load_run(file))
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.iterdir()), ids=lambda path: path.stem)
+def test_no_flag_is_dropped(recipe: Path) -> None:
+    """Each word that begins with two dashes has a row, whatever the parser makes of the script."""
+    text = recipe.read_text()
+    if recipe.suffix == ".yaml":
+        names = set(yaml.safe_load(text)) - {"ENV", "train", "rollout"}
+    else:
+        code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+        names = set(re.findall(r"--([a-z_0-9]+)", code))
+        assert len(names) > 10
+    rows = {row.name for row in import_run(from_files([recipe])).rows}
+    assert names <= rows
+
+
+def test_the_moe_recipe_in_full() -> None:
+    found = values(import_run(from_files([RECIPES / "moe_full.sh"])))
+    expected = {
+        "resources.nodes": 1,
+        "resources.nproc_per_node": 8,
+        "parallel.tensor_model_parallel_size": 4,
+        "parallel.pipeline_model_parallel_size": 2,
+        "batch.train_iters": 16000,
+        "batch.global_batch_size": 8,
+        "rollout.vllm_tensor_parallel_size": 8,
+        "rollout.vllm_gpu_memory_utilization": 0.4,
+        "algorithm.epsilon": 3e-4,
+        "algorithm.epsilon_high": 4e-4,
+        "optimizer.lr": 1e-6,
+        "model.path": "models/Qwen3-30B-A3B-Instruct-2507",
+    }
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_old_names_are_renamed() -> None:
+    result = imported("--max_epochs", "2", "--save", "out/x", "--save_interval", "7", "--log-interval", "1")
+    assert fate(result, "save_interval") is Fate.RENAMED
+    assert values(result)["checkpoint.save_steps"] == 7
+    assert values(result) | {"output_dir": "out", "name": "x"} == values(result)
+    assert fate(result, "log_interval") is Fate.NO_EFFECT
+
+
+def test_defaults_of_ms_swift_are_written_where_ours_differ() -> None:
+    result = imported()
+    assert values(result)["algorithm.beta"] == 0.04
+    assert values(result)["optimizer.weight_decay"] == 0.1
+    assert fate(result, "beta") is Fate.DEFAULT
+    assert values(imported("--log_interval", "1"))["algorithm.beta"] == 0.1, "3.11 had another default"
+    assert fate(imported("--beta", "0"), "beta") is Fate.TAKEN
+    assert not any(row.fate is Fate.DEFAULT and row.name == "epsilon" for row in result.rows), "ours is the same"
+
+
+def test_numbers_lists_truth_values_and_texts_take_the_type_of_their_key() -> None:
+    weights = imported("--reward_funcs", "exact_number", "my.py:f", "--reward_weights", "1", "0.5")
+    assert values(weights)["rewards.reward_weights"] == [1, 0.5]
+    assert values(imported("--log_completions"))["logging.log_completions"] is True
+    assert values(imported("--vllm_enforce_eager", "False"))["rollout.vllm_enforce_eager"] is False
+    assert values(imported("--model", "1e3"))["model.path"] == "1e3"
+    wrong = imported("--lr", "fast", "--micro_batch_size", "0")
+    assert {fate(wrong, name) for name in ("lr", "micro_batch_size")} == {Fate.UNSUPPORTED}
+    assert "optimizer.lr must be a number, got 'fast'" in {row.note for row in wrong.rows}
+
+
+def test_the_last_of_equal_flags_counts() -> None:
+    result = imported("--micro_batch_size", "2", "--micro_batch_size", "1")
+    assert values(result)["batch.micro_batch_size"] == 1
+    assert [row.fate for row in result.rows if row.name == "micro_batch_size"] == [Fate.IGNORED, Fate.TAKEN]
+
+
+def test_unknown_flags_are_named_with_their_neighbour() -> None:
+    result = imported("--micro_batchsize", "4", "--zzz", "1")
+    notes = {row.name: row.note for row in result.rows if row.fate is Fate.UNKNOWN}
+    assert notes == {"micro_batchsize": "did you mean micro_batch_size?", "zzz": "ms-swift has no such parameter"}
+    assert "micro_batchsize: 4" in result.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (["--sequence_parallel", "true"], "sequence_parallel"),
+        (["--loss_type", "cispo", "--epsilon", "0.1"], "epsilon"),
+        (["--loss_type", "sapo", "--delta", "4"], "delta"),
+        (["--max_turns", "3"], "max_turns"),
+        (["--kl_in_reward", "true", "--scale_rewards", "gdpo"], "kl_in_reward"),
+        (["--vllm_mode", "server", "--vllm_max_model_len", "99"], "vllm_max_model_len"),
+        (["--reward_model", "x"], "reward_model"),
+        (["--move_model_batches", "8"], "move_model_batches"),
+        (["--completion_length_limit_scope", "total"], "completion_length_limit_scope"),
+        (["--ref_model_sync_steps", "9"], "ref_model_sync_steps"),
+        (["--ref_model_mixup_alpha", "0.5"], "ref_model_mixup_alpha"),
+        (["--dataset", "d#80", "--num_train_epochs", "1"], "train_iters"),
+    ],
+)
+def test_what_ms_swift_accepts_and_ignores_is_said(flags: list[str], name: str) -> None:
+    assert fate(imported(*flags), name) is Fate.IGNORED
+
+
+def test_epochs_become_steps_by_the_rows_that_are_known(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "x"}\n\n' * 100)
+    flags = ["--num_train_epochs", "2", "--num_generations", "8", "--global_batch_size", "32"]
+    assert values(imported("--dataset", str(rows), *flags))["batch.train_iters"] == 100 * 8 * 2 // 32
+    assert values(imported("--dataset", "a/b#50", "c/d#10", *flags))["batch.train_iters"] == 60 * 8 * 2 // 32
+    unknown = imported("--dataset", "a/b", *flags)
+    assert values(unknown)["batch.train_iters"] == 10, "without a count, train_iters is all there is"
+    assert fate(unknown, "num_train_epochs") is Fate.UNSUPPORTED
+
+
+def test_what_is_missing_is_named_exactly() -> None:
+    result = import_run(from_words(["--rlhf_type", "grpo", "--model", "m"]))
+    assert {problem.key for problem in result.problems} == {
+        "data.train",
+        "batch.train_iters",
+        "rewards.reward_funcs",
+    }
+    assert "To be mended before it can run" in result.text
+
+
+def test_the_micro_batch_is_fitted_when_only_that_is_in_the_way() -> None:
+    found = import_run(from_files([RECIPES / "dense_vlm_colocate.sh"]))
+    row = next(row for row in found.rows if row.name == "micro_batch_size")
+    assert (row.fate, row.keys) == (Fate.CONVERTED, {"batch.micro_batch_size": 2})
+    assert "2 prompts" in row.note
+
+
+def test_hub_ids_and_folders(tmp_path: Path) -> None:
+    hub = imported("--model", "Qwen/Qwen3-0.6B", "--dataset", "org/Rows#10")
+    assert values(hub)["model.path"] == "models/Qwen3-0.6B"
+    assert values(hub)["data.train"] == "data/Rows.jsonl"
+    local = imported("--model", str(tmp_path), "--dataset", "./rows.jsonl")
+    assert (values(local)["model.path"], values(local)["data.train"]) == (str(tmp_path), "./rows.jsonl")
+
+
+def test_plugins_are_named_with_their_file() -> None:
+    result = imported("--reward_funcs", "exact_number", "mine", "--external_plugins", "p.py")
+    assert values(result)["rewards.reward_funcs"] == ["exact_number", "p.py:mine"]
+
+
+def test_yaml_and_flags_overrule_each_other_as_in_ms_swift(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("rlhf_type: grpo\nbeta: 0.5\nENV:\n  NPROC_PER_NODE: 4\n")
+    first, behind = tmp_path / "first.sh", tmp_path / "behind.sh"
+    first.write_text("megatron rlhf c.yaml --beta 0.1 --epsilon 0.3")
+    behind.write_text("megatron rlhf --beta 0.1 --config c.yaml")
+    assert values(import_run(from_files([first])))["algorithm.beta"] == 0.1
+    assert values(import_run(from_files([behind])))["algorithm.beta"] == 0.5
+    assert values(import_run(from_files([first])))["resources.nproc_per_node"] == 4
+
+
+def test_the_grpo_command_is_found_among_others(tmp_path: Path) -> None:
+    script = tmp_path / "s.sh"
+    script.write_text(
+        "megatron rlhf --rlhf_type dpo --beta 9\n"
+        "srun --nodes 2 torchrun --nproc_per_node 4 --nnodes=2 swift/cli/_megatron/rlhf.py \\\n"
+        "  --rlhf_type grpo --beta 0.2 \\\n"
+        "  # --lr 1\n"
+        "  --lr 2\n"
+        "swift rlhf --rlhf_type grpo --beta 7\n"
+        "megatron rlhf --rlhf_type grpo --beta 8\n"
+    )
+    result = import_run(from_files([script]))
+    assert values(result)["algorithm.beta"] == 0.2
+    assert (values(result)["resources.nodes"], values(result)["resources.nproc_per_node"]) == (2, 4)
+    assert any("the shell never passes '--lr 2'" in note for note in result.notes)
+    assert any("a second GRPO command" in note for note in result.notes)
+    assert any("swift rlhf" in note for note in result.notes)
+
+
+def test_servers_of_another_script_belong_to_the_run(tmp_path: Path) -> None:
+    train, serve = tmp_path / "train.sh", tmp_path / "serve.sh"
+    train.write_text("megatron rlhf --rlhf_type grpo --vllm_mode server")
+    serve.write_text("swift rollout --vllm_gpu_memory_utilization 0.8 --host 10.0.0.1")
+    rows = import_run(from_files([train, serve])).rows
+    assert {"vllm_gpu_memory_utilization", "host"} <= {row.name for row in rows}
+
+
+def test_what_only_a_running_shell_knows_is_kept(tmp_path: Path) -> None:
+    script = tmp_path / "s.sh"
+    script.write_text("NNODES=$WORLD megatron rlhf --rlhf_type grpo --lr $(cat lr) --vllm_server_timeout 3 $EXTRA")
+    result = import_run(from_files([script]))
+    assert (fate(result, "lr"), fate(result, "NNODES")) == (Fate.OPEN, Fate.OPEN)
+    assert "lr: $(cat lr)" in result.text
+    assert "optimizer.lr" not in values(result), "no default is put in its place"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"echo hello", "there is no `megatron rlhf --rlhf_type grpo` command"),
+        (b"megatron rlhf --rlhf_type dpo --beta 1", "there is no `megatron rlhf --rlhf_type grpo` command"),
+        (b"megatron rlhf --beta 1", "rlhf_type is not given"),
+        (b"megatron rlhf --rlhf_type grpo 'x", "the quote ' is never closed"),
+        (b"\xff\xfe\x00", "cannot be read as text"),
+        (b"megatron \0", "is not a text file"),
+        (b"megatron rlhf nowhere.yaml", "nowhere.yaml does not exist"),
+        (b"#" * (1 << 21), "a script has at most"),
+    ],
+)
+def test_unreadable_input_ends_with_2(
+    content: bytes, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, out = tmp_path / "s.sh", tmp_path / "run.yaml"
+    script.write_bytes(content)
+    assert run("import-swift", str(script), "-o", str(out)) == 2
+    assert text in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "run.yaml"
+    assert run("import-swift", str(RECIPES / "moe_lora.sh"), "-o", str(out)) == 0
+    assert f"Next: grpo-hpc plan {out}" in capsys.readouterr().out
+    assert run("plan", str(out)) == 0
+    capsys.readouterr()
+    assert run("import-swift", str(RECIPES / "moe_lora.sh"), "-o", str(out)) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert run("import-swift", "--json", "--", *ENOUGH) == 0
+    assert json.loads(capsys.readouterr().out)["complete"] is True
+    assert run("import-swift", "--", "megatron", "rlhf", "--rlhf_type", "grpo") == 1
+    captured = capsys.readouterr()
+    assert yaml.safe_load(captured.out)["name"] == "imported", "the run file alone is on stdout"
+    assert "Before it can run" in captured.err
+    assert run("import-swift") == 2
+    assert run("import-swift", str(tmp_path)) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_the_report_has_every_row_and_fits_80_columns() -> None:
+    result = import_run(from_files([RECIPES / "dense_vlm_server.sh"]))
+    out = io.StringIO()
+    show_import(result, Console(file=out, width=80))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    words = "".join(text.split())
+    assert all(row.name in words for row in result.rows)
+    assert len(to_dict(result)["flags"]) == len(result.rows)
+
+
+NAMES = [name for flag in FLAGS for name in flag.names]
+VALUES = st.sampled_from(
+    ["true", "false", "0", "-1", "8", "1e-6", "x", "", "[1, 2]", '{"a": 1}', "a b", "'", "server", "#3"]
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from(NAMES), st.lists(VALUES, max_size=3)), max_size=25))
+def test_random_flags_give_a_file_that_says_what_is_wrong(flags: list[tuple[str, list[str]]]) -> None:
+    words = [word for name, words in flags if name not in ("rlhf_type", "config") for word in (f"--{name}", *words)]
+    result = import_run(from_words(["--rlhf_type", "grpo", *words]))
+    assert isinstance(yaml.safe_load(result.text), dict)
+    assert {name for name, _ in flags} - {"rlhf_type", "config"} <= {row.name for row in result.rows}
+
+
+def test_words_that_are_no_grpo_command_are_refused() -> None:
+    with pytest.raises(ConfigError, match="rlhf_type is not given"):
+        from_words(["--beta", "1"])
