@@ -29,13 +29,9 @@ def run_file(name: str) -> Path:
 
 
 def purpose(file: Path) -> str:
-    """What a shipped run file is for: the comment at its head, up to the first full stop."""
-    lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("# "):
-            break
-        lines.append(line[2:])
-    return " ".join(lines).partition(". ")[0]
+    """What a shipped run file is for: the comment on its first line."""
+    with file.open(encoding="utf-8") as lines:
+        return lines.readline().lstrip("# ").strip()
 
 
 def model_config(name: str) -> Path | None:

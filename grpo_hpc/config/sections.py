@@ -36,6 +36,9 @@ class Data(Section):
 
     train: str = Field(min_length=1, description="rows to train on: JSONL, Parquet or a saved `datasets` folder")
     eval: str | None = Field(default=None, min_length=1, description="held-out rows for evaluation")
+    system: str | None = Field(
+        default=None, min_length=1, description="system message of every chat that does not begin with its own"
+    )
     max_length: int | None = Field(default=None, ge=1, description="longest prompt in tokens; longer rows are dropped")
     shuffle: bool = Field(default=True, description="a new order of the rows in every epoch")
 

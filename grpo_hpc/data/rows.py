@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,12 @@ class _Mistake(Exception):
 _Records = Iterator[tuple[int, Any]]
 
 
-def read_rows(path: str | Path) -> list[Row]:
+def read_rows(path: str | Path, system: str | None = None) -> list[Row]:
     """All rows of ``path``, in file order.
 
     Args:
         path: a ``.jsonl`` or ``.json`` file with one object per line, a ``.parquet`` file, or a ``datasets`` folder.
+        system: message put in front of chats that do not begin with a system (or developer) message of their own.
 
     Raises:
         ConfigError: the path or some rows are wrong; the first few mistakes are listed with their places.
@@ -60,7 +61,7 @@ def read_rows(path: str | Path) -> list[Row]:
     seen: dict[str, int] = {}
     for number, record in _reader(path)(path):
         try:
-            row = _row(record, f"{path.stem}:{number}")
+            row = _with_system(_row(record, f"{path.stem}:{number}"), system)
             if row.prompt_id in seen:
                 raise _Mistake(f"has the id {row.prompt_id!r} of row {seen[row.prompt_id]} again")
         except _Mistake as mistake:
@@ -175,6 +176,12 @@ def _row(record: Any, default_id: str) -> Row:
     if clash := sorted(columns.keys() & set(RESERVED_COLUMNS)):
         raise _Mistake(f"has a column {clash[0]!r}, a name that reward functions know for something else")
     return Row(_identity(record.get("id"), default_id), _messages(record[chat], chat), columns)
+
+
+def _with_system(row: Row, system: str | None) -> Row:
+    if system is None or row.messages[0]["role"] in ("system", "developer"):
+        return row
+    return replace(row, messages=[{"role": "system", "content": system}, *row.messages])
 
 
 def _identity(given: Any, default: str) -> str:

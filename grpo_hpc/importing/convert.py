@@ -86,6 +86,16 @@ def dataset(key: str) -> Converter:
     return convert
 
 
+def system_message(given: Given, run: Run) -> Result:
+    """A text, or a file that holds it."""
+    file = Path(given.shown)
+    if "\n" not in given.shown and len(given.shown) < 256 and file.is_file():
+        return Result({"system": file.read_text(encoding="utf-8").strip()}, f"the text of {file}")
+    if file.suffix == ".txt":
+        return Result(note=f"{file} is not here: write its text as data.system", fate=Fate.UNSUPPORTED)
+    return Result({"system": given.shown}, fate=Fate.TAKEN)
+
+
 def output_dir(given: Given, run: Run) -> Result:
     """The last part of the path is the run's name, the rest the folder that holds runs."""
     path = Path(given.shown)
@@ -175,6 +185,18 @@ def sequence_parallel(given: Given, run: Run) -> Result:
     if (whole(run.value("tensor_model_parallel_size")) or 1) > 1:
         return Result({"sequence_parallel": given.shown}, fate=Fate.TAKEN)
     return Result(note="with tensor_model_parallel_size 1 there is nothing to cut", fate=Fate.IGNORED)
+
+
+def servers(given: Given, run: Run) -> Result:
+    """Hosts or URLs of servers become a number of nodes: one per host."""
+    hosts = {re.sub(r"^\w+://|:\d+.*$", "", str(value)) for value in given.values}
+    note = f"{len(hosts)} host{'s' * (len(hosts) > 1)}; servers have whole nodes of their own here, found when it runs"
+    return Result({"vllm_server_nodes": len(hosts)}, note)
+
+
+def server_port(given: Given, run: Run) -> Result:
+    """The first port; further servers of a node count up from it."""
+    return Result({"vllm_server_port": str(given.values[0])}, fate=Fate.TAKEN)
 
 
 def only_with_losses(*losses: str) -> Converter:

@@ -8,7 +8,6 @@ from grpo_hpc.importing.fates import Flag, all_same, converted, ignored, missing
 SERVER_FLAGS: tuple[Flag, ...] = (
     *all_same(
         "vllm_tensor_parallel_size",
-        "vllm_data_parallel_size",
         "vllm_pipeline_parallel_size",
         "vllm_gpu_memory_utilization",
         "vllm_max_model_len",
@@ -31,8 +30,9 @@ SERVER_FLAGS: tuple[Flag, ...] = (
         "gym_env",
         "enable_thinking",
     ),
-    renamed("host", "vllm_server_host"),
     renamed("port", "vllm_server_port"),
+    *nothing("servers listen where the job runs", "host"),
+    *nothing("every node of the servers gets as many engines as fit", "vllm_data_parallel_size"),
     *nothing("servers load the model of the run", "model", "max_length", "template", "system", "external_plugins"),
     *nothing("the engine is chosen by the run", "vllm_use_async_engine", "max_logprobs", "served_model_name"),
     *nothing("server logs lie in the run directory", "log_interval", "log_level", "verbose", "owned_by"),

@@ -99,7 +99,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
 
 def _rows(path: str, cfg: RunConfig, tokenizer: Tokenizer, longest: int, events: EventLog | None) -> list[Row]:
     limit = min(longest, cfg.data.max_length or longest)
-    rows, dropped = fitting_rows(read_rows(path), tokenizer, limit)
+    rows, dropped = fitting_rows(read_rows(path, cfg.data.system), tokenizer, limit)
     if events and dropped:
         events.message(f"{path}: {dropped} prompts have more than {limit} tokens and are left out, {len(rows)} remain")
     return rows

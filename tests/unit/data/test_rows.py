@@ -36,6 +36,15 @@ def test_messages_columns_and_ids(tmp_path):
     assert check_rows(tmp_path / "a.jsonl") == 2
 
 
+def test_a_system_message_is_put_in_front_of_chats_without_one(tmp_path):
+    own = [{"role": "system", "content": "own"}, *CHAT]
+    file = write(tmp_path / "a.jsonl", {"messages": CHAT}, {"messages": own}, {"prompt": "p"})
+    rows = read_rows(file, system="Be brief.")
+    brief = {"role": "system", "content": "Be brief."}
+    assert [row.messages for row in rows] == [[brief, *CHAT], own, [brief, {"role": "user", "content": "p"}]]
+    assert read_rows(file)[0].messages == CHAT
+
+
 def test_the_answer_at_the_end_is_removed_and_only_that(tmp_path):
     chat = [*CHAT, {"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
     path = write(tmp_path / "a.jsonl", {"prompt": [*chat, {"role": "assistant", "content": "c"}]})

@@ -194,6 +194,14 @@ def test_hub_ids_and_folders(tmp_path: Path) -> None:
     assert (values(local)["model.path"], values(local)["data.train"]) == (str(tmp_path), "./rows.jsonl")
 
 
+def test_the_system_message_is_a_text_or_a_file_with_one(tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text("Think first.\n")
+    assert values(imported("--system", str(file)))["data.system"] == "Think first."
+    assert values(imported("--system", "Be brief: 5"))["data.system"] == "Be brief: 5"
+    assert fate(imported("--system", "elsewhere/prompt.txt"), "system") is Fate.UNSUPPORTED
+
+
 def test_plugins_are_named_with_their_file() -> None:
     result = imported("--reward_funcs", "exact_number", "mine", "--external_plugins", "p.py")
     assert values(result)["rewards.reward_funcs"] == ["exact_number", "p.py:mine"]

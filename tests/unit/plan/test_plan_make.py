@@ -136,11 +136,3 @@ def test_tables_fit_80_columns_and_name_prompts_and_completions() -> None:
     assert "micro 1 * dp 32 * accumulation 8" in text
     assert "and 16 more ranks" in text
     assert "…" not in text
-
-
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_shipped_run_file_can_be_planned(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(CONFIGS.parent)
-    plan = make_plan(load_run(file))
-    assert plan.memory
-    assert plan.warnings == ()
