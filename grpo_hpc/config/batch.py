@@ -2,6 +2,7 @@
 
     world      = nodes * nproc_per_node
     dp         = world / (tp * pp * cp)
+    expert dp  = world / (etp * ep * pp)
     global     = micro * dp * accumulation
     generation = global * steps_per_generation
 
@@ -63,11 +64,15 @@ class Sizes(NamedTuple):
     tensor_model_parallel_size: int
     pipeline_model_parallel_size: int
     context_parallel_size: int
+    expert_model_parallel_size: int
+    expert_tensor_parallel_size: int
     micro_batch_size: int
     global_batch_size: int
     steps_per_generation: int | None
     generation_batch_size: int | None
     num_generations: int
+    vllm_mode: str
+    vllm_server_nodes: int
     vllm_tensor_parallel_size: int
 
     @property
@@ -75,8 +80,18 @@ class Sizes(NamedTuple):
         return self.nodes * self.nproc_per_node
 
     @property
+    def rollout_world(self) -> int:
+        """Ranks that sample: those that train, or those of the servers' nodes."""
+        return self.world if self.vllm_mode == "colocate" else self.vllm_server_nodes * self.nproc_per_node
+
+    @property
     def footprint(self) -> int:
         return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+
+    @property
+    def expert_footprint(self) -> int:
+        experts = self.expert_tensor_parallel_size * self.expert_model_parallel_size
+        return experts * self.pipeline_model_parallel_size
 
     @property
     def generation(self) -> int:
@@ -94,6 +109,7 @@ class BrokenRule(NamedTuple):
     keys: tuple[str, ...]
 
 
+_EXPERT_KEYS = ("expert_model_parallel_size", "expert_tensor_parallel_size")
 _WORLD_KEYS = (
     "nproc_per_node",
     "tensor_model_parallel_size",
@@ -126,7 +142,7 @@ def schedule(cfg: RunConfig) -> BatchSchedule:
         prompts_per_rollout=generation // sizes.num_generations,
         prompts_per_step=prompts_per_step,
         prompts_per_step_per_dp=prompts_per_step // dp,
-        completions_per_rank_per_rollout=generation // (sizes.world // sizes.vllm_tensor_parallel_size),
+        completions_per_rank_per_rollout=generation // (sizes.rollout_world // sizes.vllm_tensor_parallel_size),
         rollouts=-(-cfg.batch.train_iters // steps),
     )
 
@@ -173,12 +189,24 @@ def _broken_world(s: Sizes) -> list[BrokenRule]:
                 _WORLD_KEYS,
             )
         )
-    if rest := s.world % s.vllm_tensor_parallel_size:
+    if rest := s.world % s.expert_footprint:
+        etp, ep, pp = s.expert_tensor_parallel_size, s.expert_model_parallel_size, s.pipeline_model_parallel_size
+        found.append(
+            BrokenRule(
+                "the ranks must be a multiple of etp * ep * pp, the ranks that hold one replica of the experts",
+                "expert dp = nodes * nproc_per_node / (etp * ep * pp)",
+                f"{s.nodes} * {s.nproc_per_node} / ({etp} * {ep} * {pp}) = "
+                f"{s.world} / {s.expert_footprint}, remainder {rest}",
+                ("nproc_per_node", *_EXPERT_KEYS, "pipeline_model_parallel_size"),
+            )
+        )
+    nodes_key = "nodes" if s.vllm_mode == "colocate" else "vllm_server_nodes"
+    if rest := s.rollout_world % s.vllm_tensor_parallel_size:
         found.append(
             BrokenRule(
                 "the ranks must be a multiple of vllm_tensor_parallel_size, the ranks that share one vLLM engine",
-                "engines = nodes * nproc_per_node / vllm_tensor_parallel_size",
-                f"{s.nodes} * {s.nproc_per_node} / {s.vllm_tensor_parallel_size}, remainder {rest}",
+                f"engines = {nodes_key} * nproc_per_node / vllm_tensor_parallel_size",
+                f"{getattr(s, nodes_key)} * {s.nproc_per_node} / {s.vllm_tensor_parallel_size}, remainder {rest}",
                 ("nproc_per_node", "vllm_tensor_parallel_size"),
             )
         )
@@ -260,15 +288,16 @@ def _broken_rollout(s: Sizes) -> list[BrokenRule]:
 
     Whole groups and whole prompts per replica follow from the rules of a step, since a rollout is whole steps.
     """
-    engines = s.world // s.vllm_tensor_parallel_size
+    engines = s.rollout_world // s.vllm_tensor_parallel_size
     rest = s.generation % engines
     if not rest:
         return []
     size_key = "global_batch_size" if s.generation_batch_size is None else "generation_batch_size"
+    nodes_key = "nodes" if s.vllm_mode == "colocate" else "vllm_server_nodes"
     if s.vllm_tensor_parallel_size == 1:
-        what, symbols = "ranks", "(nodes * nproc_per_node)"
+        what, symbols = "ranks", f"({nodes_key} * nproc_per_node)"
     else:
-        what, symbols = "vLLM engines", "(nodes * nproc_per_node / vllm_tensor_parallel_size)"
+        what, symbols = "vLLM engines", f"({nodes_key} * nproc_per_node / vllm_tensor_parallel_size)"
     return [
         BrokenRule(
             f"the completions of a rollout must be cut evenly over the {what}",

@@ -79,7 +79,7 @@ def _nearest_pair(sizes: Sizes, key: str) -> str | None:
         if value == _now(sizes, key):
             continue
         changed = _with(sizes, key, value)
-        if changed.world % changed.footprint:
+        if changed.world % changed.footprint or changed.world % changed.expert_footprint:
             continue
         if found := nearest_values(changed, "global_batch_size"):
             best = min(found, key=lambda size: abs(size - sizes.global_batch_size))

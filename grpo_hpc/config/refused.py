@@ -17,6 +17,7 @@ _RENAMED = {
     "learning_rate": "optimizer.lr",
     "per_device_train_batch_size": "batch.micro_batch_size",
     "max_steps": "batch.train_iters",
+    "train_type": "tuner.tuner_type",
     "NPROC_PER_NODE": "resources.nproc_per_node",
     "NNODES": "resources.nodes",
 }
@@ -31,8 +32,6 @@ REFUSED: dict[str, str] = {
     "max_epochs": _EPOCHS,
     "num_train_epochs": _EPOCHS,
     "num_iterations": "several updates from one rollout are set by batch.steps_per_generation",
-    "train_type": "all parameters are trained; leave this key out",
-    "tuner_type": "all parameters are trained; leave this key out",
     "bf16": _PRECISION,
     "fp16": _PRECISION,
 }

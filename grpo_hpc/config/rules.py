@@ -22,7 +22,32 @@ def _on_cuda(cfg: RunConfig) -> bool:
     return cfg.resources.device == "cuda"
 
 
+def _on_servers(cfg: RunConfig) -> bool:
+    return cfg.rollout.vllm_mode == "server"
+
+
+def _colocated(cfg: RunConfig) -> bool:
+    return _on_cuda(cfg) and not _on_servers(cfg)
+
+
+def _adapters(cfg: RunConfig) -> bool:
+    return cfg.tuner.tuner_type == "lora"
+
+
 _OPTIONS = (
+    _Option("resources.gpu", _on_cuda, "has no meaning on a CPU"),
+    *(
+        _Option(f"rollout.{key}", _on_servers, "has a meaning only with rollout.vllm_mode: server")
+        for key in ("vllm_server_nodes", "vllm_server_port")
+    ),
+    *(
+        _Option(f"rollout.{key}", _colocated, "has a meaning only where trainer and vLLM share GPUs")
+        for key in ("sleep_level", "offload_model", "offload_optimizer")
+    ),
+    *(
+        _Option(f"tuner.{key}", _adapters, "has a meaning only with tuner.tuner_type: lora")
+        for key in ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "use_rslora")
+    ),
     _Option(
         "rollout.vllm_gpu_memory_utilization",
         _on_cuda,

@@ -49,6 +49,9 @@ class Resources(Section):
     device: Literal["cpu", "cuda"] = Field(default="cuda", description="where training and rollouts run")
     nodes: int = Field(default=1, ge=1, description="number of machines")
     nproc_per_node: int = Field(default=8, ge=1, description="training processes per node: GPUs, or ranks on a CPU")
+    gpu: str = Field(
+        default="h100", min_length=1, description="hardware to plan for: a profile's name, or a file made by measuring"
+    )
 
 
 class Parallel(Section):
@@ -57,6 +60,14 @@ class Parallel(Section):
     tensor_model_parallel_size: int = Field(default=1, ge=1, description="ranks that share every layer (tp)")
     pipeline_model_parallel_size: int = Field(default=1, ge=1, description="stages that the layers are cut into (pp)")
     context_parallel_size: int = Field(default=1, ge=1, description="ranks that share every sequence (cp)")
+    expert_model_parallel_size: int = Field(default=1, ge=1, description="ranks that share the experts (ep)")
+    expert_tensor_parallel_size: int = Field(default=1, ge=1, description="ranks that share one expert (etp)")
+    decoder_first_pipeline_num_layers: int | None = Field(
+        default=None, ge=1, description="layers on the first stage; absent: as many as on the others"
+    )
+    decoder_last_pipeline_num_layers: int | None = Field(
+        default=None, ge=1, description="layers on the last stage; absent: as many as on the others"
+    )
     use_distributed_optimizer: bool = Field(
         default=True, description="optimizer state is cut over the data-parallel ranks"
     )
@@ -79,7 +90,18 @@ class Batch(Section):
 class Rollout(Section):
     """vLLM and how it samples."""
 
-    vllm_mode: Literal["colocate"] = Field(default="colocate", description="vLLM lives in the training processes")
+    vllm_mode: Literal["colocate", "server"] = Field(
+        default="colocate", description="vLLM lives in the training processes, or on nodes of its own"
+    )
+    vllm_server_nodes: int = Field(default=1, ge=1, description="nodes of the vLLM servers, besides resources.nodes")
+    vllm_server_port: int = Field(
+        default=8000, ge=1024, le=65535, description="port of the first server on a node; further ones count up"
+    )
+    sleep_level: Literal[0, 1, 2] = Field(
+        default=0, description="vLLM while training: 0 stays, 1 keeps its weights in host memory, 2 drops them"
+    )
+    offload_model: bool = Field(default=False, description="training weights and gradients leave the GPU in rollouts")
+    offload_optimizer: bool = Field(default=False, description="optimizer state leaves the GPU during rollouts")
     vllm_dtype: Precision = Field(default="bfloat16", description="precision of the rollout weights")
     vllm_tensor_parallel_size: int = Field(default=1, ge=1, description="ranks that share one vLLM engine")
     vllm_gpu_memory_utilization: float = Field(
@@ -135,6 +157,22 @@ class Optimizer(Section):
     adam_eps: float = Field(default=1e-8, gt=0, description="Adam's epsilon")
 
 
+class Tuner(Section):
+    """Which parameters are trained."""
+
+    tuner_type: Literal["full", "lora"] = Field(default="full", description="all parameters, or low-rank adapters")
+    lora_rank: int = Field(default=8, ge=1, description="rank of the adapters")
+    lora_alpha: float = Field(default=32.0, gt=0, description="adapters are scaled by lora_alpha / lora_rank")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the input of the adapters")
+    target_modules: list[str] = Field(
+        default=["all-linear"], min_length=1, description="modules with adapters, by their last name or a regex"
+    )
+    use_rslora: bool = Field(default=False, description="scale by lora_alpha / sqrt(lora_rank) (arXiv 2312.03732)")
+    freeze_parameters_regex: str | None = Field(
+        default=None, min_length=1, description="parameters (Hugging Face names) that are not trained"
+    )
+
+
 class Checkpoint(Section):
     """What is saved and when."""
 
@@ -178,6 +216,7 @@ class RunConfig(Section):
     algorithm: Algorithm = Algorithm()
     rewards: Rewards
     optimizer: Optimizer = Optimizer()
+    tuner: Tuner = Tuner()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()

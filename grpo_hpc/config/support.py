@@ -9,8 +9,21 @@ from grpo_hpc.errors import ConfigError
 def untrainable(cfg: RunConfig) -> list[str]:
     """One sentence for each thing in ``cfg`` that the trainer cannot do."""
     found: list[str] = []
-    if (size := cfg.parallel.context_parallel_size) > 1:
-        found.append(f"parallel.context_parallel_size is {size}: the trainer does not cut sequences over ranks; use 1")
+    par, roll, tuner = cfg.parallel, cfg.rollout, cfg.tuner
+    for key in ("expert_model_parallel_size", "expert_tensor_parallel_size"):
+        if (size := getattr(par, key)) > 1:
+            found.append(f"parallel.{key} is {size}: the trainer does not cut experts over ranks; use 1")
+    if par.decoder_first_pipeline_num_layers or par.decoder_last_pipeline_num_layers:
+        found.append("parallel.decoder_*_pipeline_num_layers: the trainer's stages are all of one size")
+    if roll.vllm_mode == "server":
+        found.append("rollout.vllm_mode is server: the trainer has vLLM in its own processes only; use colocate")
+    for key in ("sleep_level", "offload_model", "offload_optimizer"):
+        if getattr(roll, key):
+            found.append(f"rollout.{key}: the trainer keeps everything on the GPU")
+    if tuner.tuner_type == "lora":
+        found.append("tuner.tuner_type is lora: the trainer trains all parameters; use full")
+    if tuner.freeze_parameters_regex:
+        found.append("tuner.freeze_parameters_regex: the trainer trains all parameters")
     return found
 
 

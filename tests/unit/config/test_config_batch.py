@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import Sizes, broken_rules, problems, schedule, sizes_of
 from grpo_hpc.config.nearest import nearest_values, suggestions
+from grpo_hpc.config.sections import SECTION_OF
 from grpo_hpc.errors import ConfigError
 
 NOW = Sizes(
@@ -17,11 +18,15 @@ NOW = Sizes(
     tensor_model_parallel_size=1,
     pipeline_model_parallel_size=1,
     context_parallel_size=1,
+    expert_model_parallel_size=1,
+    expert_tensor_parallel_size=1,
     micro_batch_size=4,
     global_batch_size=64,
     steps_per_generation=None,
     generation_batch_size=None,
     num_generations=8,
+    vllm_mode="colocate",
+    vllm_server_nodes=1,
     vllm_tensor_parallel_size=1,
 )
 
@@ -36,10 +41,11 @@ def config(sizes: Sizes, train_iters: int = 10) -> RunConfig:
         "rollout": {},
         "batch": {"train_iters": train_iters},
     }
-    section_of = {"nodes": "resources", "nproc_per_node": "resources", "vllm_tensor_parallel_size": "rollout"}
-    for key, value in sizes._asdict().items():
-        section = section_of.get(key, "parallel" if key.endswith("parallel_size") else "batch")
-        values[section][key] = value
+    given = sizes._asdict()
+    if sizes.vllm_mode == "colocate":
+        del given["vllm_server_nodes"]
+    for key, value in given.items():
+        values[SECTION_OF[key]][key] = value
     return RunConfig.model_validate({"name": "x", **values})
 
 
@@ -60,6 +66,11 @@ def test_either_of_generation_size_and_steps_may_be_given() -> None:
     assert by_steps == by_size == both
 
 
+def test_servers_of_their_own_sample_for_all() -> None:
+    s = schedule(config(NOW._replace(vllm_mode="server", vllm_server_nodes=4, vllm_tensor_parallel_size=2)))
+    assert s.completions_per_rank_per_rollout == 64 // 4
+
+
 def test_an_engine_of_two_ranks_generates_for_both() -> None:
     s = schedule(config(NOW._replace(vllm_tensor_parallel_size=2)))
     assert s.completions_per_rank_per_rollout == 64
@@ -76,6 +87,11 @@ def test_an_engine_of_two_ranks_generates_for_both() -> None:
         ),
         ({"num_generations": 7}, "64 / 7, remainder 1", "batch.num_generations: 4 or 8 (now 7)"),
         ({"global_batch_size": 72}, "72 / 8 / 2 = 9 / 2, remainder 1", "batch.global_batch_size: 64 or 128 (now 72)"),
+        (
+            {"nproc_per_node": 8, "global_batch_size": 256, "expert_model_parallel_size": 3},
+            "1 * 8 / (1 * 3 * 1) = 8 / 3, remainder 2",
+            "parallel.expert_model_parallel_size: 2 or 4 (now 3)",
+        ),
         ({"nproc_per_node": 3}, "64 / 3, remainder 1", "resources.nproc_per_node: 2 (now 3)"),
         (
             {"tensor_model_parallel_size": 3},
@@ -130,13 +146,17 @@ any_sizes = st.builds(
     tensor_model_parallel_size=st.integers(1, 3),
     pipeline_model_parallel_size=st.integers(1, 2),
     context_parallel_size=st.integers(1, 2),
+    expert_model_parallel_size=st.integers(1, 3),
+    expert_tensor_parallel_size=st.integers(1, 2),
     micro_batch_size=small,
     global_batch_size=st.integers(1, 200),
     steps_per_generation=st.none() | small,
     generation_batch_size=st.none() | st.integers(1, 400),
     num_generations=st.integers(2, 9),
+    vllm_mode=st.sampled_from(["colocate", "server"]),
+    vllm_server_nodes=st.integers(1, 3),
     vllm_tensor_parallel_size=st.integers(1, 3),
-)
+).map(lambda s: s if s.vllm_mode == "server" else s._replace(vllm_server_nodes=1))
 fitting_sizes = st.builds(
     lambda tp, pp, dp, micro, group, k, steps: NOW._replace(
         nproc_per_node=tp * pp * dp,
