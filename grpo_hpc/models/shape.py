@@ -5,28 +5,125 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from grpo_hpc.errors import CheckpointError
 
-FAMILIES = ("llama", "qwen2", "qwen3")
 
-# Llama 3.1's frequency scaling; Megatron-Core has exactly these constants built in (arXiv 2407.21783, section 3.4).
-_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+@dataclass(frozen=True)
+class Experts:
+    """Mixture-of-experts layers.
+
+    Attributes:
+        count: routed experts of a layer.
+        topk: experts that serve one token.
+        ffn: feed-forward width of one routed expert.
+        shared_ffn: width of the expert that every token visits; 0 without.
+        score: how router logits become weights.
+        normalise: the weights of the chosen experts are scaled to sum 1.
+        scale: factor on the weights after that.
+        groups, topk_groups: experts are chosen within the best ``topk_groups`` of ``groups`` groups.
+        bias: the router has a correction bias that takes part in choosing only (DeepSeek-V3, arXiv 2412.19437).
+    """
+
+    count: int
+    topk: int
+    ffn: int
+    shared_ffn: int = 0
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    normalise: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    topk_groups: int = 1
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """YaRN rotary scaling (arXiv 2309.00071) with DeepSeek's two temperature terms."""
+
+    factor: float
+    original_max_position: int
+    beta_fast: float
+    beta_slow: float
+    mscale: float
+    mscale_all_dim: float
+
+
+@dataclass(frozen=True)
+class Mla:
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
+
+    Attributes:
+        q_rank: rank of the query's compression; None when queries are projected directly.
+        kv_rank: rank of what keys and values are made of: the KV cache holds ``kv_rank + rope_dim`` values a token.
+        nope_dim, rope_dim: dimensions of a query/key head without and with rotary position.
+        v_dim: dimensions of a value head.
+    """
+
+    q_rank: int | None
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    v_dim: int
+    yarn: Yarn | None = None
+
+
+@dataclass(frozen=True)
+class Vision:
+    """The vision tower of a vision-language model; ``out`` is the width of the tokens it hands to the decoder."""
+
+    layers: int
+    hidden: int
+    ffn: int
+    out: int
+    patch: int
+    temporal_patch: int
+    channels: int
+    merge: int
+    positions: int = 0
+    deepstack: int = 0
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Parameters by what they belong to; those of layers are of *one* layer.
+
+    Attributes:
+        norms: all norms of one layer, query and key norms and those of compressed queries and keys included.
+        mlp: of a dense layer.
+        expert: one routed expert; ``shared_expert``: the one that every token visits.
+        output: the output matrix; 0 when it is tied to the embedding.
+        vision: the whole vision tower.
+    """
+
+    embedding: int
+    output: int
+    final_norm: int
+    attention: int
+    norms: int
+    mlp: int
+    router: int
+    expert: int
+    shared_expert: int
+    vision: int
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of one decoder-only transformer.
+    """Sizes of one decoder-only transformer, with its vision tower if it has one.
 
     Attributes:
         family: Hugging Face ``model_type``.
-        ffn: feed-forward width of one of the two gated projections.
+        head_dim: dimensions of a query head (with MLA: ``nope_dim + rope_dim``).
+        ffn: feed-forward width of one of the two gated projections in dense layers.
         vocab: rows of the embedding, unpadded.
         tied: input and output embeddings are one matrix.
         qkv_bias: query, key and value projections have a bias.
-        qk_norm: queries and keys are normalised per head.
+        qk_norm: queries and keys are normalised: each head by itself, or all heads of a token together.
         rope_scaling_factor: Llama-3 frequency scaling; None without.
+        max_position: longest sequence; within a sliding window attention is full attention, so no longer than one.
+        moe_layers: numbers of the layers with experts.
     """
 
     family: str
@@ -38,20 +135,34 @@ class ModelShape:
     ffn: int
     vocab: int
     tied: bool
-    qkv_bias: bool
-    qk_norm: bool
     norm_eps: float
     rope_theta: float
-    rope_scaling_factor: float | None
     max_position: int
+    rope_scaling_factor: float | None = None
+    qkv_bias: bool = False
+    qk_norm: Literal["head", "token"] | None = None
+    moe_layers: tuple[int, ...] = ()
+    experts: Experts | None = None
+    mla: Mla | None = None
+    vision: Vision | None = None
 
-    def layer_parameters(self) -> int:
+    @property
+    def dense_layers(self) -> tuple[int, ...]:
+        """Numbers of the layers without experts."""
+        return tuple(layer for layer in range(self.layers) if layer not in set(self.moe_layers))
+
+    def counts(self) -> ParameterCount:
+        """Parameters by part, added up from the family's weight map."""
+        from grpo_hpc.models.families import count_parameters  # the families import this module
+
+        return count_parameters(self)
+
+    def layer_parameters(self, layer: int = 0) -> int:
         """Parameters of one transformer layer."""
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        attention = self.hidden * (queries + 2 * keys) + queries * self.hidden
-        biases = (queries + 2 * keys) if self.qkv_bias else 0
-        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
-        return attention + biases + norms + 3 * self.hidden * self.ffn
+        c = self.counts()
+        if layer not in self.moe_layers or self.experts is None:
+            return c.attention + c.norms + c.mlp
+        return c.attention + c.norms + c.router + c.shared_expert + self.experts.count * c.expert
 
     def embedding_parameters(self) -> int:
         """Parameters of the input embedding; the output matrix has as many when it is not tied."""
@@ -59,15 +170,23 @@ class ModelShape:
 
     def parameters(self) -> int:
         """All parameters, as ``transformers`` counts them."""
-        embeddings = self.embedding_parameters() * (1 if self.tied else 2)
-        return self.layers * self.layer_parameters() + embeddings + self.hidden
+        c = self.counts()
+        layers = sum(self.layer_parameters(layer) for layer in range(self.layers))
+        return layers + c.embedding + c.output + c.final_norm + c.vision
+
+    def active_parameters(self) -> int:
+        """Parameters that take part for one token: all but the experts it does not visit."""
+        if self.experts is None:
+            return self.parameters()
+        idle = (self.experts.count - self.experts.topk) * self.counts().expert
+        return self.parameters() - len(self.moe_layers) * idle
 
 
-def read_shape(path: str | Path) -> ModelShape:
-    """The shape of a model folder, or of a ``config.json`` file.
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The configuration of a model folder, or of a ``config.json`` file.
 
     Raises:
-        CheckpointError: there is no readable configuration, or the family or one of its options is not supported.
+        CheckpointError: there is none, or it cannot be read.
     """
     file = Path(path)
     file = file / "config.json" if file.is_dir() else file
@@ -77,57 +196,32 @@ def read_shape(path: str | Path) -> ModelShape:
         raise CheckpointError(f"there is no model configuration at {file}") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} holds a {type(config).__name__}, not a model configuration")
+    return config
+
+
+def read_shape(path: str | Path) -> ModelShape:
+    """The shape of a model folder, or of a ``config.json`` file.
+
+    Raises:
+        CheckpointError: there is no readable configuration, or the family or one of its options is not supported.
+    """
+    config = read_config(path)
     try:
         return shape_of(config)
-    except KeyError as error:
-        raise CheckpointError(f"{file} has no {error.args[0]!r}") from error
     except CheckpointError as error:
-        raise CheckpointError(f"{file}: {error.message}", error.hint) from error
+        raise CheckpointError(f"the configuration of {path}: {error.message}", error.hint) from error
 
 
 def shape_of(config: dict[str, Any]) -> ModelShape:
     """The shape that a Hugging Face configuration describes (see :func:`read_shape`)."""
-    family = config.get("model_type", "")
-    if family not in FAMILIES:
-        raise CheckpointError(
-            f"model_type {family!r} is not supported", f"Supported families: {', '.join(FAMILIES)} (dense)."
-        )
-    _refuse_variants(config)
-    theta, factor = _rope(config)
-    heads = config["num_attention_heads"]
-    return ModelShape(
-        family=family,
-        layers=config["num_hidden_layers"],
-        hidden=config["hidden_size"],
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or (128 if family == "qwen3" else config["hidden_size"] // heads),
-        ffn=config["intermediate_size"],
-        vocab=config["vocab_size"],
-        tied=config.get("tie_word_embeddings", False),
-        qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
-        norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=theta,
-        rope_scaling_factor=factor,
-        max_position=config["max_position_embeddings"],
-    )
+    from grpo_hpc.models.families import family  # the families import this module
 
-
-def _refuse_variants(config: dict[str, Any]) -> None:
-    supported = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
-    for key, wanted in supported.items():
-        if config.get(key, wanted) != wanted:
-            raise CheckpointError(f"{key}: {config[key]!r} is not supported (only {wanted!r})")
-
-
-def _rope(config: dict[str, Any]) -> tuple[float, float | None]:
-    """Base and Llama-3 scaling factor, from the present key (``rope_parameters``) or the older two."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return theta, None
-    if kind == "llama3" and all(rope.get(key) == value for key, value in _LLAMA3_ROPE.items()):
-        return theta, float(rope["factor"])
-    raise CheckpointError(f"rotary scaling {rope} is not supported", f"Supported: none, or llama3 with {_LLAMA3_ROPE}.")
+    described = family(config.get("model_type", ""))
+    try:
+        return described.read(config)
+    except KeyError as error:
+        raise CheckpointError(f"{error.args[0]!r} is missing") from error
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"a size is not a positive number: {error}") from error

@@ -1,155 +1,26 @@
-"""How Megatron parameters and Hugging Face tensors correspond.
+"""The weight map: one row per Megatron parameter, read by every mover of weights and by the parameter counts.
 
-A family describes itself as a list of :class:`Rule` rows (see :mod:`grpo_hpc.models.families`); every mover of
-weights reads the same rows: load at start, sync to vLLM and export. A row names one Megatron parameter, the Hugging
-Face tensors it is made of, and the layout between them. Layouts only slice, stack and reorder, so a round trip is
-bit-exact.
-
-Shapes: H hidden size, A query heads, K key/value heads, D head size, F feed-forward width, V vocabulary.
+A family describes itself as a list of :class:`Rule` rows (see :mod:`grpo_hpc.models.families`). Offline conversion, load
+at start, sync to vLLM, export and LoRA merging read the same rows; so does the planner, which adds up their shapes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Literal
 
-import torch
-from torch import Tensor
+from grpo_hpc.models.layouts import Copy, Layout, elements
 
-LAYER = "{i}"
+LAYER, EXPERT = "{i}", "{e}"
 
+Part = Literal["embedding", "output", "attention", "mlp", "router", "expert", "shared_expert", "norm", "vision"]
 
-@dataclass(frozen=True)
-class Shard:
-    """One tensor-parallel rank's place: ``rank`` of ``size``."""
-
-    rank: int
-    size: int
-
-    def part(self, total: int) -> slice:
-        """This rank's contiguous part of ``total`` rows; ``total`` must be a multiple of ``size``."""
-        if total % self.size:
-            raise ValueError(f"{total} rows cannot be split over {self.size} ranks")
-        width = total // self.size
-        return slice(self.rank * width, (self.rank + 1) * width)
-
-
-class Sliceable(Protocol):
-    """A tensor, or a tensor on disk that is read only where it is sliced (safetensors)."""
-
-    def __getitem__(self, index: Any, /) -> Tensor: ...
-
-
-class Layout(Protocol):
-    """Between Hugging Face tensors and the tensor-parallel shards of one Megatron parameter."""
-
-    def to_megatron(self, sources: Sequence[Sliceable], shard: Shard) -> Tensor:
-        """The shard, reading nothing but what it needs of ``sources``."""
-        ...
-
-    def to_hf(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The Hugging Face tensors, from all shards in rank order."""
-        ...
-
-    @property
-    def sharded(self) -> bool:
-        """False when every tensor-parallel rank holds the same tensor."""
-        ...
-
-
-@dataclass(frozen=True)
-class Copy:
-    """The same tensor on every rank (norms, biases of row-parallel layers)."""
-
-    sharded = False
-
-    def to_megatron(self, sources: Sequence[Sliceable], shard: Shard) -> Tensor:
-        return sources[0][:]
-
-    def to_hf(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return (shards[0],)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """A row-parallel matrix [out, in]: each rank holds a part of the input columns."""
-
-    columns: int
-    sharded = True
-
-    def to_megatron(self, sources: Sequence[Sliceable], shard: Shard) -> Tensor:
-        return sources[0][:, shard.part(self.columns)]
-
-    def to_hf(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return (torch.cat(tuple(shards), dim=1),)
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """Embedding or output matrix [V, H], padded with zero rows to a multiple of the ranks.
-
-    Padded rows never leave Megatron, and the log-probabilities leave their logits out.
-    """
-
-    rows: int
-    sharded = True
-
-    def to_megatron(self, sources: Sequence[Sliceable], shard: Shard) -> Tensor:
-        part = shard.part(padded_vocabulary(self.rows, shard.size))
-        held = sources[0][part.start : min(part.stop, self.rows)]
-        missing = (part.stop - part.start) - held.shape[0]
-        return torch.cat((held, held.new_zeros(missing, *held.shape[1:]))) if missing else held
-
-    def to_hf(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return (torch.cat(tuple(shards))[: self.rows],)
-
-
-@dataclass(frozen=True)
-class GateUp:
-    """Gate [F, H] and up [F, H] stacked within each rank: [gate part; up part]."""
-
-    width: int
-    sharded = True
-
-    def to_megatron(self, sources: Sequence[Sliceable], shard: Shard) -> Tensor:
-        part = shard.part(self.width)
-        return torch.cat((sources[0][part], sources[1][part]))
-
-    def to_hf(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        halves = [shard.chunk(2) for shard in shards]
-        return torch.cat([gate for gate, _ in halves]), torch.cat([up for _, up in halves])
-
-
-@dataclass(frozen=True)
-class Qkv:
-    """Query [A*D, ...], key and value [K*D, ...] interleaved by group: K x (A/K queries, one key, one value).
-
-    Serves the weights (trailing dimension H) and the biases (no trailing dimension).
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    sharded = True
-
-    def to_megatron(self, sources: Sequence[Sliceable], shard: Shard) -> Tensor:
-        groups = shard.part(self.kv_heads)
-        count = groups.stop - groups.start
-        per_group = self.heads // self.kv_heads
-        blocks = []
-        for source, heads_per_group in zip(sources, (per_group, 1, 1), strict=True):
-            rows = heads_per_group * self.head_dim
-            block = source[groups.start * rows : groups.stop * rows]
-            blocks.append(block.reshape(count, rows, *block.shape[1:]))
-        return torch.cat(blocks, dim=1).flatten(0, 1)
-
-    def to_hf(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        whole = torch.cat(tuple(shards))
-        per_group = self.heads // self.kv_heads
-        grouped = whole.reshape(self.kv_heads, (per_group + 2) * self.head_dim, *whole.shape[1:])
-        parts = grouped.split([per_group * self.head_dim, self.head_dim, self.head_dim], dim=1)
-        return tuple(part.flatten(0, 1) for part in parts)
+# How Megatron's local layer spec renames norms when it saves, so that checkpoints look like TransformerEngine's.
+_SAVED_AS = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
 
 
 @dataclass(frozen=True)
@@ -157,57 +28,94 @@ class Rule:
     """One row of a weight map.
 
     Attributes:
-        megatron: parameter name in the local layer spec; ``{i}`` stands for the global layer number from 0.
+        megatron: parameter name in the local layer spec; ``{i}`` is the global layer number from 0 and ``{e}`` the
+            global number of the expert.
         hf: names of the Hugging Face tensors.
         layout: how they correspond.
+        part: what the parameter belongs to.
         te: parameter name in the TransformerEngine layer spec, where it differs.
-        exported: False for a parameter that repeats another (the tied output matrix on the last pipeline stage).
+        te_whole: with TransformerEngine every tensor-parallel rank holds all of it, whatever the layout says.
+        layers: the layers that have this parameter; empty for parameters outside of layers.
+        experts: number of experts that have one each; 0 for parameters that are no expert's.
+        repeats: the parameter is another one's (the tied output matrix on the last pipeline stage): it is loaded from
+            the same tensors but never exported or counted.
+        buffer: state that is not trained; ``transformers`` does not count it.
     """
 
     megatron: str
     hf: tuple[str, ...]
     layout: Layout
+    part: Part
     te: str | None = None
-    exported: bool = True
+    layers: tuple[int, ...] = ()
+    experts: int = 0
+    repeats: bool = False
+    buffer: bool = False
+    te_whole: bool = False
 
     @property
     def per_layer(self) -> bool:
         return LAYER in self.megatron
 
-    def megatron_name(self, layer: int, layer_spec: str) -> str:
-        name = self.te if self.te and layer_spec == "transformer_engine" else self.megatron
-        return name.replace(LAYER, str(layer))
+    @property
+    def parameters(self) -> int:
+        """Parameters of one layer (and one expert)."""
+        return 0 if self.repeats or self.buffer else elements(self.layout.hf_shapes)
 
-    def hf_names(self, layer: int) -> tuple[str, ...]:
-        return tuple(name.replace(LAYER, str(layer)) for name in self.hf)
+    def name(self, layer_spec: str) -> str:
+        """The parameter's name in a layer spec, with its placeholders."""
+        return self.te if self.te and layer_spec == "transformer_engine" else self.megatron
+
+    def saved_names(self) -> tuple[str, ...]:
+        """Names in Megatron's distributed checkpoints, with ``{i}`` but without the expert: TransformerEngine's first.
+
+        Experts are one tensor there. The two layer specs agree on names but for a few norms, hence more than one.
+        """
+        local = self.megatron
+        for name, saved in _SAVED_AS.items():
+            if self.te is not None and self.te.endswith(saved + "weight"):
+                local = local.replace(name, saved)
+        names = [self.te or self.megatron, local] if not self.experts else [self.megatron]
+        experts = "mlp.experts.local_experts.{e}."
+        return tuple(dict.fromkeys(name.replace(experts, "mlp.experts.experts.") for name in names))
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A rule applied to one layer (or to the model, for rules without layers)."""
+    """A rule applied to one layer and one expert (or to the model)."""
 
     name: str
     hf_names: tuple[str, ...]
     layout: Layout
-    exported: bool
+    rule: Rule
+    layer: int
+    expert: int
+
+    @property
+    def exported(self) -> bool:
+        return not self.rule.repeats
 
 
-def entries(rules: Sequence[Rule], layers: int, layer_spec: str) -> list[Entry]:
-    """Every parameter of the whole model, in the order of the rules, layer by layer."""
+def entries(rules: Sequence[Rule], layer_spec: str) -> list[Entry]:
+    """Every parameter of the whole model: the embedding, layer by layer, what stands behind the layers."""
+    layers = 1 + max((max(rule.layers, default=-1) for rule in rules if rule.part != "vision"), default=-1)
     found: list[Entry] = []
-    heads = [rule for rule in rules if not rule.per_layer]
-    for rule in heads[:1]:
-        found.append(_entry(rule, 0, layer_spec))
+    for rule in rules:
+        if rule.part == "vision":
+            found += [_entry(rule, i, 0, layer_spec) for i in (rule.layers or (0,))]
+    found += [_entry(rule, 0, 0, layer_spec) for rule in rules if rule.part == "embedding"]
     for layer in range(layers):
-        found.extend(_entry(rule, layer, layer_spec) for rule in rules if rule.per_layer)
-    found.extend(_entry(rule, 0, layer_spec) for rule in heads[1:])
-    return found
+        for rule in rules:
+            if rule.part != "vision" and layer in rule.layers:
+                found += [_entry(rule, layer, expert, layer_spec) for expert in range(rule.experts or 1)]
+    outside = [rule for rule in rules if not rule.per_layer and rule.part not in ("vision", "embedding")]
+    return found + [_entry(rule, 0, 0, layer_spec) for rule in outside]
 
 
-def _entry(rule: Rule, layer: int, layer_spec: str) -> Entry:
-    return Entry(rule.megatron_name(layer, layer_spec), rule.hf_names(layer), rule.layout, rule.exported)
+def _entry(rule: Rule, layer: int, expert: int, layer_spec: str) -> Entry:
+    def fill(name: str) -> str:
+        return name.replace(LAYER, str(layer)).replace(EXPERT, str(expert))
 
-
-def padded_vocabulary(vocabulary: int, tensor_parallel: int) -> int:
-    """Rows of the embedding in Megatron: the vocabulary rounded up to a multiple of the tensor-parallel size."""
-    return -(-vocabulary // tensor_parallel) * tensor_parallel
+    whole = rule.te_whole and layer_spec == "transformer_engine"
+    layout = Copy(rule.layout.shape()) if whole else rule.layout
+    return Entry(fill(rule.name(layer_spec)), tuple(fill(name) for name in rule.hf), layout, rule, layer, expert)

@@ -1,0 +1,67 @@
+"""The supported model families. A family is one file: how its config.json is read, its weight map, its Megatron options.
+
+All of it is free of torch. To add a family, write its file and name it in ``_FAMILIES``.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import import_module
+
+from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.families.family import Family
+from grpo_hpc.models.shape import ModelShape, ParameterCount
+from grpo_hpc.models.weight_map import Rule
+
+_FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "mixtral",
+    "deepseek_v3",
+    "olmoe",
+    "qwen2_5_vl",
+    "qwen3_vl",
+)
+
+
+def family(model_type: str) -> Family:
+    """The family of a Hugging Face ``model_type``.
+
+    Raises:
+        CheckpointError: it is not supported.
+    """
+    if model_type not in _FAMILIES:
+        raise CheckpointError(
+            f"model_type {model_type!r} is not supported", f"Supported families: {', '.join(_FAMILIES)}."
+        )
+    described = import_module(f"{__name__}.{model_type}").FAMILY
+    if not isinstance(described, Family):
+        raise TypeError(f"{__name__}.{model_type}.FAMILY is no Family")
+    return described
+
+
+def weight_map(shape: ModelShape) -> list[Rule]:
+    """The rules of ``shape``'s family; every parameter of the Megatron model is named exactly once."""
+    return family(shape.family).rules(shape)
+
+
+@functools.lru_cache(maxsize=64)
+def count_parameters(shape: ModelShape) -> ParameterCount:
+    """Parameters of ``shape`` by part, added up from its weight map."""
+    counts = dict.fromkeys(ParameterCount.__dataclass_fields__, 0)
+    for rule in weight_map(shape):
+        if rule.part == "vision":
+            counts["vision"] += rule.parameters * len(rule.layers or (0,))
+        elif rule.part != "norm":
+            counts[rule.part] += rule.parameters
+        elif not rule.per_layer:
+            counts["final_norm"] += rule.parameters
+        elif shape.layers - 1 in rule.layers:  # dense layers and layers with experts have the same norms
+            counts["norms"] += rule.parameters
+    return ParameterCount(**counts)
+
+
+__all__ = ["Family", "count_parameters", "family", "weight_map"]
