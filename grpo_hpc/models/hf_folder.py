@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from grpo_hpc.errors import CheckpointError
-from grpo_hpc.models.weight_map import Sliceable
+from grpo_hpc.models.layouts import Sliceable
 
 INDEX = "model.safetensors.index.json"
 DEFAULT_SHARD_BYTES = 5 * 10**9

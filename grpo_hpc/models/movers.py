@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from torch import Tensor
-from torch.nn import Parameter
 
 from grpo_hpc.errors import CheckpointError
-from grpo_hpc.models.families import weight_map
+from grpo_hpc.models.families import family, weight_map
 from grpo_hpc.models.hf_folder import HfFolder
+from grpo_hpc.models.layouts import WHOLE, Shard
 from grpo_hpc.models.policy import PolicyModel
-from grpo_hpc.models.weight_map import Entry, Shard, entries
+from grpo_hpc.models.weight_map import Entry, entries
 
 Meta = tuple[tuple[int, ...], torch.dtype]
 
+# the number of an expert on its rank, in the local layer spec and in TransformerEngine's grouped one
+_EXPERT = re.compile(r"(?<=\.mlp\.experts\.local_experts\.)\d+(?=\.)|(?<=\.mlp\.experts\.linear_fc[12]\.weight)\d+$")
 
-def local_parameters(model: PolicyModel) -> dict[str, Parameter]:
-    """This rank's parameters by their global names: layers counted from 0 over all pipeline stages."""
+
+def local_parameters(model: PolicyModel) -> dict[str, Tensor]:
+    """This rank's parameters, and the router's correction biases, by their global names.
+
+    Layers are counted from 0 over all pipeline stages, experts from 0 over all expert-parallel ranks.
+    """
+    first_expert = _first_expert(model)
+    named: list[tuple[str, Tensor]] = list(model.named_parameters())
+    named += [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("expert_bias")]
     renamed = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         if name.startswith("decoder.layers."):
             _, _, local, rest = name.split(".", 3)
             layer = model.decoder.layers[int(local)].layer_number - 1
             name = f"decoder.layers.{layer}.{rest}"
-        renamed[name] = parameter
+        renamed[_EXPERT.sub(lambda number: str(int(number[0]) + first_expert), name)] = parameter
     return renamed
+
+
+def _first_expert(model: PolicyModel) -> int:
+    experts = model.config.num_moe_experts
+    if experts is None:
+        return 0
+    return mpu.get_expert_model_parallel_rank() * (experts // mpu.get_expert_model_parallel_world_size())
+
+
+def shard_of(entry: Entry) -> Shard:
+    """This rank's place among those that share the parameter."""
+    if entry.rule.experts:
+        return Shard(mpu.get_expert_tensor_parallel_rank(), mpu.get_expert_tensor_parallel_world_size())
+    return Shard(mpu.get_tensor_model_parallel_rank(), mpu.get_tensor_model_parallel_world_size())
 
 
 def load_hf(model: PolicyModel, folder: HfFolder, layer_spec: str) -> None:
@@ -37,15 +61,14 @@ def load_hf(model: PolicyModel, folder: HfFolder, layer_spec: str) -> None:
     Raises:
         CheckpointError: a tensor is missing, unused or of another shape, or a parameter has no rule.
     """
-    shard = Shard(mpu.get_tensor_model_parallel_rank(), mpu.get_tensor_model_parallel_world_size())
     parameters = local_parameters(model)
-    table = entries(weight_map(model.shape), model.shape.layers, layer_spec)
-    _check_names(table, set(parameters), folder)
+    table = entries(weight_map(model.shape), layer_spec)
+    _check_names(model, table, set(parameters), folder)
     for entry in table:
         parameter = parameters.get(entry.name)
         if parameter is None:
             continue
-        value = entry.layout.to_megatron([folder.slice(name) for name in entry.hf_names], shard)
+        value = entry.layout.to_megatron([folder.slice(name) for name in entry.hf_names], shard_of(entry))
         if value.shape != parameter.shape:
             raise CheckpointError(
                 f"{', '.join(entry.hf_names)} in {folder.path} give {entry.name} the shape {tuple(value.shape)}, "
@@ -55,13 +78,13 @@ def load_hf(model: PolicyModel, folder: HfFolder, layer_spec: str) -> None:
             parameter.copy_(value)
 
 
-def _check_names(table: list[Entry], parameters: set[str], folder: HfFolder) -> None:
+def _check_names(model: PolicyModel, table: list[Entry], parameters: set[str], folder: HfFolder) -> None:
     known = {entry.name for entry in table}
     if orphans := sorted(parameters - known):
         raise CheckpointError(f"the weight map has no rule for Megatron parameters {orphans[:5]}")
     expected = {name for entry in table for name in entry.hf_names}
-    tied = {"lm_head.weight"}  # some tied models store the repeated matrix all the same
-    if unused := sorted(folder.names() - expected - tied):
+    ignored = family(model.shape.family).ignored(model.shape)
+    if unused := sorted(name for name in folder.names() - expected if not name.startswith(ignored)):
         raise CheckpointError(
             f"{folder.path} holds {len(unused)} tensors that its config.json does not explain: {unused[:5]}",
             "The folder may belong to another model family than its config.json says.",
@@ -71,47 +94,63 @@ def _check_names(table: list[Entry], parameters: set[str], folder: HfFolder) -> 
 class HfExporter:
     """Streams the whole model as Hugging Face tensors; every rank takes part and receives every tensor.
 
-    Pipeline stages and tensor-parallel ranks contribute their shards; one tensor is whole at a time.
+    Pipeline stages, expert-parallel and tensor-parallel ranks contribute their shards; one tensor is whole at a time.
+    What no rank holds (a vision tower that is not trained) is not streamed.
 
     Args:
         values: what to stream of each parameter, such as its gradient; by default the parameter itself.
     """
 
     def __init__(
-        self, model: PolicyModel, layer_spec: str, values: Callable[[Parameter], Tensor] = lambda p: p.detach()
+        self, model: PolicyModel, layer_spec: str, values: Callable[[Tensor], Tensor] = lambda p: p.detach()
     ) -> None:
         self._parameters = {name: values(parameter) for name, parameter in local_parameters(model).items()}
-        self._table = [e for e in entries(weight_map(model.shape), model.shape.layers, layer_spec) if e.exported]
         held = {name: (tuple(p.shape), p.dtype) for name, p in self._parameters.items()}
-        stages: list[dict[str, Meta]] = [{}] * mpu.get_pipeline_model_parallel_world_size()
-        dist.all_gather_object(stages, held, group=mpu.get_pipeline_model_parallel_group())
-        self._owner = {name: stage for stage in reversed(range(len(stages))) for name in stages[stage]}
-        self._meta = {name: meta for stage in stages for name, meta in stage.items()}
+        self._stages = _gather_objects(held, mpu.get_pipeline_model_parallel_group())
+        experts = _gather_objects({name: m for s in self._stages for name, m in s.items()}, _expert_group())
+        self._experts = experts
+        self._meta: dict[str, Meta] = {name: meta for names in experts for name, meta in names.items()}
+        table = [e for e in entries(weight_map(model.shape), layer_spec) if e.exported]
+        self._table = [e for e in table if e.name in self._meta]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Hugging Face names and tensors in the training dtype. Collective: every rank must consume it to the end."""
         for entry in self._table:
-            shard = self._from_owner(entry.name)
-            shards = self._gather(shard) if entry.layout.sharded else [shard]
-            yield from zip(entry.hf_names, entry.layout.to_hf(shards), strict=True)
+            shard = self._over(mpu.get_pipeline_model_parallel_group(), self._stages, entry.name)
+            if entry.rule.experts:
+                shard = self._over(_expert_group(), self._experts, entry.name, shard)
+            whole = _gather(shard, entry) if entry.layout.sharded else [shard]
+            yield from zip(entry.hf_names, entry.layout.to_hf(whole), strict=True)
 
-    def _from_owner(self, name: str) -> Tensor:
-        pipeline = mpu.get_pipeline_model_parallel_world_size()
-        parameter = self._parameters.get(name)
-        if pipeline == 1 and parameter is not None:
-            return parameter
-        shape, dtype = self._meta[name]
-        here = self._owner[name] == mpu.get_pipeline_model_parallel_rank()
-        device = next(iter(self._parameters.values())).device
-        shard = parameter if here and parameter is not None else torch.empty(shape, dtype=dtype, device=device)
-        group = mpu.get_pipeline_model_parallel_group()
-        dist.broadcast(shard, dist.get_global_rank(group, self._owner[name]), group=group)
-        return shard
+    def _over(
+        self, group: dist.ProcessGroup, holders: list[dict[str, Meta]], name: str, held: Tensor | None = None
+    ) -> Tensor:
+        """The tensor from the first rank of ``group`` that has it; where none has, an empty one of its shape."""
+        mine = self._parameters.get(name) if held is None else held
+        owner = next((rank for rank, names in enumerate(holders) if name in names), None)
+        if mine is None or (owner is not None and owner != dist.get_rank(group)):
+            shape, dtype = self._meta[name]
+            mine = torch.empty(shape, dtype=dtype, device=next(iter(self._parameters.values())).device)
+        if owner is not None and len(holders) > 1:
+            dist.broadcast(mine, dist.get_global_rank(group, owner), group=group)
+        return mine
 
-    def _gather(self, shard: Tensor) -> list[Tensor]:
-        size = mpu.get_tensor_model_parallel_world_size()
-        if size == 1:
-            return [shard]
-        shards = [torch.empty_like(shard) for _ in range(size)]
-        dist.all_gather(shards, shard.contiguous(), group=mpu.get_tensor_model_parallel_group())
-        return shards
+
+def _expert_group() -> dist.ProcessGroup:
+    return mpu.get_expert_model_parallel_group()
+
+
+def _gather_objects(mine: dict[str, Meta], group: dist.ProcessGroup) -> list[dict[str, Meta]]:
+    found: list[dict[str, Meta]] = [{}] * dist.get_world_size(group)
+    dist.all_gather_object(found, mine, group=group)
+    return found
+
+
+def _gather(shard: Tensor, entry: Entry) -> list[Tensor]:
+    place = shard_of(entry)
+    if place.size == WHOLE.size:
+        return [shard]
+    group = mpu.get_expert_tensor_parallel_group() if entry.rule.experts else mpu.get_tensor_model_parallel_group()
+    shards = [torch.empty_like(shard) for _ in range(place.size)]
+    dist.all_gather(shards, shard.contiguous(), group=group)
+    return shards

@@ -11,20 +11,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_layer_local_spec,
-    get_gpt_layer_with_transformer_engine_spec,
-)
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch import Tensor
 
 from grpo_hpc.algo.logprob import VocabularyPart, token_logprobs
 from grpo_hpc.models.attention import PackedSdpaAttention
+from grpo_hpc.models.families import family
+from grpo_hpc.models.layouts import padded_vocabulary
+from grpo_hpc.models.norm import TokenNorm
 from grpo_hpc.models.shape import ModelShape
-from grpo_hpc.models.weight_map import padded_vocabulary
 
 
 def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[str, Any]) -> TransformerConfig:
@@ -35,45 +35,50 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
         options: what follows from the device (``Platform.transformer_options``).
     """
     pipeline = mpu.get_pipeline_model_parallel_world_size()
-    return TransformerConfig(
-        num_layers=shape.layers,
-        hidden_size=shape.hidden,
-        num_attention_heads=shape.heads,
-        num_query_groups=shape.kv_heads,
-        kv_channels=shape.head_dim,
-        ffn_hidden_size=shape.ffn,
-        gated_linear_unit=True,
-        activation_func=F.silu,
-        normalization="RMSNorm",
-        layernorm_epsilon=shape.norm_eps,
-        qk_layernorm=shape.qk_norm,
-        add_bias_linear=False,
-        add_qkv_bias=shape.qkv_bias,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        bf16=dtype == torch.bfloat16,
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        tensor_model_parallel_size=mpu.get_tensor_model_parallel_world_size(),
-        pipeline_model_parallel_size=pipeline,
-        context_parallel_size=mpu.get_context_parallel_world_size(),
-        cp_comm_type="p2p",
+    make = MLATransformerConfig if shape.mla else TransformerConfig
+    fields: dict[str, Any] = {
+        "num_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "num_attention_heads": shape.heads,
+        "num_query_groups": shape.kv_heads,
+        "kv_channels": shape.head_dim,
+        "ffn_hidden_size": shape.ffn,
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": shape.norm_eps,
+        "qk_layernorm": shape.qk_norm is not None,
+        "add_bias_linear": False,
+        "add_qkv_bias": shape.qkv_bias,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "bf16": dtype == torch.bfloat16,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "tensor_model_parallel_size": mpu.get_tensor_model_parallel_world_size(),
+        "pipeline_model_parallel_size": pipeline,
+        "context_parallel_size": mpu.get_context_parallel_world_size(),
+        "cp_comm_type": "p2p",
         # packed micro-batches differ in length, so pipeline stages tell each other their shapes
-        variable_seq_lengths=pipeline > 1,
-        moe_token_dispatcher_type="alltoall",  # the default is refused beside variable lengths, even without experts
+        "variable_seq_lengths": pipeline > 1,
+        "moe_token_dispatcher_type": "alltoall",  # the default is refused beside variable lengths, even without experts
         # our loss carries its own exact denominator: Megatron must sum over micro-batches and ranks, never average
-        calculate_per_token_loss=True,
-        gradient_accumulation_fusion=False,
-        **options,
-    )
+        "calculate_per_token_loss": True,
+        "gradient_accumulation_fusion": False,
+    }
+    return make(**fields | family(shape.family).megatron(shape) | dict(options))
 
 
-def layer_spec(config: TransformerConfig, name: str) -> ModuleSpec:
-    """The transformer layer: TransformerEngine's modules, or Megatron's own with our packed attention."""
-    if name == "transformer_engine":
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-    spec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
-    spec.submodules.self_attention.submodules.core_attention = PackedSdpaAttention
+def layer_spec(config: TransformerConfig, name: str, shape: ModelShape) -> TransformerBlockSubmodules:
+    """This stage's transformer layers: TransformerEngine's modules, or Megatron's own with our packed attention."""
+    spec = get_gpt_decoder_block_spec(config, name == "transformer_engine", normalization="RMSNorm")
+    for layer in spec.layer_specs:
+        attention = layer.submodules.self_attention.submodules
+        if name != "transformer_engine":
+            attention.core_attention = PackedSdpaAttention
+        if shape.qk_norm == "token":
+            attention.q_layernorm = ModuleSpec(TokenNorm, params={"heads": shape.heads})
+            attention.k_layernorm = ModuleSpec(TokenNorm, params={"heads": shape.kv_heads})
     return spec
 
 
@@ -84,7 +89,9 @@ class PolicyModel(GPTModel):
     [2, N]: log-probabilities and entropies of the N masked positions. Without labels it gives logits [1, T, Vr].
     """
 
-    def __init__(self, shape: ModelShape, config: TransformerConfig, spec: ModuleSpec, temperature: float) -> None:
+    def __init__(
+        self, shape: ModelShape, config: TransformerConfig, spec: TransformerBlockSubmodules, temperature: float
+    ) -> None:
         super().__init__(
             config=config,
             transformer_layer_spec=spec,

@@ -220,8 +220,15 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
 
     described = family(config.get("model_type", ""))
     try:
-        return described.read(config)
+        shape = described.read(config)
     except KeyError as error:
         raise CheckpointError(f"{error.args[0]!r} is missing") from error
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"a size is not a positive number: {error}") from error
+    for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_position"):
+        size = getattr(shape, name)
+        if not isinstance(size, int) or size < 1:
+            raise CheckpointError(f"{name} is {size!r}, not a positive number")
+    if shape.heads % shape.kv_heads:
+        raise CheckpointError(f"{shape.heads} query heads cannot share {shape.kv_heads} key/value heads evenly")
+    return shape

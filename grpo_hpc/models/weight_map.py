@@ -1,7 +1,7 @@
 """The weight map: one row per Megatron parameter, read by every mover of weights and by the parameter counts.
 
-A family describes itself as a list of :class:`Rule` rows (see :mod:`grpo_hpc.models.families`). Offline conversion, load
-at start, sync to vLLM, export and LoRA merging read the same rows; so does the planner, which adds up their shapes.
+A family describes itself as a list of :class:`Rule` rows (see :mod:`grpo_hpc.models.families`). Offline conversion,
+load at start, sync to vLLM, export and LoRA merging read the same rows; so does the planner, which counts parameters.
 """
 
 from __future__ import annotations

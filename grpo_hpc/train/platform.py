@@ -58,7 +58,12 @@ class Platform:
     def transformer_options(self) -> dict[str, Any]:
         """Options of Megatron's TransformerConfig that follow from the device."""
         if self.is_cuda:
-            return {"apply_rope_fusion": False, "bias_activation_fusion": False, "masked_softmax_fusion": False}
+            return {
+                "apply_rope_fusion": False,
+                "bias_activation_fusion": False,
+                "masked_softmax_fusion": False,
+                "moe_grouped_gemm": True,
+            }
         return {
             "use_cpu_initialization": True,
             "apply_rope_fusion": False,
@@ -139,6 +144,9 @@ class _NoStream:
     def wait_event(self, event: Any) -> None: ...
     def synchronize(self) -> None: ...
     def record(self, stream: Any = None) -> None: ...
+    def record_event(self, event: Any = None) -> _NoStream:
+        return self
+
     def wait(self, stream: Any = None) -> None: ...
 
 
@@ -174,3 +182,10 @@ def _replace_cuda_names() -> None:
     import megatron.core.tensor_parallel.random as megatron_random
 
     megatron_random._lazy_call = lambda callback, **kwargs: callback()
+    # Two modules ask for TransformerEngine in ways that fail where it is not: by a name that is then not defined, and
+    # by a flag that another package switches on.
+    from megatron.core.transformer import multi_latent_attention
+    from megatron.core.transformer.moe import moe_utils
+
+    moe_utils.te_general_gemm = getattr(moe_utils, "te_general_gemm", None)
+    multi_latent_attention.HAVE_TE = isinstance(multi_latent_attention.TELinear, type)

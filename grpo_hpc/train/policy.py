@@ -40,7 +40,7 @@ def build_model(cfg: RunConfig, platform: Platform) -> PolicyModel:
     shape = read_shape(cfg.model.path)
     with platform.megatron():
         config = transformer_config(shape, DTYPES[cfg.model.dtype], platform.transformer_options())
-        spec = layer_spec(config, platform.layer_spec)
+        spec = layer_spec(config, platform.layer_spec, shape)
         model = PolicyModel(shape, config, spec, cfg.rollout.temperature).to(platform.device)
     load_hf(model, HfFolder(cfg.model.path), platform.layer_spec)
     return model

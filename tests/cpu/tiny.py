@@ -3,44 +3,113 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 VOCAB = 263  # 256 bytes, three specials and a few rows no tokenizer reaches: divisible by no parallel size
+
+
+_EXPERTS = {"num_experts_per_tok": 2, "norm_topk_prob": True}
+_VISION = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 44, "out_hidden_size": 128}
+# What a family's configuration has besides the common sizes; names with a plus are variants of a family.
+OWN = {
+    "llama": {"head_dim": 64},  # not hidden / heads
+    "llama+3.1": {
+        "head_dim": 64,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "mistral": {"head_dim": 64, "sliding_window": None},
+    "qwen2": {},
+    "qwen3": {"head_dim": 64},
+    "qwen3_moe": {"head_dim": 32, "num_experts": 4, "moe_intermediate_size": 48, **_EXPERTS},
+    "qwen3_moe+dense": {
+        "head_dim": 32,
+        "num_experts": 4,
+        "moe_intermediate_size": 48,
+        "mlp_only_layers": [1],
+        **_EXPERTS,
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "deepseek_v3": {
+        "num_key_value_heads": 4,
+        "n_routed_experts": 8,
+        "moe_intermediate_size": 48,
+        "n_shared_experts": 2,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 16,
+        "v_head_dim": 48,
+        "n_group": 4,
+        "topk_group": 2,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 128,
+            "beta_fast": 32,
+            "beta_slow": 1,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.7,
+        },
+        "num_experts_per_tok": 4,
+        "rms_norm_eps": 1e-6,
+    },
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False},
+    "qwen2_5_vl": {"vision_config": _VISION},
+    "qwen3_vl": {"vision_config": {**_VISION, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}},
+}
 
 
 def save_tiny_model(path: Path, family: str = "llama", tied: bool = True, layers: int = 4, seed: int = 0) -> Path:
     """A random model of ``family`` in fp32 with a byte-level tokenizer and a chat template."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    # not hidden/heads, as in Qwen3; Qwen2 knows no such key
-    wide_heads = {} if family == "qwen2" else {"head_dim": 64}
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=VOCAB,
-        hidden_size=128,
-        intermediate_size=160,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=tied,
-        initializer_range=0.08,
-        rms_norm_eps=1e-5,
-        bos_token_id=256,
-        eos_token_id=257,
-        pad_token_id=258,
-        **wide_heads,
-    )
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = tiny_model(family, tied, layers, seed)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name or "bias" in name or "embed" in name:
+        for name, parameter in (*model.named_parameters(), *model.named_buffers()):
+            if any(part in name for part in ("norm", "bias", "embed", "ln_q")):
                 parameter.add_(0.1 * torch.randn_like(parameter))
     path.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(path)
     _save_tokenizer(path)
     return path
+
+
+def tiny_model(family: str, tied: bool, layers: int, seed: int) -> Any:
+    """The model itself, with the initial values of ``transformers``."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    common = {
+        "vocab_size": VOCAB,
+        "hidden_size": 128,
+        "intermediate_size": 160,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "initializer_range": 0.08,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+        "pad_token_id": 258,
+    }
+    own, model_type = OWN[family], family.split("+")[0]
+    torch.manual_seed(seed)
+    if "vision_config" in own:
+        sections = {"qwen2_5_vl": [4, 6, 6], "qwen3_vl": [12, 10, 10]}[model_type]  # sum: half a head's dimensions
+        text = common | {"rope_scaling": {"rope_type": "default", "mrope_section": sections}}
+        text |= {"head_dim": 64} if model_type == "qwen3_vl" else {}
+        config = AutoConfig.for_model(model_type, text_config=text, tie_word_embeddings=tied, **own)
+        return AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    config = AutoConfig.for_model(model_type, tie_word_embeddings=tied, **(common | own))
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def _save_tokenizer(path: Path) -> None:

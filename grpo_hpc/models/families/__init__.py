@@ -1,4 +1,4 @@
-"""The supported model families. A family is one file: how its config.json is read, its weight map, its Megatron options.
+"""The supported model families. A family is one file: how its config.json is read, weight map, Megatron options.
 
 All of it is free of torch. To add a family, write its file and name it in ``_FAMILIES``.
 """

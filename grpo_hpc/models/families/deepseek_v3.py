@@ -29,7 +29,7 @@ HF = "model.layers.{i}."
 
 
 def read(config: Config) -> ModelShape:
-    require(config, hidden_act="silu", rope_interleave=True, topk_method="noaux_tc", scoring_func="sigmoid")
+    require(config, rope_interleave=True, topk_method="noaux_tc", scoring_func="sigmoid", rms_norm_eps=1e-6)
     layers, rope = config["num_hidden_layers"], rope_of(config)
     mla = Mla(
         q_rank=config["q_lora_rank"],
@@ -53,6 +53,11 @@ def read(config: Config) -> ModelShape:
     )
     if not experts.normalise:
         raise CheckpointError("norm_topk_prob: false is not supported with sigmoid scores")
+    if experts.groups > 1 and experts.topk != 2 * experts.topk_groups:
+        # the model ranks groups by their two best experts, Megatron by as many as the choice has per group
+        raise CheckpointError(
+            f"num_experts_per_tok {experts.topk} must be 2 * topk_group = {2 * experts.topk_groups} with expert groups"
+        )
     plain = {**config, "rope_parameters": {"rope_theta": rope["rope_theta"]}, "rope_scaling": None}
     return read_decoder(
         plain,
@@ -172,4 +177,10 @@ def megatron(shape: ModelShape) -> dict[str, Any]:
     return moe_options(shape) | options
 
 
-FAMILY = Family(read=read, rules=rules, megatron=megatron, float32=("mlp.gate.e_score_correction_bias",))
+FAMILY = Family(
+    read=read,
+    rules=rules,
+    megatron=megatron,
+    ignored=lambda shape: (f"model.layers.{shape.layers}.",),  # the multi-token prediction layer
+    float32=("mlp.gate.e_score_correction_bias",),
+)

@@ -31,12 +31,14 @@ class Family:
             option that is not supported.
         rules: the weight map.
         megatron: options of Megatron's TransformerConfig beyond those that follow from the shape in every family.
+        ignored: beginnings of Hugging Face names that are left out, as ``transformers`` leaves them out.
         float32: Hugging Face names (without layer numbers) that are float32 whatever the model's dtype is.
     """
 
     read: Callable[[Config], ModelShape]
     rules: Callable[[ModelShape], list[Rule]]
     megatron: Callable[[ModelShape], dict[str, Any]] = lambda shape: {}
+    ignored: Callable[[ModelShape], tuple[str, ...]] = lambda shape: ("lm_head.",) if shape.tied else ()
     float32: tuple[str, ...] = ()
 
 

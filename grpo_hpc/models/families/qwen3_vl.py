@@ -1,4 +1,4 @@
-"""Qwen3-VL (dense): the Qwen3 decoder and a vision transformer that also feeds the decoder's first layers (DeepStack)."""
+"""Qwen3-VL (dense): the Qwen3 decoder and a vision transformer that feeds its first layers too (DeepStack)."""
 
 from __future__ import annotations
 

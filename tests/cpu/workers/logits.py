@@ -37,7 +37,7 @@ def main() -> None:
 def compare(cfg: RunConfig, platform: Platform) -> dict[str, Tensor]:
     from megatron.core import parallel_state as mpu
     from megatron.core.packed_seq_params import PackedSeqParams
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     from grpo_hpc.models.movers import HfExporter
     from grpo_hpc.train.policy import build_model
@@ -57,7 +57,8 @@ def compare(cfg: RunConfig, platform: Platform) -> dict[str, Tensor]:
     exported = {
         f"weight/{k}": v.cpu().clone().contiguous() for k, v in HfExporter(model, platform.layer_spec).tensors()
     }
-    reference = AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32)
+    auto = AutoModelForImageTextToText if model.shape.vision else AutoModelForCausalLM
+    reference = auto.from_pretrained(cfg.model.path, dtype=torch.float32)
     with torch.no_grad():
         theirs = torch.cat([reference(s[None]).logits[0] for s in sequences])
     ours = torch.cat(parts, dim=-1)[:, : model.shape.vocab].float().cpu().contiguous()

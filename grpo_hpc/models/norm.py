@@ -1,0 +1,56 @@
+"""A norm that Megatron-Core lacks: over all heads of a token together (OLMoE, arXiv 2409.02060)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state as mpu
+from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, reduce_from_tensor_model_parallel_region
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group, make_sharded_tensors_for_checkpoint
+from torch import Tensor
+
+from grpo_hpc.errors import CheckpointError
+
+
+class TokenNorm(torch.nn.Module):
+    """RMS norm over the heads of a token, which tensor-parallel ranks share; stands for Megatron's per-head norms.
+
+    Args:
+        hidden_size: dimensions of one head.
+        heads: heads over all ranks.
+    """
+
+    def __init__(self, hidden_size: int, config: TransformerConfig, eps: float, heads: int) -> None:
+        super().__init__()
+        ranks = config.tensor_model_parallel_size
+        if heads % ranks:
+            raise CheckpointError(f"a norm over {heads} heads cannot be split over {ranks} tensor-parallel ranks")
+        self._total, self._eps, self._ranks = heads * hidden_size, eps, ranks
+        self.weight = torch.nn.Parameter(torch.ones(self._total // ranks, dtype=config.params_dtype))
+        set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=0, stride=1)
+
+    def forward(self, heads: Tensor) -> Tensor:
+        """heads [..., A or K, D] -> the same shape."""
+        flat = heads.flatten(-2).float()
+        squares = flat.square().sum(-1, keepdim=True)
+        if self._ranks > 1:  # the sum forward, and in the backward pass every rank's gradient of it
+            squares = copy_to_tensor_model_parallel_region(reduce_from_tensor_model_parallel_region(squares))
+        normed = (flat * torch.rsqrt(squares / self._total + self._eps)).to(heads.dtype)
+        return (self.weight * normed).view_as(heads)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Megatron's description for distributed checkpoints: rows split over tensor-parallel ranks."""
+        state, groups = self.state_dict(prefix="", keep_vars=True), ensure_metadata_has_dp_cp_group(metadata)
+        return make_sharded_tensors_for_checkpoint(
+            state,
+            prefix,
+            {"weight": 0},
+            sharded_offsets,
+            tp_group=mpu.get_tensor_model_parallel_group(),
+            dp_cp_group=groups["dp_cp_group"],
+        )

@@ -1,0 +1,142 @@
+"""Shapes of published models, read without torch; tests/cpu proves the same numbers against transformers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.families import weight_map
+from grpo_hpc.models.layouts import Copy, GateUp, Qkv, Rows, Shard, SplitColumns, Vocabulary
+from grpo_hpc.models.shape import shape_of
+from grpo_hpc.models.weight_map import entries
+
+PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
+# all parameters, and those that serve one token
+COUNTS = {
+    "Llama-3.1-8B": (8_030_261_248, 8_030_261_248),
+    "Llama-3.2-1B": (1_235_814_400, 1_235_814_400),
+    "Mistral-7B-v0.1": (7_241_732_096, 7_241_732_096),
+    "Mistral-Nemo": (12_247_782_400, 12_247_782_400),
+    "Qwen2.5-0.5B": (494_032_768, 494_032_768),
+    "Qwen2.5-7B": (7_615_616_512, 7_615_616_512),
+    "Qwen3-8B": (8_190_735_360, 8_190_735_360),
+    "Qwen3-30B-A3B": (30_532_122_624, 3_353_032_704),
+    "Mixtral-8x7B": (46_702_792_704, 12_879_925_248),
+    "DeepSeek-V3": (671_026_404_352, 37_552_282_624),
+    "OLMoE-1B-7B": (6_919_161_856, 1_282_017_280),
+    "Qwen2.5-VL-3B": (3_754_622_976, 3_754_622_976),
+    "Qwen2.5-VL-7B": (8_292_166_656, 8_292_166_656),
+    "Qwen3-VL-8B": (8_767_123_696, 8_767_123_696),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameters_of_published_models(name):
+    shape = shape_of(PUBLISHED[name])
+    assert (shape.parameters(), shape.active_parameters()) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("layer_spec", ["local", "transformer_engine"])
+def test_every_tensor_has_one_place(name, layer_spec):
+    config = PUBLISHED[name]
+    text = config.get("text_config", config)
+    text = text | {"num_hidden_layers": 4} | ({"n_routed_experts": 8} if "n_routed_experts" in text else {})
+    shape = shape_of(config | ({"text_config": text} if "text_config" in config else text))
+    table = entries(weight_map(shape), layer_spec)
+    names = [entry.name for entry in table]
+    assert len(names) == len(set(names)) and not any("{" in name for name in names)
+    sources = [name for entry in table if entry.exported for name in entry.hf_names]
+    assert len(sources) == len(set(sources)) and not any("{" in name for name in sources)
+    counted = sum(e.rule.parameters for e in table)
+    assert counted == shape.parameters(), "the table and the counts are the same rows"
+
+
+def test_a_layer_of_each_kind():
+    shape = shape_of(PUBLISHED["DeepSeek-V3"])
+    count = shape.counts()
+    assert (len(shape.dense_layers), len(shape.moe_layers)) == (3, 58)
+    assert count.expert == count.shared_expert == 3 * 7168 * 2048 and count.router == 256 * 7168
+    assert shape.layer_parameters(0) == count.attention + count.norms + 3 * 7168 * 18432
+    assert shape.layer_parameters(3) == count.attention + count.norms + count.router + 257 * count.expert
+
+
+def test_no_torch_is_imported():
+    code = "import sys, grpo_hpc.models.families as f; f.family('deepseek_v3'); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
+        ({"attention_bias": True}, "attention_bias: True is not supported"),
+        ({"hidden_size": None}, "not a positive number"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary scaling"),
+    ],
+)
+def test_what_a_family_cannot_do_is_refused(changed, said):
+    with pytest.raises(CheckpointError, match=said):
+        shape_of(PUBLISHED["Llama-3.2-1B"] | changed)
+
+
+def test_a_missing_size_is_named():
+    config = {key: value for key, value in PUBLISHED["Qwen3-8B"].items() if key != "intermediate_size"}
+    with pytest.raises(CheckpointError, match="'intermediate_size' is missing"):
+        shape_of(config)
+
+
+def test_a_sliding_window_bounds_the_sequence():
+    assert shape_of(PUBLISHED["Mistral-7B-v0.1"]).max_position == 4096
+    assert shape_of(PUBLISHED["Qwen2.5-7B"]).max_position == 131072, "its window is switched off"
+
+
+sizes = st.integers(1, 6)
+layouts = st.one_of(
+    st.builds(lambda r, c: Copy((r, c)), sizes, sizes),
+    st.builds(lambda r, c: SplitColumns((r, 4 * c)), sizes, sizes),
+    st.builds(lambda r, c: Vocabulary((r, c)), st.integers(1, 40), sizes),
+    st.builds(lambda w, h: GateUp(4 * w, h), sizes, sizes),
+    st.builds(lambda k, g, d, h: Qkv(k * g, k, 4 * d, h), sizes, sizes, sizes, st.sampled_from([(), (3,)])),
+)
+
+
+@given(layouts, st.sampled_from([1, 2, 4]))
+def test_row_lists_and_boxes_cover_everything_once(layout, ranks):
+    """Each row of each tensor has one place, and the ranks' boxes share the parameter without rest or overlap."""
+    rows, *columns = layout.shape(ranks)
+    placed: list[tuple[int | None, int]] = []
+    for piece in layout.rows(0, rows):
+        placed += [(piece.source, row) for row in range(piece.start, piece.stop)]
+    wanted = {(source, row) for source, shape in enumerate(layout.hf_shapes) for row in range(shape[0])}
+    assert len(placed) == rows and {place for place in placed if place[0] is not None} == wanted
+    for source in range(len(layout.hf_shapes)):
+        again = [placed[row] for part in layout.rows_of(source) for row in range(part.start, part.stop)]
+        assert again == [(source, row) for row in range(layout.hf_shapes[source][0])]
+    if layout.sharded:
+        cells = [
+            (row, column)
+            for rank in range(ranks)
+            for box in layout.boxes(Shard(rank, ranks))
+            for row in range(box[0].start, box[0].stop)
+            for column in (range(box[1].start, box[1].stop) if columns else [0])
+        ]
+        assert sorted(cells) == [(r, c) for r in range(rows) for c in range(columns[0] if columns else 1)]
+
+
+def test_query_key_value_are_interleaved_by_group():
+    assert Qkv(4, 2, 1, ()).segments() == [
+        Rows(0, 0, 2),
+        Rows(1, 0, 1),
+        Rows(2, 0, 1),
+        Rows(0, 2, 4),
+        Rows(1, 1, 2),
+        Rows(2, 1, 2),
+    ]
