@@ -11,7 +11,9 @@ from grpo_hpc.config.library import model_config
 from grpo_hpc.importing.fates import Converter, Fate, Result, Run
 from grpo_hpc.importing.source import Given
 
+_VISION = r"visual\."
 _TRUE, _FALSE = {"true", "yes", "t", "y", "1", "on"}, {"false", "no", "f", "n", "0", "off"}
+_BUILT_IN = {"accuracy", "format", "react_format", "cosine", "repetition", "soft_overlong", "toolbench", "math"}
 _ROWS = re.compile(r"(?P<name>.+?)(?:#(?P<rows>\d+))?")
 
 
@@ -233,9 +235,29 @@ def warmup_fraction(given: Given, run: Run) -> Result:
     return Result({"lr_warmup_iters": round(share * total)}, f"{share:g} * {total} steps")
 
 
-def learning_rate_default(run: Run) -> float:
+def learning_rate(run: Run) -> float:
     """ms-swift's learning rate when none is given."""
-    return 1e-5 if run.value("tuner_type") in (None, "full") else 1e-4
+    return 1e-5 if run.value("tuner_type") == "full" else 1e-4
+
+
+def ratio_cap(run: Run) -> Any:
+    """Without epsilon_high, ms-swift caps the ratio of cispo at epsilon itself."""
+    return number(run.value("epsilon")) if run.value("loss_type") == "cispo" else None
+
+
+def frozen_tower(run: Run) -> str | None:
+    """ms-swift freezes the vision tower of a vision-language model unless it is told otherwise."""
+    vision = re.search(r"[-_]?VL\b|[-_]VL[-_]", str(run.value("model"))) is not None
+    return _VISION if vision and run.value("tuner_type") == "full" else None
+
+
+def freeze_vision(given: Given, run: Run) -> Result:
+    """The vision tower and what joins it to the language model have one name in Hugging Face folders."""
+    if not truth(given.values[0]):
+        return Result(note="all parameters are trained unless freeze_parameters_regex says otherwise")
+    if run.value("tuner_type") != "full":
+        return Result(note="only adapters are trained")
+    return Result({"freeze_parameters_regex": _VISION})
 
 
 def reporters(given: Given, run: Run) -> Result:
@@ -257,13 +279,14 @@ def reward_functions(given: Given, run: Run) -> Result:
 
     known = registered_names()
     plugins = run.given("external_plugins")
+    path = None if plugins is None else plugins.values[0]
     names, notes = [], []
     for name in map(str, given.values):
         if name in known or ":" in name:
             names.append(name)
-        elif plugins is not None:
-            names.append(f"{plugins.values[0]}:{name}")
-            notes.append(f"{plugins.values[0]} must hold a function {name}(completions, **columns)")
+        elif path is not None and name not in _BUILT_IN:
+            names.append(f"{path}:{name}")
+            notes.append(f"{path} must hold a function {name}(completions, **columns)")
         else:
             names.append(name)
             notes.append(f"there is no reward function {name!r} here yet: name your own as path/to/file.py:function")

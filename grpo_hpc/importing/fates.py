@@ -63,7 +63,7 @@ class Flag:
         convert: makes run file keys of its value; None: the value is taken as it is.
         fate: for flags that become no key: NO_EFFECT, IGNORED or UNSUPPORTED.
         why: why it becomes none, or how it is converted.
-        default: ms-swift's default, where the run must be told because ours may differ.
+        default: ms-swift's default, or what it is in a run, where the run must be told because ours may differ.
         old_default: the default in 3.11, when it differs.
     """
 

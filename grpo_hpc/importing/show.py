@@ -105,7 +105,7 @@ def _section(title: str, flags: tuple[Flag, ...]) -> str:
 
 
 def _cells(flag: Flag) -> tuple[str, ...]:
-    default = "" if flag.default is None else _plain(flag.default)
+    default = "" if flag.default is None else "by other flags" if callable(flag.default) else _plain(flag.default)
     default += "" if flag.old_default is None else f" (3.11: {_plain(flag.old_default)})"
     first = (f"`{flag.name}`", ", ".join(f"`{name}`" for name in flag.old), default)
     if flag.fate is not None:

@@ -116,7 +116,7 @@ _PARALLEL = (
 )
 
 _OPTIMIZER = (
-    same("lr"),
+    same("lr", default=convert.learning_rate),
     *all_same(
         "min_lr",
         "lr_warmup_iters",
@@ -242,7 +242,7 @@ _ALGORITHM = (
     same("loss_type", default="grpo"),
     same("beta", default=0.04, old_default=0.1),
     same("epsilon", default=0.2, convert=convert.only_with_losses("grpo", "bnpo", "dr_grpo", "dapo", "fipo")),
-    same("epsilon_high"),
+    same("epsilon_high", default=convert.ratio_cap),
     same("kl_in_reward", convert=unless(_gdpo, "scale_rewards gdpo switches it off")),
     same("delta", convert=convert.only_with_losses("grpo", "bnpo", "dr_grpo", "dapo", "fipo")),
     same("scale_rewards", default="group", convert=convert.scale_rewards),
@@ -307,14 +307,16 @@ _REWARDS = (
 )
 
 _TUNING = (
-    same("tuner_type", "train_type"),
+    same("tuner_type", "train_type", default="full"),
+    same("lora_rank", default=8),
+    same("lora_alpha", default=32),
+    same("lora_dropout", default=0.05),
+    Flag("freeze_vit", (), "freeze_parameters_regex", convert.freeze_vision, default=convert.frozen_tower),
+    *nothing("frozen and trained with the vision tower", "freeze_aligner"),
     *all_same(
         "target_modules",
         "target_regex",
         "modules_to_save",
-        "lora_rank",
-        "lora_alpha",
-        "lora_dropout",
         "lora_bias",
         "lora_dtype",
         "use_rslora",
@@ -325,8 +327,6 @@ _TUNING = (
         "trainable_parameters",
         "trainable_parameters_regex",
         "freeze_llm",
-        "freeze_vit",
-        "freeze_aligner",
         "merge_lora",
     ),
     *nothing("there is one implementation of LoRA", "tuner_backend", "use_swift_lora"),

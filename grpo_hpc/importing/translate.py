@@ -13,7 +13,7 @@ from grpo_hpc.config.document import parse_value
 from grpo_hpc.config.fields import field_problems
 from grpo_hpc.config.keys import closest
 from grpo_hpc.config.sections import SECTION_OF, SECTIONS, TOP_LEVEL, RunConfig
-from grpo_hpc.importing.convert import as_given, learning_rate_default, truth
+from grpo_hpc.importing.convert import as_given, truth
 from grpo_hpc.importing.fates import Fate, Flag, Result
 from grpo_hpc.importing.source import Given, Source
 from grpo_hpc.importing.surroundings import ENVIRONMENT, SERVER_FLAGS
@@ -72,8 +72,8 @@ class _Run:
         return self.default(self.flags[name]) if name in self.flags else None
 
     def default(self, flag: Flag) -> Any:
-        if flag.name == "lr":
-            return learning_rate_default(self)
+        if callable(flag.default):
+            return flag.default(self)
         return flag.old_default if self.old and flag.old_default is not None else flag.default
 
 

@@ -110,7 +110,7 @@ def _text(source: Source, translation: Translation, problems: list[Problem]) -> 
     comments = {
         key: "ms-swift's default; not given in the script" if row.fate is Fate.DEFAULT else row.note
         for row in translation.rows
-        for key in row.keys
+        for key in list(row.keys)[:1]
         if row.note
     }
     lines = [f"# Imported from {source.name}: a `megatron rlhf --rlhf_type grpo` command of ms-swift."]

@@ -113,6 +113,13 @@ def test_defaults_of_ms_swift_are_written_where_ours_differ() -> None:
     assert not any(row.fate is Fate.DEFAULT and row.name == "epsilon" for row in result.rows), "ours is the same"
 
 
+def test_defaults_that_depend_on_other_flags() -> None:
+    assert values(imported())["optimizer.lr"] == 1e-5
+    assert values(imported("--tuner_type", "lora"))["optimizer.lr"] == 1e-4
+    assert values(imported("--loss_type", "cispo", "--epsilon", "0.3"))["algorithm.epsilon_high"] == 0.3
+    assert "algorithm.epsilon_high" not in values(imported())
+
+
 def test_numbers_lists_truth_values_and_texts_take_the_type_of_their_key() -> None:
     weights = imported("--reward_funcs", "exact_number", "my.py:f", "--reward_weights", "1", "0.5")
     assert values(weights)["rewards.reward_weights"] == [1, 0.5]
