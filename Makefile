@@ -1,5 +1,5 @@
 # The developer's interface: every target is a few lines; the work is done by scripts and the package.
-.PHONY: setup demo quickstart test test-gpu lint
+.PHONY: setup demo quickstart test test-gpu test-containers lint
 
 py := .venv/bin/python
 grpo := .venv/bin/grpo-hpc
@@ -20,6 +20,10 @@ test: setup
 
 test-gpu:
 	@python3 -m pytest -m gpu tests/gpu
+
+test-containers: setup
+	@tools/containers/install.sh podman apptainer docker
+	@$(py) -m pytest tests/containers
 
 lint: setup
 	@$(py) -m ruff check . && $(py) -m ruff format --check . && $(py) -m mypy

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from grpo_hpc.errors import EnvironmentProblem
-from grpo_hpc.images.context import fill_context, use_wheels
+from grpo_hpc.images.context import fill_context, project_folder, use_wheels
 from grpo_hpc.images.render import SUFFIX, Format
 from grpo_hpc.images.spec import ImageSpec
 
@@ -38,7 +38,7 @@ def as_tool(name: str) -> Tool:
 
 def build_file(context: Path, tool: Tool) -> Path:
     """Where the build file of ``tool`` lies in ``context``."""
-    return context / f"build{SUFFIX[format_of(tool)]}"
+    return project_folder(context) / f"build{SUFFIX[format_of(tool)]}"
 
 
 def build_command(tool: Tool, file: Path, context: Path, target: str, options: Sequence[str] = ()) -> list[str]:

@@ -1,7 +1,7 @@
 """What a build needs beside its build file: the project as a wheel, the pins, pip's settings, and wheels when offline.
 
-A context is one flat folder: ``requirements.txt``, ``pip.conf``, ``grpo_hpc-VERSION-py3-none-any.whl`` and, for a
-build without a network, the wheels of every pin.
+A context is a folder with ``requirements.txt``, ``pip.conf`` and, for a build without a network, the wheels of every pin;
+its folder ``project`` has what changes more often: the wheel of this package and the build file.
 """
 
 from __future__ import annotations
@@ -29,16 +29,22 @@ def fill_context(folder: Path, image: ImageSpec, pip_conf: Path | None = None) -
     Raises:
         EnvironmentProblem: the package was installed from a wheel, and that wheel is not in ``folder``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    project = project_folder(folder)
+    project.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(find_file(image.lock), folder / "requirements.txt")
     (folder / "pip.conf").write_text(pip_conf.read_text() if pip_conf else "")
     if (root := checkout()) is not None:
-        build_project_wheel(root, folder)  # always: the code may have changed under the same version
-    elif not any(folder.glob(f"grpo_hpc-{grpo_hpc.__version__}-*.whl")):
+        build_project_wheel(root, project)  # always: the code may have changed under the same version
+    elif not any(project.glob(f"grpo_hpc-{grpo_hpc.__version__}-*.whl")):
         raise EnvironmentProblem(
-            f"there is no wheel of grpo-hpc {grpo_hpc.__version__} in {folder}, and no checkout to build it from",
+            f"there is no wheel of grpo-hpc {grpo_hpc.__version__} in {project}, and no checkout to build it from",
             "Run this from a checkout, or put the wheel that you installed from into that folder (--wheels DIR).",
         )
+
+
+def project_folder(context: Path) -> Path:
+    """Where in ``context`` the wheel of this package and the build file lie."""
+    return context / "project"
 
 
 def use_wheels(folder: Path, image: ImageSpec) -> None:

@@ -12,7 +12,10 @@ alive() { [ -f "$dir/pid" ] && kill -0 "$(cat "$dir/pid")" 2>/dev/null; }
 if [ "$1" = stop ]; then
   alive || exit 0
   pid=$(cat "$dir/pid"); kill "$pid"
-  for _ in $(seq 100); do [ -d "/proc/$pid" ] || exit 0; sleep 0.1; done
+  for _ in $(seq 100); do
+    [ -d "/proc/$pid" ] || { umount -q "$dir"/exec/netns/* 2>/dev/null || true; exit 0; }
+    sleep 0.1
+  done
   echo "dockerd.sh: the daemon $pid does not end; see $dir/log" >&2; exit 1
 fi
 

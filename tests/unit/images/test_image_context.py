@@ -52,7 +52,8 @@ def test_another_version_does_not_count(image, wheels):
 
 
 def test_the_context_holds_pins_settings_and_the_project(image, wheels, tmp_path):
-    stale = wheels / f"grpo_hpc-{grpo_hpc.__version__}-py3-none-any.whl"
+    (wheels / "project").mkdir()
+    stale = wheels / "project" / f"grpo_hpc-{grpo_hpc.__version__}-py3-none-any.whl"
     stale.write_text("an old one")
     use_wheels(wheels, image)
     assert (wheels / "requirements.txt").read_text() == Path(image.lock).read_text()
