@@ -59,6 +59,8 @@ def precision(given: Given, run: Run) -> Result:
     on = truth(given.values[0])
     names = {"bf16": "bfloat16", "fp16": "float16"}
     if given.name in names:
+        if not on and not any(truth(run.value(name)) for name in names):
+            return Result({"dtype": "float32"})
         if not on:
             return Result(note="off")
         return Result({"dtype": names[given.name]})
@@ -101,8 +103,19 @@ def system_message(given: Given, run: Run) -> Result:
 def output_dir(given: Given, run: Run) -> Result:
     """The last part of the path is the run's name, the rest the folder that holds runs."""
     path = Path(given.shown)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.name).lstrip(".-_") or "imported"
+    name = run_name(path.name)
     return Result({"output_dir": str(path.parent), "name": name} if str(path.parent) != "." else {"name": name})
+
+
+def run_name(text: str) -> str:
+    """``text`` as a name that a run may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-_") or "imported"
+
+
+def shuffle(given: Given, run: Run) -> Result:
+    """ms-swift shuffles the rows once, and again in every epoch; either makes a new order here."""
+    names = ("dataset_shuffle", "train_dataloader_shuffle")
+    return Result({"shuffle": any(truth(run.value(name)) is not False for name in names)})
 
 
 def epochs(given: Given, run: Run) -> Result:

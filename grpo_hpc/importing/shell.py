@@ -20,6 +20,7 @@ _ASSIGNMENT = re.compile(rf"({_NAME})(\+?)=(\(?)")
 _BRACED = re.compile(rf"({_NAME})(?:(\[[@*]\])|(:?[-=])(.*))?", re.DOTALL)
 _PLAIN = re.compile(rf"{_NAME}|[0-9@*#?$!-]")
 _DEPTH = {"if": 1, "while": 1, "until": 1, "fi": -1, "done": -1, "esac": -1}
+_COMMAND_FLAG = re.compile(r"-[a-z]*c")
 _RESERVED = {"if", "then", "else", "elif", "do", "while", "until", "{", "}", "!", "fi", "done", "esac"}
 _DECLARING = {"export", "readonly", "declare", "local", "typeset"}
 
@@ -56,11 +57,15 @@ class Script:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Part of a word: literal text, or (``expand``) something that stands for a value."""
+    """Part of a word: literal text, or (``expand``) something that stands for a value.
+
+    Values are split at blanks unless quoted; so is the text of a default, which is ``loose``.
+    """
 
     text: str
     quoted: bool
     expand: bool = False
+    loose: bool = False
 
 
 @dataclass
@@ -85,14 +90,17 @@ def read_script(script: str, variables: dict[str, str] | None = None) -> Script:
     Raises:
         ConfigError: a quote or bracket is never closed.
     """
-    return _Reader(variables or {}).run(script.replace("\r\n", "\n"))
+    try:
+        return _Reader({name: [Word(value)] for name, value in (variables or {}).items()}).run(script)
+    except RecursionError:
+        raise ConfigError("expansions are nested too deeply to be read") from None
 
 
 class _Reader:
     """Assigns variables and expands words, command by command."""
 
-    def __init__(self, variables: dict[str, str]) -> None:
-        self.variables: dict[str, list[Word]] = {name: [Word(value)] for name, value in variables.items()}
+    def __init__(self, variables: dict[str, list[Word]]) -> None:
+        self.variables = variables
         self.exported: dict[str, Word] = {}
         self.uncertain: set[str] = set()
         self.depth = 0
@@ -101,7 +109,7 @@ class _Reader:
         found: list[Command] = []
         words: list[_Raw] = []
         first = 1
-        for line, raw in _lex(script):
+        for line, raw in _lex(script.replace("\r\n", "\n")):
             if not raw.end:
                 first = first if words else line
                 words.append(raw)
@@ -132,7 +140,21 @@ class _Reader:
             return []
         words = tuple(word for raw in rest for word in self._expand(raw.pieces))
         environment = self.exported | {name: value[0] for name, value in prefix.items() if value}
-        return [Command(environment, words, line)] if words else []
+        return [Command(environment, words, line), *self._scripts(words, environment, line)] if words else []
+
+    def _scripts(self, words: tuple[Word, ...], environment: dict[str, Word], line: int) -> list[Command]:
+        """The commands inside ``bash -c '...'`` and ``eval ...``, read with the variables known so far."""
+        texts = [word.text for word in words]
+        if texts[0] == "eval":
+            inner = " ".join(texts[1:])
+        else:
+            shell = next((n for n, text in enumerate(texts) if text.rpartition("/")[2] in ("bash", "sh")), len(texts))
+            flag = next((n for n in range(shell + 1, len(texts) - 1) if _COMMAND_FLAG.fullmatch(texts[n])), None)
+            if flag is None:
+                return []
+            inner = texts[flag + 1]
+        found = _Reader(dict(self.variables)).run(inner).commands
+        return [replace(c, environment=environment | c.environment, line=line + c.line - 1) for c in found]
 
     def _assignment(self, raw: _Raw, prefix: dict[str, list[Word]]) -> dict[str, list[Word]] | None:
         """The name and value that ``raw`` assigns; None when it assigns nothing."""
@@ -153,17 +175,35 @@ class _Reader:
     def _expand(self, pieces: list[_Piece]) -> list[Word]:
         """The words that ``pieces`` become: unquoted values are split at blanks, ``${ARRAY[@]}`` gives many."""
         words: list[Word] = []
-        current: Word | None = None
+        joins = False  # whether the next part belongs to the last word
+        for piece in self._with_defaults(pieces):
+            splits = (piece.expand or piece.loose) and not piece.quoted
+            for number, value in enumerate(self._values(piece)):
+                loose = splits and not value.open
+                joins = joins and not number and not (loose and value.text[:1].isspace())
+                for part in _split(value) if splits else [value]:
+                    last = words.pop() if joins else Word("")
+                    words.append(Word(last.text + part.text, last.open + part.open))
+                    joins = False
+                if value.text or not loose:
+                    joins = bool(words) and not (loose and value.text[-1:].isspace())
+        return words
+
+    def _with_defaults(self, pieces: list[_Piece]) -> Iterator[_Piece]:
+        """``pieces``, with the default in the place of each ``${NAME:-default}`` that has no value."""
         for piece in pieces:
-            values = self._values(piece)
-            several = piece.expand and not piece.quoted
-            parts = [part for value in values for part in (_split(value) if several else [value])]
-            for number, part in enumerate(parts):
-                if number and current is not None:
-                    words.append(current)
-                    current = None
-                current = part if current is None else Word(current.text + part.text, current.open + part.open)
-        return words if current is None else [*words, current]
+            match = _BRACED.fullmatch(piece.text[2:-1]) if piece.expand and piece.text.startswith("${") else None
+            if match is None or match[3] is None or self._has_value(match):
+                yield piece
+            else:
+                inner = _Scanner(match[4] or "", ends="").word().pieces
+                yield from self._with_defaults(
+                    [replace(part, quoted=part.quoted or piece.quoted, loose=True) for part in inner]
+                )
+
+    def _has_value(self, match: re.Match[str]) -> bool:
+        known = self.variables.get(match[1])
+        return known is not None and (bool(known[0].text) or not match[3].startswith(":"))
 
     def _values(self, piece: _Piece) -> list[Word]:
         if not piece.expand:
@@ -175,13 +215,10 @@ class _Reader:
         match = _BRACED.fullmatch(inner)
         if match is None or source[0] == "`" or source.startswith("$("):
             return [Word(source, (source,))]
-        name, array, otherwise, default = match.groups()
-        known = self.variables.get(name)
-        if known is not None and (array or otherwise is None or known[0].text or not otherwise.startswith(":")):
-            return known if array or len(known) < 2 else known[:1]
-        if otherwise is not None:
-            return [_joined(self._expand([replace(p, quoted=True) for p in _pieces(default or "")]))]
-        return [Word(source, (source,))]
+        known = self.variables.get(match[1])
+        if known is None:
+            return [Word(source, (source,))]
+        return known if match[2] else known[:1]
 
     def _arithmetic(self, source: str) -> Word:
         """The value of ``$((...))`` when it holds whole numbers and known variables only."""
@@ -224,11 +261,6 @@ def _split(word: Word) -> list[Word]:
     return [word] if word.open else [Word(part) for part in word.text.split()]
 
 
-def _pieces(text: str) -> list[_Piece]:
-    """The pieces of the default value inside ``${NAME:-...}``."""
-    return [piece for _, raw in _lex(text.replace(" ", "\\ ")) for piece in raw.pieces]
-
-
 def _lex(script: str) -> Iterator[tuple[int, _Raw]]:
     """Line number and word, with an end marker after every simple command."""
     scanner = _Scanner(script)
@@ -240,14 +272,18 @@ def _lex(script: str) -> Iterator[tuple[int, _Raw]]:
 class _Scanner:
     """Walks over the characters of a script."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, ends: str = " \t\n;&|()<>") -> None:
         self.text = text
         self.at = 0
+        self.ends = ends  # characters that end a word
         self.heredocs: list[str] = []
+        self.counted = (0, 1)
 
     @property
     def line(self) -> int:
-        return self.text.count("\n", 0, min(self.at, len(self.text))) + 1
+        start, lines = self.counted
+        self.counted = (self.at, lines + self.text.count("\n", start, self.at))
+        return self.counted[1]
 
     def next_item(self) -> tuple[int, _Raw] | None:
         """The next word or command end; None at the end of the script."""
@@ -269,14 +305,14 @@ class _Scanner:
                 self.at += 1
                 return self.line, _Raw(end=True)
             else:
-                return self.line, self._word()
+                return self.line, self.word()
         return None
 
     def _redirection(self, match: re.Match[str]) -> None:
         """Step over ``> file`` and its like; note the end mark of a here-document."""
         self.at = match.end()
         if self.at < len(self.text) and self.text[self.at] not in "\n;|()":
-            target = self._word()
+            target = self.word()
             if match[0].strip().lstrip("0123456789") in ("<<", "<<-"):
                 self.heredocs.append("".join(piece.text for piece in target.pieces))
 
@@ -295,7 +331,8 @@ class _Scanner:
         found = self.text.find(mark, self.at)
         self.at = len(self.text) if found < 0 else found
 
-    def _word(self) -> _Raw:
+    def word(self) -> _Raw:
+        """The word that begins here, or all that is left where nothing ends a word."""
         raw = _Raw()
         literal = ""
         start = self.at
@@ -306,7 +343,7 @@ class _Scanner:
                 raw.pieces.append(_Piece(literal, quoted=False))
             literal = ""
 
-        while self.at < len(self.text) and self.text[self.at] not in " \t\n;&|()<>":
+        while self.at < len(self.text) and self.text[self.at] not in self.ends:
             char = self.text[self.at]
             if char == "\\":
                 literal += "" if self.text.startswith("\\\n", self.at) else self.text[self.at + 1 : self.at + 2]
@@ -339,7 +376,7 @@ class _Scanner:
             elif self.text[self.at] in ";&|(<>":
                 raise ConfigError(f"line {self.line}: {self.text[self.at]!r} cannot stand in an array")
             else:
-                items.append(self._word())
+                items.append(self.word())
         if self.at >= len(self.text):
             raise ConfigError(f"line {opened}: the bracket ( is never closed")
         self.at += 1

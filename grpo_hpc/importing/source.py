@@ -146,10 +146,10 @@ def _flags(words: Iterable[Word], place: str) -> list[Given]:
         if _FLAG.match(word.text) and word.text.startswith("--"):
             name, equals, value = word.text.partition("=")
             found.append((name[2:].replace("-", "_"), [Word(value, word.open)] if equals else []))
-        elif found:
+        elif found and not (found[-1][1] and word.open == (word.text,)):  # else it may hold flags of its own
             found[-1][1].append(word)
         else:
-            found.append((word.text, []))
+            found.append((word.text, [word] if word.open else []))
     return [
         Given(name, tuple(w.text for w in values) or (True,), tuple(part for w in values for part in w.open), place)
         for name, values in found
@@ -159,9 +159,12 @@ def _flags(words: Iterable[Word], place: str) -> list[Given]:
 def _from_yaml(path: Path, source: Source) -> list[Given]:
     """The keys of ms-swift's YAML form; ``ENV`` goes to the environment, Ray's groups lose their group."""
     _read(path)
-    values = dict(read_document(path).values)
-    for name, value in (values.pop("ENV", None) or {}).items():
-        source.environment.append(Given(str(name), (value,), (), path.name))
+    document = read_document(path)
+    source.notes += [f"{path.name}: {problem.key} {problem.text}" for problem in document.problems]
+    values = dict(document.values)
+    if isinstance(environment := values.get("ENV"), dict):
+        del values["ENV"]
+        source.environment += [Given(str(name), (value,), (), path.name) for name, value in environment.items()]
     found: list[Given] = []
     for group in _RAY_GROUPS:
         if isinstance(inner := values.get(group), dict):
@@ -171,10 +174,10 @@ def _from_yaml(path: Path, source: Source) -> list[Given]:
 
 
 def _ray_group(group: str, values: dict[str, Any], place: str) -> list[Given]:
-    named = {("gpus" if name == "gpus" else name): value for name, value in values.items()}
+    own = {name for name in values if name == "gpus" or group == "teacher"}
     return [
-        _yaml_given(f"{group}_{name}" if name == "gpus" or group == "teacher" else name, value, f"{place}, {group}")
-        for name, value in named.items()
+        _yaml_given(f"{group}_{name}" if name in own else name, value, f"{place}, {group}")
+        for name, value in values.items()
     ]
 
 

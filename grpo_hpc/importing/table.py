@@ -490,8 +490,8 @@ _DATA = (
         only("delete", "longer prompts are dropped", "longer prompts are dropped here, not cut"),
         "prompts longer than max_length are always dropped",
     ),
-    renamed("dataset_shuffle", "shuffle"),
-    renamed("train_dataloader_shuffle", "shuffle"),
+    converted("dataset_shuffle", convert.shuffle, "becomes data.shuffle"),
+    converted("train_dataloader_shuffle", convert.shuffle, "becomes data.shuffle"),
     same("system", convert=convert.system_message),
     *nothing(
         "prompts are read once and encoded in the rollout",

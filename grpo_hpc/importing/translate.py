@@ -13,7 +13,7 @@ from grpo_hpc.config.document import parse_value
 from grpo_hpc.config.fields import field_problems
 from grpo_hpc.config.keys import closest
 from grpo_hpc.config.sections import SECTION_OF, SECTIONS, TOP_LEVEL, RunConfig
-from grpo_hpc.importing.convert import as_given, truth
+from grpo_hpc.importing.convert import as_given, run_name, truth
 from grpo_hpc.importing.fates import Fate, Flag, Result
 from grpo_hpc.importing.source import Given, Source
 from grpo_hpc.importing.surroundings import ENVIRONMENT, SERVER_FLAGS
@@ -80,7 +80,7 @@ class _Run:
 def translate(source: Source) -> Translation:
     """Translate every flag and variable of ``source``; nothing is left without a row."""
     run = _Run(source)
-    out = Translation({"name": source.name}, [])
+    out = Translation({"name": run_name(source.name)}, [])
     for table, given in ((ENVIRONMENT, source.environment), (FLAGS, source.flags)):
         out.rows += _translated(given, table, run, out.values)
     for server in source.servers[:1]:
@@ -105,6 +105,9 @@ def _translated(given: Sequence[Given], table: Iterable[Flag], run: _Run, values
             yield Row(item.name, item.shown, item.place, Fate.IGNORED, note=f"given again at {given[later].place}")
         elif item.values == (None,):
             yield Row(item.name, "null", item.place, Fate.NO_EFFECT, note="null is ms-swift's default")
+        elif flag is None and item.open:
+            note = "only a running shell knows it; it may hold further flags"
+            yield Row(item.name, item.shown, item.place, Fate.OPEN, note=note)
         elif flag is None:
             near = closest(item.name, index)
             note = f"did you mean {near}?" if near else "ms-swift has no such parameter"

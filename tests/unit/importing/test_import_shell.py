@@ -28,6 +28,8 @@ SCRIPTS = [
     "show a > /dev/stdout 2>&1; show b 2>/dev/null && show c || show d",
     "V=a; V+=b; show $V; V=; show x${V:-empty} x$V",
     "show a#b '#c' \\#d ${#} # e",
+    'show ${A:-x ${B:-y z}} "${A:-x ${B:-y  z}}" ${A:-\'p q\'} ${A:-"r s"} ${A:-a;b|c}',
+    "V=' a b '; W=' '; E=; show $V$E'z' x${E}y $E$V$E x$V$W y$V'z' $V$V $W \"$V\" $W'' ''$V",
     "show *.nothing ~+ {a} [b]",
 ]
 
@@ -78,6 +80,20 @@ def test_environment_prefix_and_exports_come_with_the_command() -> None:
     command = read_script("export A=1\nB=2\nC=3 D='x y' show\n").commands[0]
     assert {name: word.text for name, word in command.environment.items()} == {"A": "1", "C": "3", "D": "x y"}
     assert command.line == 3
+
+
+def test_scripts_inside_commands_are_read() -> None:
+    script = 'export A=1; B=2\nC=3 srun -N 2 bash -lc "show $B \\$A; show x"\neval "show \'e f\'"\nbash other.sh -c\n'
+    found = [c for c in read_script(script).commands if c.words[0].text == "show"]
+    assert [[word.text for word in c.words[1:]] for c in found] == [["2", "1"], ["x"], ["e f"]]
+    assert {name: word.text for name, word in found[0].environment.items()} == {"A": "1", "C": "3"}
+    assert [c.line for c in found] == [2, 2, 3]
+
+
+def test_long_and_deep_scripts_are_read_or_refused() -> None:
+    assert len(read_script("show a b c\n" * 5_000).commands) == 5_000
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        read_script("show " + "${A:-" * 1000 + "}" * 1000)
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,33 @@ def test_what_only_a_running_shell_knows_is_kept(tmp_path: Path) -> None:
     assert "optimizer.lr" not in values(result), "no default is put in its place"
 
 
+def test_a_word_that_may_hold_flags_has_a_row_of_its_own(tmp_path: Path) -> None:
+    script = tmp_path / "my run (2).sh"
+    script.write_text('srun bash -c "megatron rlhf --rlhf_type grpo --beta 0.5 $EXTRA --epsilon \\$E $@"')
+    result = import_run(from_files([script]))
+    assert values(result)["algorithm.beta"] == 0.5
+    assert {row.name for row in result.rows if row.fate is Fate.OPEN} == {"$EXTRA", "epsilon", "$@"}
+    assert values(result) | {"name": "my-run-2"} == values(result) | {"name": yaml.safe_load(result.text)["name"]}
+
+
+def test_the_yaml_form_may_be_odd(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("rlhf_type: grpo\nENV: 3\ntrain: 4\n5: 6\nbeta: null\nepsilon: {a: 1}\nlr: 1e-5\nlr: 2e-5\n")
+    result = import_run(from_files([file]))
+    fates = {row.name: row.fate for row in result.rows if row.fate is not Fate.DEFAULT}
+    assert (fates["ENV"], fates["5"], fates["beta"]) == (Fate.UNKNOWN, Fate.UNKNOWN, Fate.NO_EFFECT)
+    assert fates["epsilon"] is Fate.UNSUPPORTED
+    assert any("given again" in note for note in result.notes)
+
+
+def test_precision_and_order() -> None:
+    assert values(imported("--bf16", "false"))["model.dtype"] == "float32"
+    assert fate(imported("--fp16", "true"), "fp16") is Fate.UNSUPPORTED
+    assert values(imported("--dataset_shuffle", "false"))["data.shuffle"] is True
+    off = imported("--dataset_shuffle", "false", "--train_dataloader_shuffle", "false")
+    assert values(off)["data.shuffle"] is False
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
