@@ -1,6 +1,10 @@
 """Advantages from rewards, relative to the other completions of the same prompt.
 
-Shapes: B completions.
+Everything is computed in float64 over the whole rollout, and depends on prompt ids, never on positions. A completion
+without a score (NaN) has advantage 0 and takes no part in any mean. Where all rewards of a group are equal the
+advantages are 0 exactly.
+
+Shapes: B completions, F reward functions.
 """
 
 from __future__ import annotations
@@ -11,54 +15,76 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# added to the standard deviation, as in the DeepSeekMath reference implementations
+from grpo_hpc.algo.estimators import ESTIMATORS
+from grpo_hpc.algo.groups import Groups
+
 STD_EPSILON = 1e-4
+"""Added to every standard deviation, as in TRL and ms-swift."""
+
+Scale = Literal["group", "batch", "none", "gdpo"]
 
 
-def group_advantages(rewards: Tensor, prompt_ids: Sequence[str], scale: Literal["group", "none"]) -> Tensor:
-    """Reward minus the mean reward of its group, over the group's standard deviation.
+def advantages(
+    rewards: Tensor, prompt_ids: Sequence[str], estimator: str, scale: Literal["group", "batch", "none"]
+) -> Tensor:
+    """Centred rewards over a standard deviation, [B] float32.
 
-    ``A_i = (r_i - mean_g) / (std_g + 1e-4)`` with the unbiased (n-1) deviation: DeepSeekMath, arXiv 2402.03300,
-    section 4.1.2. With ``scale="none"`` the division is left out: Dr. GRPO, arXiv 2503.20783. A group is what shares
-    a prompt id, in whatever order it comes; groups may differ in size. Where all rewards of a group are equal, the
-    advantages are 0 exactly.
+    ``group`` divides by the unbiased deviation of the completion's group (DeepSeekMath, arXiv 2402.03300), ``batch``
+    by that of the whole rollout (REINFORCE++, arXiv 2501.03262), ``none`` by nothing (Dr. GRPO, arXiv 2503.20783).
 
     Args:
-        rewards: [B].
-        prompt_ids: B identifiers.
-
-    Returns:
-        [B] float32.
+        rewards: [B], NaN where a completion has none.
+        prompt_ids: B identifiers of the groups.
+        estimator: name in ``ESTIMATORS``.
     """
-    index, count = _group_index(prompt_ids)
-    values = rewards.double()
-    sizes = torch.zeros(count, dtype=torch.float64).index_add_(0, index, torch.ones_like(values))
-    means = torch.zeros(count, dtype=torch.float64).index_add_(0, index, values) / sizes
-    low, high = _group_extremes(values, index, count)
-    centred = (values - means[index]).masked_fill((low == high)[index], 0.0)  # the mean itself may be rounded
-    if scale == "none":
-        return centred.float()
-    squares = torch.zeros(count, dtype=torch.float64).index_add_(0, index, centred**2)
-    std = (squares / (sizes - 1).clamp(min=1)).sqrt()
-    return (centred / (std[index] + STD_EPSILON)).float()
+    chosen, groups, values = ESTIMATORS[estimator], Groups(prompt_ids), rewards.double()
+    centred = chosen.function(values, groups)
+    spread = values if chosen.scaled_by == "rewards" else centred
+    if scale == "group":
+        centred = centred / (groups.deviation(spread)[groups.index] + STD_EPSILON)
+    elif scale == "batch":
+        centred = centred / (_deviation(spread) + STD_EPSILON)
+    return centred.nan_to_num(0.0).float()
+
+
+def gdpo_advantages(columns: Tensor, weights: Sequence[float], prompt_ids: Sequence[str]) -> Tensor:
+    """Every reward function normalised within its groups, then their weighted sum over its deviation: [B] float32.
+
+    ``u_i = sum_f w_f (R_if - mean_g) / (std_g + 1e-4)``, ``A_i = u_i / (std_B(u) + 1e-4)``: GDPO, arXiv 2601.05242.
+    The batch mean of ``u`` that the paper subtracts is 0 by construction.
+
+    Args:
+        columns: [B, F], NaN where a function gave no score.
+        weights: F weights.
+        prompt_ids: B identifiers of the groups.
+    """
+    groups, values = Groups(prompt_ids), columns.double()
+    total = values.new_zeros(len(values))
+    for column, weight in zip(values.unbind(1), weights, strict=True):
+        normalised = groups.centred(column) / (groups.deviation(column)[groups.index] + STD_EPSILON)
+        total += weight * normalised.nan_to_num(0.0)
+    total = total.masked_fill(values.isnan().all(1), torch.nan)
+    return (total / (_deviation(total) + STD_EPSILON)).nan_to_num(0.0).float()
+
+
+def teaches(rewards: Tensor, prompt_ids: Sequence[str]) -> Tensor:
+    """Whether the rewards of a completion's group differ, so that its group has an advantage: [B] bool.
+
+    Args:
+        rewards: [B], or [B, F] where a difference in any column counts.
+    """
+    groups = Groups(prompt_ids)
+    columns = rewards.double().reshape(len(rewards), -1).unbind(1)
+    alike = torch.stack([groups.alike(column) for column in columns]).all(0)
+    return ~alike[groups.index]
 
 
 def zero_variance_fraction(rewards: Tensor, prompt_ids: Sequence[str]) -> float:
     """Share of groups whose rewards are all equal: they teach nothing."""
-    index, count = _group_index(prompt_ids)
-    low, high = _group_extremes(rewards.double(), index, count)
-    return float((low == high).double().mean())
+    return float(Groups(prompt_ids).alike(rewards.double()).double().mean())
 
 
-def _group_extremes(values: Tensor, index: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Lowest and highest value of each group."""
-    low = values.new_full((count,), torch.inf).scatter_reduce_(0, index, values, "amin")
-    high = values.new_full((count,), -torch.inf).scatter_reduce_(0, index, values, "amax")
-    return low, high
-
-
-def _group_index(prompt_ids: Sequence[str]) -> tuple[Tensor, int]:
-    """Number of each completion's group [B] and how many groups there are."""
-    number: dict[str, int] = {}
-    index = [number.setdefault(prompt, len(number)) for prompt in prompt_ids]
-    return torch.tensor(index), len(number)
+def _deviation(values: Tensor) -> Tensor:
+    """Unbiased standard deviation of what is not NaN; 0 for a single value."""
+    known = values[~values.isnan()]
+    return known.std() if len(known) > 1 else values.new_zeros(())

@@ -8,7 +8,7 @@ Shapes: N tokens, H hidden size, V vocabulary, Vr rows of the output matrix on t
 For logits ``z = (h @ W.T) / temperature`` and target ``y``::
 
     logp    = z_y - logsumexp(z)                        d logp / dz    = onehot(y) - p
-    entropy = logsumexp(z) - sum(p * z)                 (reported only: no gradient)
+    entropy = logsumexp(z) - sum(p * z)                 d entropy / dz = -p * (log p + entropy)
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk: int = 1024,
     grad_buffer: Tensor | None = None,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target token and the entropy of its distribution.
 
@@ -65,15 +66,16 @@ def token_logprobs(
         grad_buffer: float32 [Vr, H] that the gradient of ``weight`` is added to. Autograd is then given zeros, which
             take no memory and mark the gradient as there. Without it the chunks are summed in a float32 tensor of
             their own.
+        entropy_gradient: entropies are differentiable too, at the price of a few more operations on every logit.
 
     Returns:
-        log-probabilities [N] (differentiable with respect to hidden and weight) and entropies [N] (not
-        differentiable), in float32, equal on every rank.
+        log-probabilities [N] (differentiable with respect to hidden and weight) and entropies [N] (differentiable
+        only when asked for), in float32, equal on every rank.
 
     The gradient of ``hidden`` is this rank's part only: the caller sums it over the ranks, as Megatron's
     column-parallel layers do.
     """
-    return _TokenLogprobs.apply(hidden, weight, targets, part, temperature, chunk, grad_buffer)
+    return _TokenLogprobs.apply(hidden, weight, targets, part, temperature, chunk, grad_buffer, entropy_gradient)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -87,6 +89,7 @@ class _TokenLogprobs(torch.autograd.Function):
         temperature: float,
         chunk: int,
         grad_buffer: Tensor | None,
+        entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         logsumexp, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
@@ -104,31 +107,36 @@ class _TokenLogprobs(torch.autograd.Function):
             logsumexp[at] = log_total + top
             logprobs[at] = sums[1] - log_total
             entropy[at] = log_total - sums[2] / sums[0]
-        ctx.save_for_backward(hidden, weight, targets, logsumexp)
+        ctx.save_for_backward(hidden, weight, targets, logsumexp, entropy if entropy_gradient else logsumexp)
         ctx.part, ctx.temperature, ctx.chunk, ctx.grad_buffer = part, temperature, chunk, grad_buffer
-        ctx.mark_non_differentiable(entropy)
+        ctx.entropy_gradient = entropy_gradient
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad_logprobs: Tensor, _grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, logsumexp = ctx.saved_tensors
+    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, logsumexp, entropy = ctx.saved_tensors
         total = None
         if ctx.needs_input_grad[1]:
             total = torch.zeros_like(weight, dtype=torch.float32) if ctx.grad_buffer is None else ctx.grad_buffer
         grad_hidden = torch.empty_like(hidden)
         for at in _chunks(len(targets), ctx.chunk):
-            grad_logits = _logits(hidden[at], weight, ctx.part, ctx.temperature)
-            grad_logits.sub_(logsumexp[at, None]).exp_().neg_()  # -p
+            log_p = _logits(hidden[at], weight, ctx.part, ctx.temperature).sub_(logsumexp[at, None])
+            upstream = grad_logprobs[at, None]
+            if ctx.entropy_gradient:
+                grad_logits = -log_p.exp() * (upstream + grad_entropy[at, None] * (log_p + entropy[at, None]))
+            else:
+                grad_logits = log_p.exp_().mul_(-upstream)
             local, mine = _local(targets[at], grad_logits.shape[-1], ctx.part)
             if grad_logits.shape[-1]:
-                grad_logits.scatter_add_(-1, local[:, None], mine[:, None].to(grad_logits.dtype))
-            grad_logits.mul_(grad_logprobs[at, None] / ctx.temperature)
-            scaled = grad_logits.to(hidden.dtype)
+                grad_logits.scatter_add_(-1, local[:, None], (upstream * mine[:, None]).to(grad_logits.dtype))
+            scaled = grad_logits.div_(ctx.temperature).to(hidden.dtype)
             rows = weight[: scaled.shape[-1]]
             grad_hidden[at] = scaled @ rows
             if total is not None:
                 _add_product(total[: len(rows)], scaled, hidden[at])
-        return grad_hidden, _weight_gradient(total, weight, ctx.grad_buffer), None, None, None, None, None
+        return grad_hidden, _weight_gradient(total, weight, ctx.grad_buffer), None, None, None, None, None, None
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -30,7 +30,8 @@ class BatchSchedule:
         micro_batch_size: completions per forward pass on one replica.
         accumulation: forward passes per optimizer step on one replica.
         global_batch_size: completions per optimizer step.
-        steps_per_generation: optimizer steps made from one rollout.
+        steps_per_generation: optimizer steps that one pass over a rollout makes.
+        num_iterations: passes over each rollout.
         generation_batch_size: completions per rollout.
         num_generations: completions per prompt.
         prompts_per_rollout: prompts per rollout.
@@ -47,6 +48,7 @@ class BatchSchedule:
     accumulation: int
     global_batch_size: int
     steps_per_generation: int
+    num_iterations: int
     generation_batch_size: int
     num_generations: int
     prompts_per_rollout: int
@@ -54,6 +56,11 @@ class BatchSchedule:
     prompts_per_step_per_dp: int
     completions_per_rank_per_rollout: int
     rollouts: int
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps made from one rollout."""
+        return self.steps_per_generation * self.num_iterations
 
 
 class Sizes(NamedTuple):
@@ -137,13 +144,14 @@ def schedule(cfg: RunConfig) -> BatchSchedule:
         accumulation=sizes.global_batch_size // (sizes.micro_batch_size * dp),
         global_batch_size=sizes.global_batch_size,
         steps_per_generation=steps,
+        num_iterations=cfg.batch.num_iterations,
         generation_batch_size=generation,
         num_generations=sizes.num_generations,
         prompts_per_rollout=generation // sizes.num_generations,
         prompts_per_step=prompts_per_step,
         prompts_per_step_per_dp=prompts_per_step // dp,
         completions_per_rank_per_rollout=generation // (sizes.rollout_world // sizes.vllm_tensor_parallel_size),
-        rollouts=-(-cfg.batch.train_iters // steps),
+        rollouts=-(-cfg.batch.train_iters // (steps * cfg.batch.num_iterations)),
     )
 
 

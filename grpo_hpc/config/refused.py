@@ -31,10 +31,15 @@ REFUSED: dict[str, str] = {
     "move_model_batches": "weights are streamed to vLLM one tensor at a time; leave this key out",
     "max_epochs": _EPOCHS,
     "num_train_epochs": _EPOCHS,
-    "num_iterations": "several updates from one rollout are set by batch.steps_per_generation",
+    "log_entropy": "entropy is always logged; leave this key out",
+    "log_rollout_offpolicy_metrics": "these metrics are always logged; leave this key out",
     "bf16": _PRECISION,
     "fp16": _PRECISION,
 }
 
-ACCEPTED_AND_DROPPED: dict[str, object] = {"use_vllm": True}
+ACCEPTED_AND_DROPPED: dict[str, object] = {
+    "use_vllm": True,
+    "log_entropy": True,
+    "log_rollout_offpolicy_metrics": True,
+}
 """Keys that may be given with this one value, which is what happens anyway."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from grpo_hpc.config import algorithm
 from grpo_hpc.config.problems import Problem
 from grpo_hpc.config.sections import RunConfig
 
@@ -74,22 +75,28 @@ _OPTIONS = (
 
 def meaningless(cfg: RunConfig) -> list[str]:
     """Dotted keys that have no meaning in this run."""
-    return [option.key for option in _OPTIONS if not option.means_something(cfg)]
+    return list(_reasons(cfg))
+
+
+def _reasons(cfg: RunConfig) -> dict[str, str]:
+    """The same, each with the reason."""
+    found = {option.key: option.otherwise for option in _OPTIONS if not option.means_something(cfg)}
+    return found | {f"algorithm.{key}": reason for key, reason in algorithm.meaningless(cfg).items()}
 
 
 def problems(cfg: RunConfig) -> list[Problem]:
     """Every broken rule of ``cfg``."""
-    parts = (meaningless_but_given, _device, _token_budget, _optimizer, _rollout, _rest)
+    parts = (meaningless_but_given, _device, _token_budget, _optimizer, _rollout, _rest, algorithm.problems)
     return [problem for part in parts for problem in part(cfg)]
 
 
 def meaningless_but_given(cfg: RunConfig) -> list[Problem]:
     """Options that were given and have no meaning in this run."""
     found: list[Problem] = []
-    for option in _OPTIONS:
-        section, leaf = option.key.split(".")
-        if leaf in getattr(cfg, section).model_fields_set and not option.means_something(cfg):
-            found.append(Problem(option.key, option.otherwise))
+    for key, reason in _reasons(cfg).items():
+        section, leaf = key.split(".")
+        if leaf in getattr(cfg, section).model_fields_set:
+            found.append(Problem(key, reason))
     return found
 
 
@@ -144,10 +151,7 @@ def _rollout(cfg: RunConfig) -> list[Problem]:
 
 def _rest(cfg: RunConfig) -> list[Problem]:
     found: list[Problem] = []
-    algo, rewards = cfg.algorithm, cfg.rewards
-    if algo.epsilon_high is not None and algo.epsilon_high < algo.epsilon:
-        text = f"must be at least algorithm.epsilon = {algo.epsilon:g}, got {algo.epsilon_high:g}"
-        found.append(Problem("algorithm.epsilon_high", text))
+    rewards = cfg.rewards
     if rewards.reward_weights is not None and len(rewards.reward_weights) != len(rewards.reward_funcs):
         text = (
             f"needs one weight per reward function: {len(rewards.reward_funcs)} functions "

@@ -84,6 +84,7 @@ class Batch(Section):
     steps_per_generation: int | None = Field(default=None, ge=1, description="optimizer steps made from one rollout")
     generation_batch_size: int | None = Field(default=None, ge=1, description="completions per rollout")
     num_generations: int = Field(default=8, ge=2, description="completions per prompt, the group of GRPO")
+    num_iterations: int = Field(default=1, ge=1, description="times that the optimizer goes over one rollout")
     train_iters: int = Field(ge=1, description="optimizer steps of the whole run")
 
 
@@ -120,16 +121,70 @@ class Rollout(Section):
 
 
 class Algorithm(Section):
-    """The GRPO objective."""
+    """The objective; docs/algorithms.md has every formula."""
 
+    loss_type: str = Field(default="grpo", description="policy loss; `grpo-hpc train --list losses` shows them")
+    importance_sampling_level: Literal["token", "sequence", "sequence_token"] = Field(
+        default="token", description="ratio per token, per completion (GSPO), or of the completion per token"
+    )
+    epsilon: float = Field(default=0.2, gt=0, lt=1, description="the ratio is clipped below at 1 - epsilon")
+    epsilon_high: float | None = Field(
+        default=None,
+        gt=0,
+        description="the ratio is clipped above at 1 + epsilon_high (absent: epsilon); for cispo the largest ratio "
+        "itself (absent: 5)",
+    )
+    delta: float | None = Field(
+        default=None, gt=1, description="upper bound of the ratio where the advantage is negative"
+    )
+    tau_pos: float = Field(default=1.0, gt=0, description="sapo: sharpness of the gate for positive advantages")
+    tau_neg: float = Field(default=1.05, gt=0, description="sapo: the same for negative advantages")
+    real_tau: float = Field(default=0.5, gt=0, description="real: temperature of the scores")
+    fipo_decay_rate: float = Field(default=32.0, gt=0, description="fipo: tokens after which the future counts half")
+    fipo_clip_range: float = Field(default=0.2, gt=0, lt=1, description="fipo: how far its weight may leave 1")
+    fipo_clip_high_only: bool = Field(default=True, description="fipo: its weight is never below 1")
+    fipo_safety_threshold: float | None = Field(
+        default=4.0, gt=1, description="fipo: from this ratio on a negative advantage gets no weight above 1"
+    )
+    loss_scaling: Literal["exact", "ms_swift"] = Field(
+        default="exact", description="denominators: exact over the optimizer step, or as ms-swift has them"
+    )
     beta: float = Field(
         default=0.0, ge=0, description="weight of the KL term to the reference model; 0 needs no reference"
     )
-    epsilon: float = Field(default=0.2, gt=0, lt=1, description="the ratio is clipped below at 1 - epsilon")
-    epsilon_high: float | None = Field(default=None, gt=0, description="the ratio is clipped above at 1 + epsilon_high")
-    scale_rewards: Literal["group", "none"] = Field(
-        default="group", description="divide advantages by the group's deviation"
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(default="k3", description="estimator of the KL term in the loss")
+    kl_in_reward: bool = Field(
+        default=False, description="subtract beta times the KL (k1, summed) from the reward instead"
     )
+    sync_ref_model: bool = Field(default=False, description="move the reference model towards the policy now and then")
+    ref_model_sync_steps: int = Field(default=512, ge=1, description="optimizer steps between two such moves")
+    ref_model_mixup_alpha: float = Field(
+        default=0.6, gt=0, le=1, description="share of the policy in the reference model after a move"
+    )
+    advantage_estimator: str = Field(
+        default="grpo", description="baseline of the rewards; `grpo-hpc train --list estimators` shows them"
+    )
+    scale_rewards: Literal["group", "batch", "none", "gdpo"] = Field(
+        default="group", description="whose standard deviation advantages are divided by; gdpo: each reward's own"
+    )
+    dynamic_sample: bool = Field(default=False, description="sample on until every group's rewards differ")
+    max_resample_times: int = Field(default=3, ge=1, description="further rounds of sampling at most")
+    overlong_filter: bool = Field(default=False, description="leave completions that were cut off out of the loss")
+    rollout_importance_sampling_mode: (
+        Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None
+    ) = Field(default=None, description="correction of the difference between engine and trainer; absent: none")
+    rollout_importance_sampling_threshold: float = Field(default=2.0, ge=1, description="upper bound of its weights")
+    rollout_importance_sampling_min: float = Field(default=0.0, ge=0, le=1, description="lower bound of its weights")
+    off_policy_sequence_mask_delta: float | None = Field(
+        default=None, gt=0, description="completions with a negative advantage leave the loss beyond this mean drift"
+    )
+    top_entropy_quantile: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of tokens, those with the highest entropy, that the policy loss takes",
+    )
+    entropy_coef: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
 
 
 class Rewards(Section):

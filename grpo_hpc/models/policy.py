@@ -108,6 +108,7 @@ class PolicyModel(GPTModel):
         )
         self.shape = shape
         self.temperature = temperature
+        self.entropy_gradient = False  # the second row of the output has a gradient too
 
     def _postprocess(
         self, hidden_states: Tensor, *, labels: Tensor | None, loss_mask: Tensor | None, **others: Any
@@ -130,6 +131,7 @@ class PolicyModel(GPTModel):
             self.temperature,
             # where Megatron sums this weight's gradient in fp32, if it does: micro-batches and chunks meet there
             grad_buffer=getattr(weight, "main_grad", None),
+            entropy_gradient=self.entropy_gradient,
         )
         return torch.stack((logprobs, entropy))
 

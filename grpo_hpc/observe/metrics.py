@@ -48,17 +48,26 @@ METRICS: dict[str, Metric] = {
         "", "Fraction of groups whose completions all got the same reward; they teach nothing.", "groups alike", ".2f"
     ),
     "rewards/<name>/mean": Metric("", "Mean of one reward function, over the completions it gave a score.", "<name>"),
+    "rewards/<name>/std": Metric("", "Standard deviation of one reward function over them.", "<name> spread"),
     "eval/<name>/mean": Metric(
         "",
         "The same for one greedy completion of each held-out prompt, with the weights of this step.",
         "<name>",
     ),
     "eval/mean_length": Metric("tok", "Mean length of those greedy completions.", "held-out length", ".1f"),
-    "loss": Metric("", "GRPO loss of the optimizer step, KL term included.", "loss", ".4f"),
+    "loss": Metric("", "Loss of the optimizer step, KL term and entropy bonus included.", "loss", ".4f"),
     "kl": Metric("", "Estimated KL divergence from the reference policy, per token; 0 when beta is 0.", "KL", ".4f"),
     "entropy": Metric("nat", "Mean entropy of the policy's next-token distribution.", "entropy"),
+    "entropy/completion_max": Metric("nat", "Largest mean entropy of a completion.", "highest entropy"),
+    "entropy/completion_min": Metric("nat", "Smallest mean entropy of a completion.", "lowest entropy"),
     "clip_ratio/region_mean": Metric(
         "", "Fraction of tokens whose probability ratio was clipped: the update wanted to go further.", "clip fraction"
+    ),
+    "clip_ratio/low_mean": Metric(
+        "", "Fraction of tokens clipped at the lower bound: the advantage is negative.", "clipped low"
+    ),
+    "clip_ratio/high_mean": Metric(
+        "", "Fraction of tokens clipped at an upper bound, those of cispo and of delta included.", "clipped high"
     ),
     "ratio/mean_abs_error": Metric(
         "",
@@ -66,20 +75,95 @@ METRICS: dict[str, Metric] = {
         "ratio - 1",
         ".1e",
     ),
+    "ratio/max": Metric("", "Largest importance weight of a token (of a completion with GSPO).", "largest ratio"),
+    "ratio/min": Metric("", "Smallest importance weight of a token (of a completion with GSPO).", "smallest ratio"),
+    "mask/tokens_kept": Metric(
+        "",
+        "Fraction of tokens that neither the entropy threshold nor staleness takes out of the policy loss.",
+        "tokens kept",
+    ),
+    "mask/stale_completions": Metric(
+        "", "Fraction of completions with a negative advantage that off_policy_sequence_mask_delta took out.", "stale"
+    ),
+    "staleness/mean": Metric(
+        "steps",
+        "Optimizer steps between the weights that sampled a completion and those that it updates.",
+        "age",
+        ".1f",
+    ),
+    "staleness/max": Metric("steps", "The same for the oldest completion of the step.", "oldest", ".0f"),
     "mismatch/logprob_abs_diff": Metric(
         "nat",
         "Mean distance of the engine's log-probabilities from the trainer's.",
         "mismatch",
         ".4f",
     ),
+    "mismatch/kl": Metric(
+        "nat",
+        "Mean of log rollout - log old: KL divergence of the trainer's policy from the engine's (k1).",
+        "mismatch KL",
+        ".4f",
+    ),
+    "mismatch/k3_kl": Metric("nat", "The same divergence by the estimator k3.", "mismatch k3", ".4f"),
+    "mismatch/chi2_token": Metric(
+        "", "Chi-square divergence of the two: mean of squared token ratios, minus 1.", "chi-square", ".4f"
+    ),
+    "mismatch/chi2_completion": Metric(
+        "", "The same of the geometric mean ratio of each completion.", "chi-square, completions", ".4f"
+    ),
+    "mismatch/training_ppl": Metric(
+        "", "Mean perplexity of the completions under the trainer.", "trainer perplexity", ".3f"
+    ),
+    "mismatch/rollout_ppl": Metric(
+        "", "Mean perplexity of the completions under the engine.", "engine perplexity", ".3f"
+    ),
+    "mismatch/ppl_ratio": Metric("", "Mean over completions of the first over the second.", "perplexity ratio", ".4f"),
+    "mismatch/training_log_ppl": Metric(
+        "nat", "Mean over completions of the logarithm of the trainer's perplexity.", "trainer log-perplexity", ".4f"
+    ),
+    "mismatch/rollout_log_ppl": Metric("nat", "The same of the engine's.", "engine log-perplexity", ".4f"),
+    "mismatch/log_ppl_abs_diff": Metric(
+        "nat", "Mean over completions of the distance of the two.", "log-perplexity distance", ".4f"
+    ),
+    "mismatch/log_ppl_diff_max": Metric(
+        "nat", "Largest difference of the two, trainer minus engine.", "largest difference", ".4f"
+    ),
+    "mismatch/log_ppl_diff_min": Metric("nat", "Smallest difference of the two.", "smallest difference", ".4f"),
+    "rollout_correction/weight_mean": Metric(
+        "",
+        "Mean weight of the rollout correction; only with rollout_importance_sampling_mode.",
+        "correction weight",
+        ".4f",
+    ),
+    "rollout_correction/effective_sample_size": Metric(
+        "",
+        "Share of tokens that would count as much if all weights were equal: (sum w)^2 / (N sum w^2).",
+        "effective sample",
+        ".4f",
+    ),
+    "rollout_correction/outside_bounds": Metric(
+        "", "Fraction of tokens whose weight was bounded or masked.", "out of bounds", ".4f"
+    ),
     "grad_norm": Metric("", "Global gradient norm before clipping.", "gradient norm"),
     "learning_rate": Metric("", "Learning rate of the optimizer step.", "learning rate", ".1e"),
     "completions/mean_length": Metric("tok", "Mean length of the rollout's completions.", "length", ".1f"),
+    "completions/min_length": Metric("tok", "Length of the shortest completion.", "shortest", ".0f"),
+    "completions/mean_terminated_length": Metric(
+        "tok", "Mean length of the completions that were not cut off.", "ended by itself", ".1f"
+    ),
     "completions/max_length": Metric("tok", "Length of the longest completion.", "longest", ".0f"),
     "completions/clipped_ratio": Metric(
         "", "Fraction of completions that were cut off at max_completion_length.", "cut off", ".2f"
     ),
     "completions/tokens": Metric("tok", "Tokens sampled in the rollout.", "sampled", ".0f"),
+    "dynamic/rounds": Metric(
+        "", "Rounds of sampling that the rollout took; only with dynamic_sample.", "rounds", ".0f"
+    ),
+    "dynamic/dropped_groups": Metric("", "Groups of equal rewards that were thrown away.", "groups dropped", ".0f"),
+    "dynamic/filled_groups": Metric(
+        "", "Groups of equal rewards that fill the batch, because the rounds were used up.", "groups filled in", ".0f"
+    ),
+    "dynamic/carried_completions": Metric("", "Completions kept for the next rollout.", "carried over", ".0f"),
     "tokens/scored": Metric("tok", "Completion tokens in the loss of the optimizer step.", "trained on", ".0f"),
     "packing/micro_batches": Metric("", "Forward passes of the optimizer step on each rank.", "micro-batches", ".0f"),
     "packing/tokens_per_micro_batch": Metric("tok", "Mean tokens of a micro-batch, without padding.", "packed", ".0f"),
@@ -117,13 +201,13 @@ PHASES: dict[str, str] = {
 
 def lookup(name: str) -> Metric | None:
     """The table's entry for the metric ``name``, or None; names of reward functions fill in ``<name>``."""
-    pattern = re.sub(r"^(rewards|eval)/.+/mean$", r"\1/<name>/mean", name)
+    pattern = re.sub(r"^(rewards|eval)/.+/(mean|std)$", r"\1/<name>/\2", name)
     return METRICS.get(pattern)
 
 
 def reward_name(name: str) -> str:
     """``exact`` of ``rewards/exact/mean`` or ``eval/exact/mean``."""
-    return name.partition("/")[2].removesuffix("/mean")
+    return name.partition("/")[2].removesuffix("/mean").removesuffix("/std")
 
 
 def markdown() -> str:

@@ -132,11 +132,11 @@ def _warnings(cfg: RunConfig, sizes: BatchSchedule, topology: Topology, shape: M
         )
     else:
         found += _length_warnings(cfg, shape)
-    last = cfg.batch.train_iters - (sizes.rollouts - 1) * sizes.steps_per_generation
-    if last < sizes.steps_per_generation:
+    last = cfg.batch.train_iters - (sizes.rollouts - 1) * sizes.steps_per_rollout
+    if last < sizes.steps_per_rollout:
         found.append(
-            f"the last rollout serves {last} of {sizes.steps_per_generation} steps: "
-            f"train_iters {cfg.batch.train_iters} is not a multiple of steps_per_generation"
+            f"the last rollout serves {last} of {sizes.steps_per_rollout} steps: "
+            f"train_iters {cfg.batch.train_iters} is not a multiple of steps_per_generation * num_iterations"
         )
     if (spanned := topology.nodes_spanned("tp")) > 1:
         found.append(f"tensor-parallel groups reach over {spanned} nodes: every layer waits for the network")

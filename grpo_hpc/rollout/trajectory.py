@@ -24,6 +24,7 @@ class Trajectory:
         rewards: one column per reward function; None where a function gave no score.
         reward: the weighted total.
         advantage: relative to its group.
+        token_weight: of each of its tokens in the loss of its optimizer step; 0 when it is filtered out.
         old_logprobs: of the trainer, before the first update on this rollout; None when it was not needed.
         ref_logprobs: of the reference policy; None without one.
     """
@@ -40,8 +41,14 @@ class Trajectory:
     rewards: dict[str, float | None] = field(default_factory=dict)
     reward: float = 0.0
     advantage: float = 0.0
+    token_weight: float = 1.0
     old_logprobs: list[float] | None = None
     ref_logprobs: list[float] | None = None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What names a completion within a run."""
+        return self.position, self.sample
 
     @property
     def tokens(self) -> int:

@@ -2,8 +2,8 @@
 
 Layout of one checkpoint, ``checkpoints/step_00000020/``::
 
-    megatron/       model and optimizer, megatron-core's distributed checkpoint
-    state.json      step, sample position, half-used rollout
+    megatron/       model, optimizer and a moving reference, megatron-core's distributed checkpoint
+    state.json      step, sample position, half-used rollout, completions carried over
     manifest.json   every file with its size; written last
 
 A checkpoint is built under a name ending in ``.tmp`` and renamed when its manifest is in place.
@@ -24,12 +24,14 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.policy import PolicyModel
 from grpo_hpc.rollout.trajectory import Trajectory
 from grpo_hpc.train.platform import Platform
 from grpo_hpc.train.policy import TrainedPolicy
 
 MANIFEST = "manifest.json"
 # Every rank keeps its optimizer shard as it is: exact to the bit, and readable in the layout it was written in.
+_REFERENCE = "reference."
 _METADATA = {"distrib_optim_sharding_type": "dp_reshardable"}
 
 
@@ -42,15 +44,23 @@ class TrainerState:
         position: prompts taken from the endless sample order, those of ``rollout`` included.
         rollout: the trajectories of the current rollout while steps of it remain; else empty.
         rollout_used: optimizer steps already made from it.
+        surplus: what dynamic sampling carries over to the next rollout.
     """
 
     step: int = 0
     position: int = 0
     rollout: list[Trajectory] = field(default_factory=list)
     rollout_used: int = 0
+    surplus: list[Trajectory] = field(default_factory=list)
 
 
-def save(folder: Path, policy: TrainedPolicy, state: TrainerState, platform: Platform) -> Path:
+def save(
+    folder: Path,
+    policy: TrainedPolicy,
+    state: TrainerState,
+    platform: Platform,
+    reference: PolicyModel | None = None,
+) -> Path:
     """Write ``folder/step_N``; collective. Nothing is written when that checkpoint is there already."""
     target = folder / f"step_{state.step:08d}"
     if is_complete(target):
@@ -64,7 +74,7 @@ def save(folder: Path, policy: TrainedPolicy, state: TrainerState, platform: Pla
 
     _on_first_rank(clear)
     with platform.megatron():
-        dist_checkpointing.save(_sharded_state(policy, loading=False), str(building / "megatron"))
+        dist_checkpointing.save(_sharded_state(policy, reference, loading=False), str(building / "megatron"))
 
     def finish() -> None:
         (building / "state.json").write_text(json.dumps(_to_json(state)) + "\n")
@@ -75,7 +85,9 @@ def save(folder: Path, policy: TrainedPolicy, state: TrainerState, platform: Pla
     return target
 
 
-def load(checkpoint: Path, policy: TrainedPolicy, platform: Platform) -> TrainerState:
+def load(
+    checkpoint: Path, policy: TrainedPolicy, platform: Platform, reference: PolicyModel | None = None
+) -> TrainerState:
     """Restore model and optimizer in place and return the trainer's state; collective.
 
     Raises:
@@ -85,8 +97,10 @@ def load(checkpoint: Path, policy: TrainedPolicy, platform: Platform) -> Trainer
         raise CheckpointError(f"{checkpoint} is not a complete checkpoint (its manifest is missing or does not match)")
     state = _from_json(json.loads((checkpoint / "state.json").read_text()))
     with platform.megatron(), torch.no_grad():  # in fp32 the optimizer's main parameters are views of the model's
-        loaded = dist_checkpointing.load(_sharded_state(policy, loading=True), str(checkpoint / "megatron"))
+        loaded = dist_checkpointing.load(_sharded_state(policy, reference, loading=True), str(checkpoint / "megatron"))
         policy.load(loaded["model"], loaded["optimizer"], state.step)
+        if reference is not None:
+            reference.load_state_dict({k.removeprefix(_REFERENCE): v for k, v in loaded["reference"].items()})
     return state
 
 
@@ -117,10 +131,13 @@ def _checkpoints(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step_*") if path.is_dir() and path.suffix != ".tmp"]
 
 
-def _sharded_state(policy: TrainedPolicy, loading: bool) -> dict[str, Any]:
+def _sharded_state(policy: TrainedPolicy, reference: PolicyModel | None, loading: bool) -> dict[str, Any]:
     model = policy.model.sharded_state_dict(metadata=_METADATA)
     optimizer = policy.optimizer.sharded_state_dict(model, is_loading=loading, metadata=_METADATA)
-    return {"model": model, "optimizer": optimizer}
+    state = {"model": model, "optimizer": optimizer}
+    if reference is not None:
+        state["reference"] = reference.sharded_state_dict(prefix=_REFERENCE, metadata=_METADATA)
+    return state
 
 
 def _write_manifest(folder: Path, step: int) -> None:
@@ -144,5 +161,6 @@ def _to_json(state: TrainerState) -> dict[str, Any]:
 
 
 def _from_json(record: dict[str, Any]) -> TrainerState:
-    rollout = [Trajectory.from_json(item) for item in record.pop("rollout")]
-    return TrainerState(rollout=rollout, **record)
+    for name in ("rollout", "surplus"):
+        record[name] = [Trajectory.from_json(item) for item in record[name]]
+    return TrainerState(**record)

@@ -74,7 +74,8 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         policy = TrainedPolicy(cfg, platform, clock.progress)
         reference = build_model(cfg, platform).eval() if cfg.algorithm.beta else None
         newest = checkpoint.newest(run_dir.checkpoints)
-        state = checkpoint.load(newest, policy, platform) if newest else TrainerState()
+        moving = reference if cfg.algorithm.sync_ref_model else None
+        state = checkpoint.load(newest, policy, platform, moving) if newest else TrainerState()
         engine = ColocateEngine(cfg, platform)
         longest = engine.max_model_len - cfg.rollout.max_completion_length
         reporter = _reporter(run_dir, cfg, events)

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from grpo_hpc.algo.loss import sample_mean_weights
+from grpo_hpc.algo.sequences import Sequences
 from grpo_hpc.models.attention import positions_of
 from grpo_hpc.rollout.trajectory import Trajectory
 from grpo_hpc.train.packing import WHOLE_ROW, RowLayout
@@ -39,6 +39,7 @@ class PackedBatch:
         advantages, weights, rollout_logprobs: [N] in packing order; a weighted sum over all micro-batches of an
             optimizer step is its loss.
         old_logprobs, ref_logprobs: [N] or None.
+        sequences: which scored tokens belong together.
     """
 
     input_ids: Tensor
@@ -54,16 +55,15 @@ class PackedBatch:
     rollout_logprobs: Tensor
     old_logprobs: Tensor | None
     ref_logprobs: Tensor | None
+    sequences: Sequences
 
     @property
     def tokens(self) -> int:
         return self.input_ids.shape[1]
 
 
-def pack(
-    trajectories: Sequence[Trajectory], samples: int, device: torch.device, layout: RowLayout = WHOLE_ROW
-) -> PackedBatch:
-    """Pack ``trajectories`` for an optimizer step of ``samples`` completions in all."""
+def pack(trajectories: Sequence[Trajectory], device: torch.device, layout: RowLayout = WHOLE_ROW) -> PackedBatch:
+    """Pack ``trajectories`` into one row."""
     inputs: list[int] = []
     labels: list[int] = []
     positions: list[int] = []
@@ -107,8 +107,9 @@ def pack(
         cu_seqlens=torch.tensor(bounds, dtype=torch.int32, device=device),
         max_seqlen=max(end - start for start, end in pairwise(bounds)),
         advantages=repeat([t.advantage for t in trajectories]),
-        weights=repeat(sample_mean_weights(lengths, samples)),
+        weights=repeat([t.token_weight for t in trajectories]),
         rollout_logprobs=per_token([x for t in trajectories for x in t.rollout_logprobs]),
         old_logprobs=joined([t.old_logprobs for t in trajectories]),
         ref_logprobs=joined([t.ref_logprobs for t in trajectories]),
+        sequences=Sequences.of(torch.tensor(lengths, device=device)),
     )

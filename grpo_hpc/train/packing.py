@@ -114,16 +114,22 @@ class Packing:
         return [_dealt(batches, rank, ranks) for rank in range(ranks)]
 
 
-def with_gradient(trajectories: Sequence[Trajectory], multiple_of: int) -> list[Trajectory]:
-    """The completions that the surrogate loss has a gradient for: those whose advantage is not 0.
+def with_gradient(
+    trajectories: Sequence[Trajectory], multiple_of: int, without_advantage: bool = False
+) -> list[Trajectory]:
+    """The completions that the objective has a gradient for.
 
-    Leaving the others out of forward and backward changes no update, because ``pack`` is told how many completions
-    the step has in all. Some are kept where needed to give a multiple of ``multiple_of``, and at least that many, so
-    that every data-parallel rank has the same number of micro-batches.
+    Those whose weight is not 0 (they are not filtered out), and whose advantage is not 0 unless the objective teaches
+    ``without_advantage``. Leaving the others out of forward and backward changes no update, because weights were fixed
+    for all of them. Some are kept where needed to give a multiple of ``multiple_of``, and at least that many, so that
+    every data-parallel rank has the same number of micro-batches.
     """
-    teaching = sum(t.advantage != 0.0 for t in trajectories)
-    kept = _up(max(1, teaching), multiple_of)
-    return sorted(trajectories, key=lambda t: t.advantage == 0.0)[:kept]
+
+    def idle(t: Trajectory) -> bool:
+        return t.token_weight == 0.0 or (t.advantage == 0.0 and not without_advantage)
+
+    teaching = sum(not idle(t) for t in trajectories)
+    return sorted(trajectories, key=idle)[: _up(max(1, teaching), multiple_of)]
 
 
 def packing_metrics(dealt: list[list[MicroBatch]], layout: RowLayout) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,13 +15,15 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from grpo_hpc.algo.loss import TokenLoss, grpo_loss
+from grpo_hpc.algo.measure import MAXIMA, SUMS, measure, step_values
+from grpo_hpc.algo.objective import TokenData
 from grpo_hpc.config import RunConfig
 from grpo_hpc.models.hf_folder import HfFolder
 from grpo_hpc.models.movers import HfExporter, load_hf
 from grpo_hpc.models.policy import PolicyModel, layer_spec, transformer_config
 from grpo_hpc.models.shape import read_shape
 from grpo_hpc.train.microbatch import PackedBatch
+from grpo_hpc.train.objective import objective_of
 from grpo_hpc.train.parallel import over_context, packed_sequences
 from grpo_hpc.train.platform import Platform
 
@@ -30,9 +31,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 LossFunction = Callable[[PackedBatch, Tensor], tuple[Tensor, Tensor, Any]]
 Progress = Callable[[int, int], None]
-
-# What the loss of one micro-batch reports: sums over its scored tokens, so that totals are exact under any split.
-SUMS = ("loss", "tokens", "kl", "clipped", "entropy", "mismatch", "ratio_error")
 
 
 def build_model(cfg: RunConfig, platform: Platform) -> PolicyModel:
@@ -46,21 +44,6 @@ def build_model(cfg: RunConfig, platform: Platform) -> PolicyModel:
     return model
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer step did; sums and means over all tokens of all ranks."""
-
-    loss: float
-    kl: float
-    clip_fraction: float
-    entropy: float
-    mismatch: float
-    ratio_error: float
-    tokens: int
-    grad_norm: float
-    learning_rate: float
-
-
 class TrainedPolicy:
     """The policy with its gradients and optimizer state. Every method is collective over all ranks.
 
@@ -71,6 +54,8 @@ class TrainedPolicy:
     def __init__(self, cfg: RunConfig, platform: Platform, progress: Progress | None = None) -> None:
         self._cfg, self._platform, self._progress = cfg, platform, progress
         self.model = build_model(cfg, platform)
+        self.model.entropy_gradient = cfg.algorithm.entropy_coef != 0.0
+        self._objective = objective_of(cfg)
         distributed = cfg.parallel.use_distributed_optimizer
         with platform.megatron():
             ddp_config = DistributedDataParallelConfig(
@@ -94,62 +79,54 @@ class TrainedPolicy:
                 state["step"] = torch.tensor(float(step))
         self._schedule.step(increment=step)
 
-    def logprobs(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
-        """Log-probabilities [N] of each micro-batch under the weights of now; empty but on the last stage."""
-        return forward_logprobs(self.model, batches, self._platform)
+    def scores(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
+        """Log-probabilities and entropies [2, N] of each micro-batch under the weights of now, without gradient.
 
-    def accumulate(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
+        Empty but on the last stage.
+        """
+        return forward_scores(self.model, batches, self._platform)
+
+    def accumulate(self, batches: Sequence[PackedBatch], threshold: float = -torch.inf) -> list[tuple[Tensor, Tensor]]:
         """Forward and backward of one optimizer step: afterwards every gradient is complete and reduced.
 
+        Args:
+            threshold: tokens with less entropy have no policy loss.
+
         Returns:
-            the sums of each micro-batch in the order of ``SUMS``; empty but on the last stage.
+            what :func:`grpo_hpc.algo.measure.measure` says of each micro-batch; empty but on the last stage.
         """
+        loss = partial(self._loss, threshold)
         with self._platform.megatron():
             self.ddp.zero_grad_buffer()
             self.optimizer.zero_grad()
-            return _run_schedule(self.ddp, batches, self._loss, forward_only=False, progress=self._progress)
+            return _run_schedule(self.ddp, batches, loss, forward_only=False, progress=self._progress)
 
-    def update(self, batches: Sequence[PackedBatch]) -> StepResult:
-        """One optimizer step."""
-        parts = self.accumulate(batches)
+    def update(self, batches: Sequence[PackedBatch], threshold: float = -torch.inf) -> dict[str, float]:
+        """One optimizer step; returns its metrics, over all tokens of all ranks."""
+        parts = self.accumulate(batches, threshold)
         self._schedule.step(increment=1)  # before the update: the first one has a learning rate above zero
         with self._platform.megatron():
             _, grad_norm, _ = self.optimizer.step()
-        sums = _total(parts, self._platform.device)
-        tokens = max(sums["tokens"], 1.0)
-        return StepResult(
-            loss=sums["loss"],
-            kl=sums["kl"] / tokens,
-            clip_fraction=sums["clipped"] / tokens,
-            entropy=sums["entropy"] / tokens,
-            mismatch=sums["mismatch"] / tokens,
-            ratio_error=sums["ratio_error"] / tokens,
-            tokens=int(sums["tokens"]),
-            grad_norm=float(grad_norm),
-            learning_rate=self.optimizer.param_groups[0]["lr"],
-        )
+        values = step_values(*_totals(parts, self._platform.device))
+        return values | {"grad_norm": float(grad_norm), "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
-    def _loss(self, batch: PackedBatch, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _loss(
+        self, threshold: float, batch: PackedBatch, output: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         logprobs, entropy = output[0], output[1]
-        algorithm = self._cfg.algorithm
-        token = grpo_loss(
-            logprobs,
-            batch.old_logprobs,
-            batch.ref_logprobs,
-            batch.advantages,
-            epsilon=algorithm.epsilon,
-            epsilon_high=algorithm.epsilon if algorithm.epsilon_high is None else algorithm.epsilon_high,
-            beta=algorithm.beta,
+        data = TokenData(
+            batch.advantages, batch.rollout_logprobs, batch.old_logprobs, batch.ref_logprobs, batch.sequences
         )
-        loss = (token.loss * batch.weights).sum()
-        return loss, _unused_token_count(), _micro_batch_sums(loss, token, entropy, logprobs, batch)
+        result = self._objective(data, logprobs, entropy, threshold)
+        loss = (result.total * batch.weights).sum()
+        return loss, _unused_token_count(), measure(result, data, batch.weights, logprobs, entropy)
 
 
-def forward_logprobs(model: PolicyModel, batches: Sequence[PackedBatch], platform: Platform) -> list[Tensor]:
-    """Log-probabilities [N] of each micro-batch without gradients; empty but on the last pipeline stage."""
+def forward_scores(model: PolicyModel, batches: Sequence[PackedBatch], platform: Platform) -> list[Tensor]:
+    """Log-probabilities and entropies [2, N] of each micro-batch; empty but on the last pipeline stage."""
 
     def keep(_batch: PackedBatch, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return output.sum(), _unused_token_count(), output[0].float().cpu()
+        return output.sum(), _unused_token_count(), output.detach().float().cpu()
 
     with platform.megatron(), torch.no_grad():
         return _run_schedule(model, batches, keep, forward_only=True)
@@ -161,7 +138,7 @@ def _run_schedule(
     loss: LossFunction,
     forward_only: bool,
     progress: Progress | None = None,
-) -> list[Tensor]:
+) -> list[Any]:
     """Megatron's schedule for this pipeline depth over ``batches``."""
 
     def forward_step(iterator: Any, chunk: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
@@ -206,27 +183,16 @@ def _unused_token_count() -> Tensor:
     return torch.tensor(1, dtype=torch.int)
 
 
-def _micro_batch_sums(loss: Tensor, token: TokenLoss, entropy: Tensor, logprobs: Tensor, batch: PackedBatch) -> Tensor:
-    """The values of ``SUMS`` for one micro-batch, in float64."""
-    values = (
-        loss.detach(),
-        torch.tensor(float(len(token.loss)), device=loss.device),
-        token.kl.sum(),
-        token.clipped.sum(),
-        entropy.sum(),
-        (logprobs.detach() - batch.rollout_logprobs).abs().sum(),
-        (token.ratio - 1.0).abs().sum(),
-    )
-    return torch.stack([value.double() for value in values])
-
-
-def _total(parts: list[Tensor], device: torch.device) -> dict[str, float]:
-    """Sum over micro-batches and data-parallel ranks; copies on other ranks and other stages add nothing."""
-    total = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+def _totals(parts: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
+    """Sums and maxima over micro-batches and ranks; copies on other ranks and other stages add nothing."""
+    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+    maxima = torch.full((len(MAXIMA),), -torch.inf, dtype=torch.float64, device=device)
     if parts and mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_context_parallel_rank() == 0:
-        total += torch.stack(parts).sum(0)
-    dist.all_reduce(total)
-    return dict(zip(SUMS, total.tolist(), strict=True))
+        sums += torch.stack([part for part, _ in parts]).sum(0)
+        maxima = torch.stack([part for _, part in parts]).amax(0)
+    dist.all_reduce(sums)
+    dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
+    return dict(zip(SUMS, sums.tolist(), strict=True)), dict(zip(MAXIMA, maxima.tolist(), strict=True))
 
 
 def _optimizer_config(cfg: RunConfig) -> OptimizerConfig:

@@ -14,7 +14,7 @@ from grpo_hpc.observe.completions import CompletionLog
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.sinks import MetricSinks
 from grpo_hpc.rollout.trajectory import Trajectory
-from grpo_hpc.train.policy import StepResult
+from grpo_hpc.train.rollouts import Rollout
 
 
 @dataclass
@@ -37,10 +37,21 @@ class Reporter:
             self.sinks.log(step, metrics)
             self.events.metrics(step, dict(metrics))
 
-    def completions(self, step: int, trajectories: Sequence[Trajectory], rows: Mapping[int, Row]) -> None:
-        """One row per completion; ``step`` is the first optimizer step made from them."""
+    def completions(self, step: int, rollout: Rollout, rows: Mapping[int, Row]) -> None:
+        """One row per completion; ``step`` is the first optimizer step made from them.
+
+        Completions that are carried over are written with the rollout that uses them.
+        """
         if self.log:
-            self.log.write(step, (_completion_row(t, rows[t.position]) for t in trajectories))
+            used, later = {t.key for t in rollout.used}, {t.key for t in rollout.surplus}
+            dropped = [t for t in rollout.sampled if t.key not in used | later]
+            everything = sorted(rollout.used + dropped, key=lambda t: t.key)
+            self.log.write(step, (_completion_row(t, rows[t.position], t.key not in used) for t in everything))
+
+    def message(self, text: str) -> None:
+        """Something that a person should know."""
+        if self.events:
+            self.events.message(text)
 
     def rewind(self, step: int) -> None:
         """Forget what was written after ``step``: a resumed run writes it again."""
@@ -50,32 +61,50 @@ class Reporter:
             self.log.rewind(step)
 
 
-def rollout_metrics(trajectories: Sequence[Trajectory], expected: int) -> dict[str, float]:
-    """Rewards and lengths of one rollout, over all ranks."""
-    rewards = [t.reward for t in trajectories]
-    lengths = [len(t.response_tokens) for t in trajectories]
-    prompt_ids = [t.prompt_id for t in trajectories]
+def rollout_metrics(rollout: Rollout, *, dynamic: bool) -> dict[str, float]:
+    """Rewards and lengths of everything that was sampled, over all ranks; with ``dynamic`` what was kept of it."""
+    sampled = rollout.sampled
+    rewards = torch.tensor([t.reward for t in sampled], dtype=torch.float64)
+    scored = rewards[~rewards.isnan()].tolist()
+    lengths = [len(t.response_tokens) for t in sampled]
+    ended = [len(t.response_tokens) for t in sampled if t.finish_reason != "length"]
     metrics = {
-        "reward/mean": fmean(rewards),
-        "reward/std": pstdev(rewards),
-        "reward/zero_variance_groups": zero_variance_fraction(torch.tensor(rewards), prompt_ids),
+        "reward/zero_variance_groups": zero_variance_fraction(rewards, [t.prompt_id for t in sampled]),
         "completions/mean_length": fmean(lengths),
+        "completions/min_length": float(min(lengths)),
         "completions/max_length": float(max(lengths)),
-        "completions/clipped_ratio": fmean(t.finish_reason == "length" for t in trajectories),
+        "completions/clipped_ratio": 1.0 - len(ended) / len(sampled),
         "completions/tokens": float(sum(lengths)),
     }
-    return metrics | _reward_columns(trajectories, "rewards")
+    if scored:
+        metrics |= {"reward/mean": fmean(scored), "reward/std": pstdev(scored)}
+    if ended:
+        metrics["completions/mean_terminated_length"] = fmean(ended)
+    if dynamic:
+        metrics |= {
+            "dynamic/rounds": float(rollout.rounds),
+            "dynamic/dropped_groups": float(rollout.dropped),
+            "dynamic/filled_groups": float(rollout.filled),
+            "dynamic/carried_completions": float(len(rollout.surplus)),
+        }
+    return metrics | _reward_columns(sampled, "rewards")
 
 
 def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """Mean of every reward column over the held-out rows."""
-    return _reward_columns(trajectories, "eval") | {
+    return _reward_columns(trajectories, "eval", deviation=False) | {
         "eval/mean_length": fmean(len(t.response_tokens) for t in trajectories)
     }
 
 
+def staleness(trained: Sequence[Trajectory], step: int) -> dict[str, float]:
+    """Optimizer steps between the weights that sampled and those that are updated after ``step`` steps."""
+    ages = [step - t.weight_version for t in trained]
+    return {"staleness/mean": fmean(ages), "staleness/max": float(max(ages))}
+
+
 def step_metrics(
-    result: StepResult,
+    values: Mapping[str, float],
     trained: Sequence[Trajectory],
     rollout: Mapping[str, float],
     phases: Mapping[str, float],
@@ -84,23 +113,13 @@ def step_metrics(
     """Loss and speed of one optimizer step.
 
     Args:
+        values: what the policy said about its update.
         trained: the completions that went through forward and backward, on all ranks.
         rollout: metrics of the rollout that was sampled for it; empty when an earlier one was used.
         phases: seconds per phase since the step before.
         seconds: of the whole step.
     """
-    metrics = {
-        "loss": result.loss,
-        "kl": result.kl,
-        "entropy": result.entropy,
-        "clip_ratio/region_mean": result.clip_fraction,
-        "ratio/mean_abs_error": result.ratio_error,
-        "mismatch/logprob_abs_diff": result.mismatch,
-        "grad_norm": result.grad_norm,
-        "learning_rate": result.learning_rate,
-        "tokens/scored": float(result.tokens),
-        "time/step": seconds,
-    }
+    metrics = dict(values) | {"time/step": seconds}
     metrics |= {f"time/{name}": spent for name, spent in phases.items()}
     metrics["throughput/train_tokens_per_s"] = sum(t.tokens for t in trained) / phases["train"]
     if rollout:
@@ -108,16 +127,18 @@ def step_metrics(
     return metrics | dict(rollout)
 
 
-def _reward_columns(trajectories: Sequence[Trajectory], prefix: str) -> dict[str, float]:
+def _reward_columns(trajectories: Sequence[Trajectory], prefix: str, *, deviation: bool = True) -> dict[str, float]:
     metrics = {}
     for name in trajectories[0].rewards:
         values = [value for t in trajectories if (value := t.rewards[name]) is not None]
         if values:
             metrics[f"{prefix}/{name}/mean"] = fmean(values)
+        if values and deviation:
+            metrics[f"{prefix}/{name}/std"] = pstdev(values)
     return metrics
 
 
-def _completion_row(t: Trajectory, row: Row) -> dict[str, object]:
+def _completion_row(t: Trajectory, row: Row, dropped: bool) -> dict[str, object]:
     return {
         "prompt_id": t.prompt_id,
         "sample": t.sample,
@@ -125,7 +146,8 @@ def _completion_row(t: Trajectory, row: Row) -> dict[str, object]:
         "completion": t.text,
         "reward": t.reward,
         "rewards": t.rewards,
-        "advantage": t.advantage,
+        "advantage": None if dropped else t.advantage,
+        "dropped": dropped,
         "tokens": len(t.response_tokens),
         "finish_reason": t.finish_reason,
         "mean_rollout_logprob": fmean(t.rollout_logprobs),

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
-from megatron.core import parallel_state as mpu
-from torch import Tensor
 
-from grpo_hpc.algo.advantages import group_advantages
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
 from grpo_hpc.data.rows import Row
-from grpo_hpc.data.sampler import PromptSampler
 from grpo_hpc.models.hf_folder import write_hf_folder
 from grpo_hpc.models.policy import PolicyModel
-from grpo_hpc.rollout.collect import Collector, Prompt, Tokenizer, gather_lists
+from grpo_hpc.rollout.collect import Collector, Tokenizer
 from grpo_hpc.rollout.engine import Engine
-from grpo_hpc.rollout.trajectory import Trajectory
 from grpo_hpc.train import checkpoint
 from grpo_hpc.train.checkpoint import TrainerState
-from grpo_hpc.train.microbatch import PackedBatch, pack
-from grpo_hpc.train.packing import MicroBatch, packing_metrics, with_gradient
+from grpo_hpc.train.lessons import Lesson, Lessons
+from grpo_hpc.train.packing import packing_metrics
 from grpo_hpc.train.parallel import packing_of
 from grpo_hpc.train.platform import Platform
-from grpo_hpc.train.policy import DTYPES, StepResult, TrainedPolicy, forward_logprobs
-from grpo_hpc.train.report import Reporter, evaluation_metrics, rollout_metrics, step_metrics
+from grpo_hpc.train.policy import DTYPES, TrainedPolicy
+from grpo_hpc.train.reference import mix_into
+from grpo_hpc.train.report import Reporter, evaluation_metrics, rollout_metrics, staleness, step_metrics
+from grpo_hpc.train.rollouts import Rollout, RolloutSource
 from grpo_hpc.train.watch import PhaseClock, StopRequest
 
 
@@ -64,8 +59,9 @@ class Trainer:
         self._cfg, self._schedule, self._platform, self._parts = cfg, schedule, platform, parts
         self._checkpoints = checkpoints
         self.state = state
-        self._sampler = PromptSampler(len(parts.rows), cfg.seed, cfg.data.shuffle)
         self._packing = packing_of(cfg)
+        self._source = RolloutSource(cfg, schedule, parts.collector, parts.tokenizer, parts.rows, parts.clock)
+        self._lessons = Lessons(cfg, schedule, platform, parts.policy, parts.reference, self._packing)
         self._clock, self._reporter = parts.clock, parts.reporter
         self._rollout_metrics: dict[str, float] = {}  # of a rollout whose first step is not logged yet
         self._clock.step = state.step + 1
@@ -91,104 +87,54 @@ class Trainer:
     def _finished(self) -> bool:
         return self.state.step >= self._cfg.batch.train_iters
 
-    def _step(self) -> tuple[StepResult, list[list[MicroBatch]]] | None:
+    def _step(self) -> tuple[dict[str, float], Lesson] | None:
         """One optimizer step, with a rollout first when none is left; None when a stop was asked for.
 
         Returns:
-            what the step did, and the micro-batches of every data-parallel rank that it was made from.
+            the metrics of the step, and what it was made from.
         """
         if self._parts.stop.agreed():
             return None
         if not self.state.rollout:
-            rollout = self._rollout()
+            self._sync_weights()
+            rollout = self._source.next(self.state)
             if self._parts.stop.agreed():
                 return None  # the same rollout is sampled again on resume: saving it would only cost time now
             self._accept(rollout)
+        with self._clock.phase("logprob"):
+            lesson = self._lessons.lesson(self.state.rollout, self.state.rollout_used)
         with self._clock.phase("train"):
-            result = self._parts.policy.update(self._batches(self.state.rollout_used))
-        trained = self._dealt(self.state.rollout_used)
+            values = self._parts.policy.update(self._lessons.batches(lesson), lesson.threshold)
+        values["loss"] += lesson.constant
+        values |= staleness(lesson.trained, self.state.step)
         self.state.step += 1
         self.state.rollout_used += 1
-        if self.state.rollout_used == self._schedule.steps_per_generation:
+        if self.state.rollout_used == self._schedule.steps_per_rollout:
             self.state.rollout, self.state.rollout_used = [], 0
+        self._sync_reference()
         self._clock.step = self.state.step + 1
-        return result, trained
+        return values, lesson
 
-    # -- rollout -----------------------------------------------------------------------------------------------------
+    def _sync_reference(self) -> None:
+        """Every so many steps the reference takes a part of the policy; it acts from the next rollout on."""
+        a, reference = self._cfg.algorithm, self._parts.reference
+        if a.sync_ref_model and reference is not None and self.state.step % a.ref_model_sync_steps == 0:
+            mix_into(reference, self._parts.policy.model, a.ref_model_mixup_alpha)
 
-    def _rollout(self) -> list[Trajectory]:
-        self._sync_weights()
-        count = self._schedule.prompts_per_rollout
-        indices = self._sampler.indices(self.state.position, count)
-        rows = {self.state.position + n: self._parts.rows[index] for n, index in enumerate(indices)}
-        trajectories = self._sample(rows, self._schedule.num_generations, "rollout", greedy=False)
-        rewards = torch.tensor([t.reward for t in trajectories])
-        advantages = group_advantages(
-            rewards, [t.prompt_id for t in trajectories], self._cfg.algorithm.scale_rewards
-        ).tolist()
-        for trajectory, advantage in zip(trajectories, advantages, strict=True):
-            trajectory.advantage = advantage
-        self._reporter.completions(self.state.step + 1, trajectories, rows)
-        return trajectories
-
-    def _sample(self, rows: dict[int, Row], samples: int, phase: str, *, greedy: bool) -> list[Trajectory]:
-        prompts = [Prompt(position, row, self._parts.tokenizer.encode(row)) for position, row in rows.items()]
-        with self._clock.phase(phase):
-            mine = self._parts.collector.sample(prompts, samples, greedy=greedy)
-            dist.barrier()  # so that waiting for the slowest replica counts as rollout
-        with self._clock.phase("reward"):
-            self._parts.collector.score(mine, rows)
-            return self._parts.collector.gather(mine)
-
-    def _accept(self, rollout: list[Trajectory]) -> None:
-        """Make ``rollout`` the current one and complete its log-probabilities before the first update."""
-        self.state.rollout, self.state.rollout_used = rollout, 0
-        self.state.position += self._schedule.prompts_per_rollout
-        self._rollout_metrics = rollout_metrics(rollout, self._schedule.generation_batch_size)
+    def _accept(self, rollout: Rollout) -> None:
+        """Make ``rollout`` the current one and complete it before the first update."""
+        self.state.rollout, self.state.rollout_used = rollout.used, 0
+        self.state.surplus, self.state.position = rollout.surplus, rollout.position
         with self._clock.phase("logprob"):
-            if self._schedule.steps_per_generation > 1:
-                self._fill_logprobs("old_logprobs", self._parts.policy.logprobs)
-            if self._parts.reference is not None:
-                reference = self._parts.reference
-                self._fill_logprobs("ref_logprobs", lambda b: forward_logprobs(reference, b, self._platform))
-
-    def _fill_logprobs(self, field: str, compute: Callable[[list[PackedBatch]], list[Tensor]]) -> None:
-        """Set ``field`` of every trajectory, computed where it will be trained on and in the same packing."""
-        found: list[tuple[tuple[int, int], list[float]]] = []
-        for used in range(self._schedule.steps_per_generation):
-            values = compute(self._batches(used))  # empty but on the last pipeline stage
-            if values and mpu.get_tensor_model_parallel_rank() == 0:
-                mine = [t for batch in self._my_share(used) for t in batch]
-                split = torch.cat(values).split([len(t.response_tokens) for t in mine])
-                found += [((t.position, t.sample), part.tolist()) for t, part in zip(mine, split, strict=True)]
-        by_key = dict(gather_lists(found))
-        for trajectory in self.state.rollout:
-            setattr(trajectory, field, by_key.get((trajectory.position, trajectory.sample)))
-
-    # -- training ----------------------------------------------------------------------------------------------------
-
-    def _step_share(self, used: int) -> list[Trajectory]:
-        """All completions of the rollout's optimizer step number ``used``."""
-        size = self._schedule.global_batch_size
-        return self.state.rollout[used * size : (used + 1) * size]
-
-    def _taught(self, used: int) -> list[Trajectory]:
-        """Those that go through forward and backward: with a KL term all of them, else those with an advantage."""
-        everything = self._step_share(used)
-        if self._cfg.algorithm.beta:
-            return everything
-        return with_gradient(everything, self._schedule.dp * self._packing.multiple)
-
-    def _dealt(self, used: int) -> list[list[MicroBatch]]:
-        """The micro-batches of every data-parallel rank."""
-        return self._packing.deal(self._taught(used), self._schedule.dp)
-
-    def _my_share(self, used: int) -> list[MicroBatch]:
-        return self._dealt(used)[mpu.get_data_parallel_rank()]
-
-    def _batches(self, used: int) -> list[PackedBatch]:
-        samples, device = self._schedule.global_batch_size, self._platform.device
-        return [pack(batch, samples, device, self._packing.layout) for batch in self._my_share(used)]
+            self._lessons.prepare(rollout.used)
+        self._rollout_metrics = rollout_metrics(rollout, dynamic=self._cfg.algorithm.dynamic_sample)
+        self._reporter.completions(self.state.step + 1, rollout, self._source.rows_of(rollout.sampled + rollout.used))
+        if rollout.filled:
+            self._reporter.message(
+                f"dynamic sampling: after {rollout.rounds} rounds {rollout.filled} of "
+                f"{self._schedule.prompts_per_rollout} groups still have equal rewards; they fill the batch and teach "
+                f"nothing"
+            )
 
     def _sync_weights(self) -> None:
         if self._parts.engine.version != self.state.step:
@@ -202,18 +148,24 @@ class Trainer:
         if not self._parts.eval_rows:
             return
         self._sync_weights()
-        trajectories = self._sample(dict(enumerate(self._parts.eval_rows)), 1, "eval", greedy=True)
+        trajectories = self._source.sample(dict(enumerate(self._parts.eval_rows)), 1, "eval", greedy=True)
         self._clock.take()
         self._reporter.evaluation(self.state.step, evaluation_metrics(trajectories))
 
     def save(self) -> Path:
         """Write a checkpoint of the present state and drop those beyond ``save_total_limit``."""
         with self._clock.phase("save"):
-            path = checkpoint.save(self._checkpoints, self._parts.policy, self.state, self._platform)
+            path = checkpoint.save(
+                self._checkpoints, self._parts.policy, self.state, self._platform, self._moving_reference()
+            )
             if dist.get_rank() == 0:
                 checkpoint.prune(self._checkpoints, self._cfg.checkpoint.save_total_limit)
         self._clock.take()
         return path
+
+    def _moving_reference(self) -> PolicyModel | None:
+        """The reference model when it is not what the run started from."""
+        return self._parts.reference if self._cfg.algorithm.sync_ref_model else None
 
     def export(self, target: Path) -> None:
         """Write the policy as a Hugging Face folder, in the training precision."""
@@ -231,10 +183,9 @@ class Trainer:
         dist.barrier()
         self._parts.engine.close()
 
-    def _log_step(self, result: StepResult, dealt: list[list[MicroBatch]], seconds: float) -> None:
-        trained = [t for mine in dealt for batch in mine for t in batch]
-        metrics = step_metrics(result, trained, self._rollout_metrics, self._clock.take(), seconds)
-        metrics |= packing_metrics(dealt, self._packing.layout)
+    def _log_step(self, values: dict[str, float], lesson: Lesson, seconds: float) -> None:
+        metrics = step_metrics(values, lesson.trained, self._rollout_metrics, self._clock.take(), seconds)
+        metrics |= packing_metrics(lesson.dealt, self._packing.layout)
         metrics["memory/peak_gib"] = self._platform.peak_memory_gib()
         self._rollout_metrics = {}
         self._reporter.step(self.state.step, metrics)

@@ -53,7 +53,9 @@ def read(path):
 def test_layout_equals_one_rank(case: Case, steps, references):
     want, want_numbers = references[case.model]
     got, numbers = steps[case.name]
-    assert 0.05 < numbers["clip_fraction"] < 0.95, "the step must have clipped and unclipped tokens to mean anything"
+    assert 0.05 < numbers["clip_ratio/region_mean"] < 0.95, (
+        "the step must have clipped and unclipped tokens to mean anything"
+    )
     assert numbers == pytest.approx(want_numbers, rel=1e-5)
     assert got.keys() == want.keys()
     for name, value in got.items():

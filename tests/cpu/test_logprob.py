@@ -33,6 +33,23 @@ def test_equal_to_full_softmax(temperature, chunk, padding):
     assert not got[1][vocabulary:].any(), "padding rows of the output matrix must get no gradient"
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_entropy_has_its_exact_gradient_when_asked_for(temperature):
+    torch.manual_seed(3)
+    hidden, weight = torch.randn(13, 8, requires_grad=True), torch.randn(32, 8, requires_grad=True)
+    targets, up, up_entropy = torch.randint(0, 29, (13,)), torch.randn(13), torch.randn(13)
+    part = VocabularyPart(0, 29)
+    logprobs, entropy = token_logprobs(hidden, weight, targets, part, temperature, 5, entropy_gradient=True)
+    got = torch.autograd.grad((logprobs * up + entropy * up_entropy).sum(), (hidden, weight))
+
+    exact = (hidden.double() @ weight.double()[:29].T / temperature).log_softmax(-1)
+    picked, exact_entropy = exact.gather(1, targets[:, None])[:, 0], -(exact.exp() * exact).sum(-1)
+    want = torch.autograd.grad((picked * up + exact_entropy * up_entropy).sum(), (hidden, weight))
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+    assert not token_logprobs(hidden, weight, targets, part)[1].requires_grad
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradient_of_many_chunks_is_summed_in_float32(dtype):
     """Beside a buffer autograd gets zeros; two calls and all chunks meet in the buffer without rounding to bfloat16."""

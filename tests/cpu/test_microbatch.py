@@ -25,17 +25,19 @@ def trajectory(number, prompt, response):
         weight_version=0,
         text="",
         advantage=float(number),
+        token_weight=number / 10,
     )
 
 
 def test_positions_score_the_response_tokens_alone():
-    batch = pack([trajectory(1, 3, 2), trajectory(2, 1, 3)], samples=4, device=CPU)
+    batch = pack([trajectory(1, 3, 2), trajectory(2, 1, 3)], CPU)
     assert batch.input_ids.tolist() == [[100, 101, 102, 200, 100, 200, 201]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
     assert batch.labels[batch.loss_mask].tolist() == [200, 201, 200, 201, 202]
     assert batch.cu_seqlens.tolist() == [0, 4, 7] and batch.max_seqlen == 4
     assert batch.advantages.tolist() == [1.0, 1.0, 2.0, 2.0, 2.0]
-    torch.testing.assert_close(batch.weights, torch.tensor([1 / 8, 1 / 8, 1 / 12, 1 / 12, 1 / 12]))
+    torch.testing.assert_close(batch.weights, torch.tensor([0.1, 0.1, 0.2, 0.2, 0.2]))
+    assert batch.sequences.lengths.tolist() == [2, 3] and batch.sequences.index.tolist() == [0, 0, 1, 1, 1]
     assert batch.rollout_logprobs.tolist() == [0.0, -1.0, 0.0, -1.0, -2.0]
     assert batch.old_logprobs is None and batch.ref_logprobs is None
 
@@ -46,8 +48,8 @@ sizes = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, 
 @given(sizes, st.sampled_from([2, 3, 4]), st.sampled_from([1, 2, 3]))
 def test_context_parallel_rows_together_are_the_whole_row(lengths, context, sequence):
     everything = [trajectory(n, *length) for n, length in enumerate(lengths)]
-    whole = pack(everything, len(everything), CPU)
-    parts = [pack(everything, len(everything), CPU, RowLayout(context, rank, sequence)) for rank in range(context)]
+    whole = pack(everything, CPU)
+    parts = [pack(everything, CPU, RowLayout(context, rank, sequence)) for rank in range(context)]
 
     tokens = torch.cat([part.loss_mask[0].nonzero()[:, 0] for part in parts])
     assert len(tokens) == len(whole.weights)
@@ -67,7 +69,7 @@ def test_context_parallel_rows_together_are_the_whole_row(lengths, context, sequ
 
 def test_a_rank_holds_one_piece_of_the_head_and_one_of_the_tail():
     one = [trajectory(1, 3, 5)]  # 7 input tokens, padded to 8 and cut into 4 pieces of 2
-    first, second = (pack(one, 1, CPU, RowLayout(context=2, context_rank=rank)) for rank in range(2))
+    first, second = (pack(one, CPU, RowLayout(context=2, context_rank=rank)) for rank in range(2))
     assert first.position_ids.tolist() == [[0, 1, 6, 7]] and second.position_ids.tolist() == [[2, 3, 4, 5]]
     assert first.padding_mask.tolist() == [[False, False, False, True]]
     assert first.scored.tolist() == [4] and second.scored.tolist() == [0, 1, 2, 3]

@@ -35,10 +35,11 @@ def main() -> None:
         policy = TrainedPolicy(cfg, platform)
         for _ in range(2):
             policy.update(batches)
-        saved = checkpoint.save(folder / cfg.name, policy, TrainerState(step=2, rollout=everything[:3]), platform)
+        half_used = TrainerState(step=2, rollout=everything[:3], rollout_used=1, surplus=everything[3:5])
+        saved = checkpoint.save(folder / cfg.name, policy, half_used, platform)
         resumed = TrainedPolicy(cfg, platform)
         state = checkpoint.load(saved, resumed, platform)
-        assert state == TrainerState(step=2, rollout=everything[:3])
+        assert state == half_used
         for step in (3, 4):
             before, after = policy.update(batches), resumed.update(batches)
             assert before == after, f"step {step} of {cfg.name}: {before} and {after}"

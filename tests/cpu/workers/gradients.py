@@ -43,14 +43,14 @@ def trajectories(count: int, group: int) -> list[Trajectory]:
     return made
 
 
-def move_off_policy(logprobs: list[Tensor], mine: list[Trajectory]) -> None:
+def move_off_policy(scores: list[Tensor], mine: list[Trajectory]) -> None:
     """Old and reference log-probabilities near the present ones, so that some ratios are clipped and some are not.
 
     They are known on the last pipeline stage only, and needed there only.
     """
-    if not logprobs:
+    if not scores:
         return
-    values = iter(torch.cat(logprobs).tolist())
+    values = iter(torch.cat(scores, dim=1)[0].tolist())
     for t in mine:
         rng = random.Random(f"{t.position}/{t.sample}")
         now = [next(values) for _ in t.response_tokens]
@@ -69,12 +69,10 @@ def my_share(cfg: RunConfig, everything: list[Trajectory]) -> list[list[Trajecto
 
 
 def packed(cfg: RunConfig, mine: list[list[Trajectory]], platform: Platform) -> list[PackedBatch]:
-    from grpo_hpc.config.batch import schedule
     from grpo_hpc.train.microbatch import pack
     from grpo_hpc.train.parallel import packing_of
 
-    samples, layout = schedule(cfg).global_batch_size, packing_of(cfg).layout
-    return [pack(batch, samples, platform.device, layout) for batch in mine]
+    return [pack(batch, platform.device, packing_of(cfg).layout) for batch in mine]
 
 
 def main() -> None:
@@ -94,7 +92,7 @@ def main() -> None:
         init_model_parallel(cfg, platform)
         tensors, result = one_step(cfg, platform)
         if dist.get_rank() == 0:
-            metadata = {key: repr(value) for key, value in vars(result).items()}
+            metadata = {key: repr(value) for key, value in result.items()}
             save_file(tensors, f"{folder}/{cfg.name}.safetensors", metadata=metadata)
     dist.barrier()
 
@@ -103,12 +101,14 @@ def one_step(cfg: RunConfig, platform: Platform) -> tuple[dict[str, Tensor], Any
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.movers import HfExporter
     from grpo_hpc.train.policy import TrainedPolicy
+    from grpo_hpc.train.signal import set_token_weights
 
     plan = schedule(cfg)
     policy = TrainedPolicy(cfg, platform)
     everything = trajectories(plan.global_batch_size, plan.num_generations)
+    set_token_weights(cfg, plan, everything)
     mine = my_share(cfg, everything)
-    move_off_policy(policy.logprobs(packed(cfg, mine, platform)), [t for batch in mine for t in batch])
+    move_off_policy(policy.scores(packed(cfg, mine, platform)), [t for batch in mine for t in batch])
     batches = packed(cfg, mine, platform)
 
     policy.accumulate(batches)

@@ -25,6 +25,7 @@ def main() -> None:
     from grpo_hpc.train.parallel import init_model_parallel
     from grpo_hpc.train.platform import make_platform
     from grpo_hpc.train.policy import TrainedPolicy
+    from grpo_hpc.train.signal import set_token_weights
 
     cfg, target = load_run(sys.argv[1]), Path(sys.argv[2])
     plan = schedule(cfg)
@@ -43,9 +44,10 @@ def main() -> None:
         )
         for n, c in enumerate(engine.generate(requests))
     ]
+    set_token_weights(cfg, plan, rollout)
     share = my_share(cfg, rollout)
     mine = [t for batch in share for t in batch]
-    scored = torch.cat(policy.logprobs(packed(cfg, share, platform))).tolist()
+    scored = torch.cat(policy.scores(packed(cfg, share, platform)), dim=1)[0].tolist()
     offset = 0
     for t in mine:
         t.old_logprobs = scored[offset : offset + len(t.response_tokens)]
@@ -56,7 +58,7 @@ def main() -> None:
     before = [c.tokens for c in engine.generate(requests, greedy=True)]
     engine.load_weights(policy.exporter.tensors(), 1)
     after = [c.tokens for c in engine.generate(requests, greedy=True)]
-    per_rank = gather_lists([(worst, step.ratio_error, before, after)])
+    per_rank = gather_lists([(worst, step["ratio/mean_abs_error"], before, after)])
     tensors = policy.exporter.tensors()
     if dist.get_rank() == 0:
         write_hf_folder(tensors, target / "export", Path(cfg.model.path), {"step": "1"}, torch.float32)

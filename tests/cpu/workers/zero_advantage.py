@@ -11,11 +11,13 @@ def main() -> None:
     import torch
 
     from grpo_hpc.config import load_run
+    from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.movers import HfExporter
     from grpo_hpc.train.packing import with_gradient
     from grpo_hpc.train.parallel import init_model_parallel
     from grpo_hpc.train.platform import make_platform
     from grpo_hpc.train.policy import TrainedPolicy
+    from grpo_hpc.train.signal import set_token_weights
 
     cfg = load_run(sys.argv[1])
     platform = make_platform("cpu")
@@ -23,8 +25,9 @@ def main() -> None:
     init_model_parallel(cfg, platform)
     policy = TrainedPolicy(cfg, platform)
     everything = trajectories(16, 4)
+    set_token_weights(cfg, schedule(cfg), everything)
     mine = my_share(cfg, everything)
-    move_off_policy(policy.logprobs(packed(cfg, mine, platform)), [t for batch in mine for t in batch])
+    move_off_policy(policy.scores(packed(cfg, mine, platform)), [t for batch in mine for t in batch])
     for t in everything:
         t.advantage = 0.0 if t.position % 2 else t.advantage
 

@@ -42,9 +42,10 @@ def test_names_in_the_trainer_are_in_the_table():
     """Every metric that the trainer writes is explained: its literal names are looked up here."""
     import re
 
-    source = (PAGE.parents[1] / "grpo_hpc" / "train" / "report.py").read_text()
-    names = re.findall(r'"([a-z_]+(?:/[a-z_]+)*)"(?::|\] =)', source)
+    package = PAGE.parents[1] / "grpo_hpc"
+    names = re.findall(r'"([a-z_]+(?:/[a-z_]+)*)"(?::|\] =)', (package / "train" / "report.py").read_text())
+    names += re.findall(r'"([a-z_0-9]+/[a-z_0-9]+)": ', (package / "algo" / "measure.py").read_text())
     rows = {"prompt_id", "sample", "messages", "completion", "rewards", "advantage", "tokens", "finish_reason"}
-    rows |= {"mean_rollout_logprob", "weight_version", "reward"}  # keys of completions.jsonl, not metrics
-    assert len(names) > 20
+    rows |= {"mean_rollout_logprob", "weight_version", "reward", "dropped"}  # keys of completions.jsonl, not metrics
+    assert len(names) > 40
     assert [name for name in names if name not in rows and lookup(name) is None] == []

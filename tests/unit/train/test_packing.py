@@ -11,9 +11,9 @@ from grpo_hpc.rollout.trajectory import Trajectory
 from grpo_hpc.train.packing import Packing, RowLayout, packing_metrics, with_gradient
 
 
-def trajectory(number, tokens, advantage=1.0):
+def trajectory(number, tokens, advantage=1.0, weight=1.0):
     return Trajectory(str(number), number, 0, [1], [2] * (tokens - 1), [-1.0] * (tokens - 1), "stop", 0, "",
-                      advantage=advantage)  # fmt: skip
+                      advantage=advantage, token_weight=weight)  # fmt: skip
 
 
 lengths = st.lists(st.integers(2, 60), min_size=12, max_size=36)
@@ -73,3 +73,9 @@ def test_what_teaches_is_kept_and_the_number_divides(advantages, ranks):
     assert len(kept) % ranks == 0 and len(kept) >= ranks
     assert {t.position for t in kept} >= {t.position for t in everything if t.advantage}
     assert len(kept) - sum(t.advantage != 0 for t in kept) < ranks or not any(t.advantage for t in everything)
+
+
+def test_filtered_completions_teach_nothing_whatever_acts_on_the_others():
+    everything = [trajectory(0, 5, 1.0, 0.0), trajectory(1, 5, 0.0), trajectory(2, 5), trajectory(3, 5, 0.0, 0.0)]
+    assert [t.position for t in with_gradient(everything, 1)] == [2]
+    assert [t.position for t in with_gradient(everything, 1, without_advantage=True)] == [1, 2]
