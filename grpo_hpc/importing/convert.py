@@ -195,6 +195,25 @@ def as_given(given: Given) -> Any:
     return given.values[0] if len(given.values) == 1 else list(given.values)
 
 
+def recompute(given: Given, run: Run) -> Result:
+    """None is what an absent key means."""
+    if given.shown == "none":
+        return Result({"recompute_granularity": None})
+    return Result({"recompute_granularity": given.shown}, fate=Fate.TAKEN)
+
+
+def state_precision(given: Given, run: Run) -> Result:
+    """Optimizer state in the run file's names of precisions."""
+    return Result({given.name: {"fp32": "float32", "bf16": "bfloat16"}.get(given.shown, given.shown)})
+
+
+def virtual_stages(given: Given, run: Run) -> Result:
+    """One chunk of layers per stage is no interleaving."""
+    if whole(given.values[0]) == 1:
+        return Result(note="1 is no interleaving")
+    return Result({"virtual_pipeline_model_parallel_size": given.shown}, fate=Fate.TAKEN)
+
+
 def sequence_parallel(given: Given, run: Run) -> Result:
     """Needs tensor parallelism to mean anything."""
     if (whole(run.value("tensor_model_parallel_size")) or 1) > 1:

@@ -11,14 +11,12 @@ import ast
 import operator
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from grpo_hpc.errors import ConfigError
+from grpo_hpc.importing.lexer import ASSIGNMENT, NAME, Piece, Raw, Scanner, lex
 
-_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
-_ASSIGNMENT = re.compile(rf"({_NAME})(\+?)=(\(?)")
-_BRACED = re.compile(rf"({_NAME})(?:(\[[@*]\])|(:?[-=])(.*))?", re.DOTALL)
-_PLAIN = re.compile(rf"{_NAME}|[0-9@*#?$!-]")
+_BRACED = re.compile(rf"({NAME})(?:(\[[@*]\])|(:?[-=])(.*))?", re.DOTALL)
 _DEPTH = {"if": 1, "while": 1, "until": 1, "fi": -1, "done": -1, "esac": -1}
 _COMMAND_FLAG = re.compile(r"-[a-z]*c")
 _RESERVED = {"if", "then", "else", "elif", "do", "while", "until", "{", "}", "!", "fi", "done", "esac"}
@@ -55,31 +53,6 @@ class Script:
     uncertain: set[str]
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Part of a word: literal text, or (``expand``) something that stands for a value.
-
-    Values are split at blanks unless quoted; so is the text of a default, which is ``loose``.
-    """
-
-    text: str
-    quoted: bool
-    expand: bool = False
-    loose: bool = False
-
-
-@dataclass
-class _Raw:
-    """A word before expansion; ``items`` are the words of an array assignment ``NAME=( ... )``."""
-
-    pieces: list[_Piece] = field(default_factory=list)
-    items: list[_Raw] | None = None
-    end: bool = False  # not a word: the command ends here
-
-    def literal(self) -> str | None:
-        return None if any(p.expand or p.quoted for p in self.pieces) else "".join(p.text for p in self.pieces)
-
-
 def read_script(script: str, variables: dict[str, str] | None = None) -> Script:
     """The commands of ``script`` in the order they are written, with all branches and loop bodies, once each.
 
@@ -107,9 +80,9 @@ class _Reader:
 
     def run(self, script: str) -> Script:
         found: list[Command] = []
-        words: list[_Raw] = []
+        words: list[Raw] = []
         first = 1
-        for line, raw in _lex(script.replace("\r\n", "\n")):
+        for line, raw in lex(script.replace("\r\n", "\n")):
             if not raw.end:
                 first = first if words else line
                 words.append(raw)
@@ -118,7 +91,7 @@ class _Reader:
                 words = []
         return Script(found, self.uncertain)
 
-    def _simple(self, raws: list[_Raw], line: int) -> list[Command]:
+    def _simple(self, raws: list[Raw], line: int) -> list[Command]:
         """Carry out the assignments of one simple command; the command, when there is more in it."""
         while raws and (keyword := raws[0].literal()) in _RESERVED:
             self.depth += _DEPTH.get(keyword, 0)
@@ -156,10 +129,10 @@ class _Reader:
         found = _Reader(dict(self.variables)).run(inner).commands
         return [replace(c, environment=environment | c.environment, line=line + c.line - 1) for c in found]
 
-    def _assignment(self, raw: _Raw, prefix: dict[str, list[Word]]) -> dict[str, list[Word]] | None:
+    def _assignment(self, raw: Raw, prefix: dict[str, list[Word]]) -> dict[str, list[Word]] | None:
         """The name and value that ``raw`` assigns; None when it assigns nothing."""
-        first = raw.pieces[0] if raw.pieces else _Piece("", True)
-        match = None if first.expand or first.quoted else _ASSIGNMENT.match(first.text)
+        first = raw.pieces[0] if raw.pieces else Piece("", True)
+        match = None if first.expand or first.quoted else ASSIGNMENT.match(first.text)
         if match is None:
             return None
         name, append = match[1], bool(match[2])
@@ -172,7 +145,7 @@ class _Reader:
             value = Word(before[0].text + value.text, before[0].open + value.open)
         return {name: [value]}
 
-    def _expand(self, pieces: list[_Piece]) -> list[Word]:
+    def _expand(self, pieces: list[Piece]) -> list[Word]:
         """The words that ``pieces`` become: unquoted values are split at blanks, ``${ARRAY[@]}`` gives many."""
         words: list[Word] = []
         joins = False  # whether the next part belongs to the last word
@@ -189,14 +162,14 @@ class _Reader:
                     joins = bool(words) and not (loose and value.text[-1:].isspace())
         return words
 
-    def _with_defaults(self, pieces: list[_Piece]) -> Iterator[_Piece]:
+    def _with_defaults(self, pieces: list[Piece]) -> Iterator[Piece]:
         """``pieces``, with the default in the place of each ``${NAME:-default}`` that has no value."""
         for piece in pieces:
             match = _BRACED.fullmatch(piece.text[2:-1]) if piece.expand and piece.text.startswith("${") else None
             if match is None or match[3] is None or self._has_value(match):
                 yield piece
             else:
-                inner = _Scanner(match[4] or "", ends="").word().pieces
+                inner = Scanner(match[4] or "", ends="").word().pieces
                 yield from self._with_defaults(
                     [replace(part, quoted=part.quoted or piece.quoted, loose=True) for part in inner]
                 )
@@ -205,7 +178,7 @@ class _Reader:
         known = self.variables.get(match[1])
         return known is not None and (bool(known[0].text) or not match[3].startswith(":"))
 
-    def _values(self, piece: _Piece) -> list[Word]:
+    def _values(self, piece: Piece) -> list[Word]:
         if not piece.expand:
             return [Word(piece.text)]
         source = piece.text
@@ -223,7 +196,7 @@ class _Reader:
     def _arithmetic(self, source: str) -> Word:
         """The value of ``$((...))`` when it holds whole numbers and known variables only."""
         text = re.sub(r"\$\{(\w+)\}|\$(\w+)", r"\1\2", source[3:-2])
-        text = re.sub(_NAME, lambda m: self.variables.get(m[0], [Word(m[0])])[0].text, text)
+        text = re.sub(NAME, lambda m: self.variables.get(m[0], [Word(m[0])])[0].text, text)
         value = _whole_number(text.strip())
         return Word(source, (source,)) if value is None else Word(str(value))
 
@@ -259,176 +232,3 @@ def _joined(words: list[Word]) -> Word:
 
 def _split(word: Word) -> list[Word]:
     return [word] if word.open else [Word(part) for part in word.text.split()]
-
-
-def _lex(script: str) -> Iterator[tuple[int, _Raw]]:
-    """Line number and word, with an end marker after every simple command."""
-    scanner = _Scanner(script)
-    while (item := scanner.next_item()) is not None:
-        yield item
-    yield scanner.line, _Raw(end=True)
-
-
-class _Scanner:
-    """Walks over the characters of a script."""
-
-    def __init__(self, text: str, ends: str = " \t\n;&|()<>") -> None:
-        self.text = text
-        self.at = 0
-        self.ends = ends  # characters that end a word
-        self.heredocs: list[str] = []
-        self.counted = (0, 1)
-
-    @property
-    def line(self) -> int:
-        start, lines = self.counted
-        self.counted = (self.at, lines + self.text.count("\n", start, self.at))
-        return self.counted[1]
-
-    def next_item(self) -> tuple[int, _Raw] | None:
-        """The next word or command end; None at the end of the script."""
-        while self.at < len(self.text):
-            char = self.text[self.at]
-            if self.text.startswith("\\\n", self.at):
-                self.at += 2
-            elif char in " \t":
-                self.at += 1
-            elif char == "#":
-                self._skip_to("\n")
-            elif char == "\n":
-                self.at += 1
-                self._skip_heredocs()
-                return self.line - 1, _Raw(end=True)
-            elif match := re.compile(r"[0-9]*(?:<<<|<<-?|&>>?|>&|<&|>>|[<>])[ \t]*").match(self.text, self.at):
-                self._redirection(match)
-            elif char in ";&|()":
-                self.at += 1
-                return self.line, _Raw(end=True)
-            else:
-                return self.line, self.word()
-        return None
-
-    def _redirection(self, match: re.Match[str]) -> None:
-        """Step over ``> file`` and its like; note the end mark of a here-document."""
-        self.at = match.end()
-        if self.at < len(self.text) and self.text[self.at] not in "\n;|()":
-            target = self.word()
-            if match[0].strip().lstrip("0123456789") in ("<<", "<<-"):
-                self.heredocs.append("".join(piece.text for piece in target.pieces))
-
-    def _skip_heredocs(self) -> None:
-        for mark in self.heredocs:
-            while self.at < len(self.text):
-                start = self.at
-                self._skip_to("\n")
-                line = self.text[start : self.at]
-                self.at += 1
-                if line.strip() == mark:
-                    break
-        self.heredocs = []
-
-    def _skip_to(self, mark: str) -> None:
-        found = self.text.find(mark, self.at)
-        self.at = len(self.text) if found < 0 else found
-
-    def word(self) -> _Raw:
-        """The word that begins here, or all that is left where nothing ends a word."""
-        raw = _Raw()
-        literal = ""
-        start = self.at
-
-        def flush() -> None:
-            nonlocal literal
-            if literal:
-                raw.pieces.append(_Piece(literal, quoted=False))
-            literal = ""
-
-        while self.at < len(self.text) and self.text[self.at] not in self.ends:
-            char = self.text[self.at]
-            if char == "\\":
-                literal += "" if self.text.startswith("\\\n", self.at) else self.text[self.at + 1 : self.at + 2]
-                self.at += 2
-            elif char in "'\"":
-                flush()
-                raw.pieces += self._quoted(char)
-            elif char in "$`" and (value := self._expansion(quoted=False)):
-                flush()
-                raw.pieces.append(value)
-            else:
-                literal += char
-                self.at += 1
-        flush()
-        if self.text.startswith("(", self.at) and _ASSIGNMENT.fullmatch(self.text, start, self.at + 1):
-            raw.items = self._array()
-        return raw
-
-    def _array(self) -> list[_Raw]:
-        opened = self.line
-        self.at += 1
-        items: list[_Raw] = []
-        while self.at < len(self.text) and self.text[self.at] != ")":
-            if self.text.startswith("\\\n", self.at):
-                self.at += 2
-            elif self.text[self.at] in " \t\n":
-                self.at += 1
-            elif self.text[self.at] == "#":
-                self._skip_to("\n")
-            elif self.text[self.at] in ";&|(<>":
-                raise ConfigError(f"line {self.line}: {self.text[self.at]!r} cannot stand in an array")
-            else:
-                items.append(self.word())
-        if self.at >= len(self.text):
-            raise ConfigError(f"line {opened}: the bracket ( is never closed")
-        self.at += 1
-        return items
-
-    def _quoted(self, quote: str) -> list[_Piece]:
-        """The pieces of a quoted string; an empty string is one empty piece."""
-        opened = self.line
-        self.at += 1
-        pieces: list[_Piece] = []
-        literal = ""
-        while self.at < len(self.text):
-            char = self.text[self.at]
-            if char == quote:
-                self.at += 1
-                return [*pieces, _Piece(literal, quoted=True)]
-            if quote == '"' and char == "\\" and self.text[self.at + 1 : self.at + 2] in set('$`"\\\n'):
-                escaped = self.text[self.at + 1]
-                literal += "" if escaped == "\n" else escaped
-                self.at += 2
-            elif quote == '"' and char in "$`" and (value := self._expansion(quoted=True)):
-                pieces += [_Piece(literal, quoted=True), value]
-                literal = ""
-            else:
-                literal += char
-                self.at += 1
-        raise ConfigError(f"line {opened}: the quote {quote} is never closed")
-
-    def _expansion(self, quoted: bool) -> _Piece | None:
-        """What begins at ``$`` or a backtick; None when the dollar sign stands for itself."""
-        if self.text[self.at] == "`":
-            end = self.text.find("`", self.at + 1) + 1
-        elif self.text.startswith("$(", self.at):
-            end = self._closing("(", ")")
-        elif self.text.startswith("${", self.at):
-            end = self._closing("{", "}")
-        else:
-            match = _PLAIN.match(self.text, self.at + 1)
-            if match is None:
-                return None
-            end = match.end()
-        if end <= 0:
-            raise ConfigError(f"line {self.line}: {self.text[self.at : self.at + 2]} is never closed")
-        piece = _Piece(self.text[self.at : end], quoted, expand=True)
-        self.at = end
-        return piece
-
-    def _closing(self, opening: str, closing: str) -> int:
-        """Position after the bracket that closes the one at ``at + 1``; 0 when there is none."""
-        depth = 0
-        for position in range(self.at + 1, len(self.text)):
-            depth += {opening: 1, closing: -1}.get(self.text[position], 0)
-            if depth == 0:
-                return position + 1
-        return 0

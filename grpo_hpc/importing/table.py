@@ -61,13 +61,15 @@ _PARALLEL = (
         "recompute_modules",
         "moe_layer_recompute",
     ),
-    same("virtual_pipeline_model_parallel_size", "num_virtual_stages_per_pipeline_rank"),
+    same(
+        "virtual_pipeline_model_parallel_size", "num_virtual_stages_per_pipeline_rank", convert=convert.virtual_stages
+    ),
     *missing(
         "write virtual_pipeline_model_parallel_size = layers / pipeline stages / this",
         "num_layers_per_virtual_pipeline_stage",
     ),
     same("sequence_parallel", convert=convert.sequence_parallel),
-    same("recompute_granularity", default="selective"),
+    same("recompute_granularity", default="selective", convert=convert.recompute),
     same("ddp_timeout", "distributed_timeout_minutes"),
     converted(
         "cp_partition_mode",
@@ -133,12 +135,12 @@ _OPTIMIZER = (
         "use_precision_aware_optimizer",
         "main_grads_dtype",
         "main_params_dtype",
-        "exp_avg_dtype",
-        "exp_avg_sq_dtype",
         "sgd_momentum",
         "vit_lr",
         "aligner_lr",
     ),
+    same("exp_avg_dtype", convert=convert.state_precision),
+    same("exp_avg_sq_dtype", convert=convert.state_precision),
     converted("lr_warmup_fraction", convert.warmup_fraction, "a share of all steps becomes lr_warmup_iters"),
     same("lr_decay_style", default="cosine"),
     same("weight_decay", default=0.1),
