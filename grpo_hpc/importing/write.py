@@ -54,9 +54,18 @@ def import_run(source: Source) -> Imported:
     translation = translate(source)
     _drop_meaningless(translation)
     _fit_micro_batch(translation)
-    problems, _ = problems_of(_nested(translation.values))
+    problems = [_explained(p, translation.rows) for p in problems_of(_nested(translation.values))[0]]
     text = _text(source, translation, problems)
     return Imported(text, tuple(translation.rows), tuple(problems), tuple(source.notes))
+
+
+def _explained(problem: Problem, rows: list[Row]) -> Problem:
+    """``problem`` with what the rows that became nothing say of its key."""
+    leaf = problem.key.rpartition(".")[2]
+    notes = [
+        f"({row.name} {row.value}: {row.note})" for row in rows if row.fate in _KEPT and f"write {leaf}" in row.note
+    ]
+    return Problem(problem.key, " ".join([problem.text, *notes])) if leaf else problem
 
 
 def _drop_meaningless(translation: Translation) -> None:

@@ -184,6 +184,9 @@ def test_what_is_missing_is_named_exactly() -> None:
         "rewards.reward_funcs",
     }
     assert "To be mended before it can run" in result.text
+    epochs = import_run(from_words(["--rlhf_type", "grpo", "--num_train_epochs", "2", "--num_generations", "4"]))
+    text = next(problem.text for problem in epochs.problems if problem.key == "batch.train_iters")
+    assert "write train_iters = rows * num_generations * 2 // global_batch_size" in text
 
 
 def test_the_micro_batch_is_fitted_when_only_that_is_in_the_way() -> None:
