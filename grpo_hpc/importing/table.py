@@ -263,9 +263,7 @@ _ALGORITHM = (
         "overlong_filter",
         "rollout_importance_sampling_mode",
         "rollout_importance_sampling_threshold",
-        "log_rollout_offpolicy_metrics",
         "off_policy_sequence_mask_delta",
-        "log_entropy",
         "top_entropy_quantile",
         "sync_ref_model",
         "teacher_model",
@@ -280,6 +278,7 @@ _ALGORITHM = (
     ),
     *ignored("Megatron GRPO refuses sync_ref_model and reads none of this", "ref_model_sync_steps"),
     *ignored("Megatron GRPO refuses sync_ref_model and reads none of this", "ref_model_mixup_alpha"),
+    *nothing("recorded in every step: docs/metrics.md", "log_entropy", "log_rollout_offpolicy_metrics"),
     same("mcore_ref_model", "ref_load"),
     same("mcore_ref_adapter", "ref_adapter_load"),
 )
