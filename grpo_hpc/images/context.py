@@ -1,7 +1,7 @@
 """What a build needs beside its build file: the project as a wheel, the pins, pip's settings, and wheels when offline.
 
-A context is a folder with ``requirements.txt``, ``pip.conf`` and, for a build without a network, the wheels of every pin;
-its folder ``project`` has what changes more often: the wheel of this package and the build file.
+A context is a folder with ``requirements.txt``, ``pip.conf`` and, for a build without a network, the wheels of every
+pin; its folder ``project`` has what changes more often: the wheel of this package and the build file.
 """
 
 from __future__ import annotations
