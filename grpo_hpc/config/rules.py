@@ -35,6 +35,10 @@ def _adapters(cfg: RunConfig) -> bool:
     return cfg.tuner.tuner_type == "lora"
 
 
+def _recomputes(granularity: str) -> Callable[[RunConfig], bool]:
+    return lambda cfg: cfg.parallel.recompute_granularity == granularity
+
+
 _OPTIONS = (
     _Option("resources.gpu", _on_cuda, "has no meaning on a CPU"),
     *(
@@ -66,6 +70,37 @@ _OPTIONS = (
         "has no meaning beside batch.max_tokens_per_micro_batch; give one of them",
     ),
     _Option(
+        "parallel.recompute_method", _recomputes("full"), "has a meaning only with parallel.recompute_granularity: full"
+    ),
+    _Option(
+        "parallel.recompute_num_layers",
+        _recomputes("full"),
+        "has a meaning only with parallel.recompute_granularity: full",
+    ),
+    _Option(
+        "parallel.recompute_modules",
+        _recomputes("selective"),
+        "has a meaning only with parallel.recompute_granularity: selective",
+    ),
+    _Option(
+        "parallel.ddp_bucket_size",
+        lambda cfg: cfg.parallel.overlap_grad_reduce,
+        "has a meaning only with parallel.overlap_grad_reduce; else all gradients travel together",
+    ),
+    *(
+        _Option(
+            f"optimizer.{key}",
+            lambda cfg: cfg.optimizer.use_precision_aware_optimizer,
+            "has a meaning only with optimizer.use_precision_aware_optimizer",
+        )
+        for key in ("exp_avg_dtype", "exp_avg_sq_dtype")
+    ),
+    _Option(
+        "optimizer.optimizer_offload_fraction",
+        lambda cfg: cfg.optimizer.optimizer_cpu_offload,
+        "has a meaning only with optimizer.optimizer_cpu_offload",
+    ),
+    _Option(
         "optimizer.min_lr",
         lambda cfg: cfg.optimizer.lr_decay_style != "constant",
         "has no meaning while optimizer.lr_decay_style is constant; leave it out or choose linear or cosine",
@@ -86,7 +121,8 @@ def _reasons(cfg: RunConfig) -> dict[str, str]:
 
 def problems(cfg: RunConfig) -> list[Problem]:
     """Every broken rule of ``cfg``."""
-    parts = (meaningless_but_given, _device, _token_budget, _optimizer, _rollout, _rest, algorithm.problems)
+    cuts = (_parallel, _pipeline, _token_budget)
+    parts = (meaningless_but_given, _device, *cuts, _optimizer_device, _optimizer, _rollout, _rest, algorithm.problems)
     return [problem for part in parts for problem in part(cfg)]
 
 
@@ -105,6 +141,58 @@ def _device(cfg: RunConfig) -> list[Problem]:
         text = "bfloat16 training needs CUDA (Megatron's bfloat16 optimizer works on CUDA tensors only); use float32"
         return [Problem("model.dtype", text)]
     return []
+
+
+def _parallel(cfg: RunConfig) -> list[Problem]:
+    """What one way to cut the model asks of the others."""
+    par = cfg.parallel
+    found: list[Problem] = []
+    if par.sequence_parallel and par.tensor_model_parallel_size == 1:
+        text = "splits tokens over tensor-parallel ranks: it needs parallel.tensor_model_parallel_size of 2 or more"
+        found.append(Problem("parallel.sequence_parallel", text))
+    if par.overlap_param_gather and not par.use_distributed_optimizer:
+        text = "needs parallel.use_distributed_optimizer: without it every rank updates all parameters itself"
+        found.append(Problem("parallel.overlap_param_gather", text))
+    if par.overlap_param_gather and not par.overlap_grad_reduce:
+        found.append(Problem("parallel.overlap_param_gather", "needs parallel.overlap_grad_reduce"))
+    return found
+
+
+def _pipeline(cfg: RunConfig) -> list[Problem]:
+    """An interleaved pipeline works on micro-batches in groups of one per stage."""
+    par, vpp = cfg.parallel, cfg.parallel.virtual_pipeline_model_parallel_size
+    if vpp is None:
+        return []
+    key, pp = "parallel.virtual_pipeline_model_parallel_size", par.pipeline_model_parallel_size
+    if pp == 1:
+        return [Problem(key, "needs parallel.pipeline_model_parallel_size of 2 or more")]
+    world = cfg.resources.nodes * cfg.resources.nproc_per_node
+    replicas = max(1, world // (par.tensor_model_parallel_size * pp * par.context_parallel_size))
+    size, unit = cfg.batch.global_batch_size, replicas * pp
+    if rest := size % unit:
+        text = (
+            "the completions of a step on one data-parallel rank must be a multiple of the pipeline stages: "
+            f"global_batch_size / (dp * pp) = {size} / ({replicas} * {pp}), remainder {rest}; "
+            f"next global_batch_size that fits: {size - rest + unit}"
+        )
+        return [Problem(key, text)]
+    return []
+
+
+def _optimizer_device(cfg: RunConfig) -> list[Problem]:
+    """Optimizer options that only TransformerEngine's Adam or a second device give a meaning to."""
+    found: list[Problem] = []
+    opt = cfg.optimizer
+    for key in ("use_precision_aware_optimizer", "optimizer_cpu_offload"):
+        if not getattr(opt, key):
+            continue
+        if not _on_cuda(cfg):
+            found.append(Problem(f"optimizer.{key}", "needs resources.device: cuda"))
+        if not cfg.parallel.use_distributed_optimizer:
+            found.append(Problem(f"optimizer.{key}", "needs parallel.use_distributed_optimizer"))
+    if opt.use_precision_aware_optimizer and cfg.model.dtype == "float32":
+        found.append(Problem("optimizer.use_precision_aware_optimizer", "needs model.dtype: bfloat16"))
+    return found
 
 
 def _token_budget(cfg: RunConfig) -> list[Problem]:

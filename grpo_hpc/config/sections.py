@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Precision = Literal["float32", "bfloat16"]
+RecomputeModule = Literal["core_attn", "mlp", "layernorm", "moe_act", "moe", "shared_experts"]
 
 
 class Section(BaseModel):
@@ -68,8 +69,33 @@ class Parallel(Section):
     decoder_last_pipeline_num_layers: int | None = Field(
         default=None, ge=1, description="layers on the last stage; absent: as many as on the others"
     )
+    virtual_pipeline_model_parallel_size: int | None = Field(
+        default=None, ge=2, description="chunks of layers on each stage of an interleaved pipeline (vpp)"
+    )
+    sequence_parallel: bool = Field(
+        default=False, description="between layers, tensor-parallel ranks split the tokens instead of repeating them"
+    )
+    recompute_granularity: Literal["selective", "full"] | None = Field(
+        default=None, description="compute again in the backward pass: parts of each layer, or whole layers"
+    )
+    recompute_method: Literal["uniform", "block"] = Field(
+        default="uniform", description="full: all layers in groups of recompute_num_layers, or only the first that many"
+    )
+    recompute_num_layers: int = Field(default=1, ge=1, description="full: see recompute_method")
+    recompute_modules: list[RecomputeModule] = Field(
+        default=["core_attn"], min_length=1, description="selective: what is computed again"
+    )
     use_distributed_optimizer: bool = Field(
         default=True, description="optimizer state is cut over the data-parallel ranks"
+    )
+    overlap_grad_reduce: bool = Field(
+        default=False, description="gradients are summed over replicas during the backward pass"
+    )
+    overlap_param_gather: bool = Field(
+        default=False, description="updated parameters are gathered during the next forward pass"
+    )
+    ddp_bucket_size: int | None = Field(
+        default=None, ge=1, description="parameters whose gradients travel together; absent: Megatron's choice"
     )
 
 
@@ -210,6 +236,15 @@ class Optimizer(Section):
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
     adam_beta2: float = Field(default=0.95, ge=0, lt=1, description="decay of the second moment")
     adam_eps: float = Field(default=1e-8, gt=0, description="Adam's epsilon")
+    use_precision_aware_optimizer: bool = Field(
+        default=False, description="TransformerEngine's Adam, which can keep its moments in a lower precision"
+    )
+    exp_avg_dtype: Precision = Field(default="float32", description="precision of Adam's first moment")
+    exp_avg_sq_dtype: Precision = Field(default="float32", description="precision of Adam's second moment")
+    optimizer_cpu_offload: bool = Field(
+        default=False, description="optimizer state lives in main memory and the CPU updates it"
+    )
+    optimizer_offload_fraction: float = Field(default=1.0, gt=0, le=1, description="share of the state that does")
 
 
 class Tuner(Section):

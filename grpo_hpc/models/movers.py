@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from grpo_hpc.models.families import family, weight_map
 from grpo_hpc.models.hf_folder import HfFolder
 from grpo_hpc.models.layouts import WHOLE, Shard
 from grpo_hpc.models.policy import PolicyModel
+from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.weight_map import Entry, entries
 
 Meta = tuple[tuple[int, ...], torch.dtype]
@@ -23,22 +24,27 @@ Meta = tuple[tuple[int, ...], torch.dtype]
 _EXPERT = re.compile(r"(?<=\.mlp\.experts\.local_experts\.)\d+(?=\.)|(?<=\.mlp\.experts\.linear_fc[12]\.weight)\d+$")
 
 
-def local_parameters(model: PolicyModel) -> dict[str, Tensor]:
+def local_parameters(chunks: Sequence[PolicyModel]) -> dict[str, Tensor]:
     """This rank's parameters, and the router's correction biases, by their global names.
 
     Layers are counted from 0 over all pipeline stages, experts from 0 over all expert-parallel ranks.
     """
-    first_expert = _first_expert(model)
-    named: list[tuple[str, Tensor]] = list(model.named_parameters())
-    named += [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("expert_bias")]
     renamed = {}
-    for name, parameter in named:
-        if name.startswith("decoder.layers."):
-            _, _, local, rest = name.split(".", 3)
-            layer = model.decoder.layers[int(local)].layer_number - 1
-            name = f"decoder.layers.{layer}.{rest}"
-        renamed[_EXPERT.sub(lambda number: str(int(number[0]) + first_expert), name)] = parameter
+    for chunk in chunks:
+        first_expert = _first_expert(chunk)
+        named: list[tuple[str, Tensor]] = list(chunk.named_parameters())
+        named += [(name, buffer) for name, buffer in chunk.named_buffers() if name.endswith("expert_bias")]
+        for name, parameter in named:
+            if name.startswith("decoder.layers."):
+                _, _, local, rest = name.split(".", 3)
+                layer = chunk.decoder.layers[int(local)].layer_number - 1
+                name = f"decoder.layers.{layer}.{rest}"
+            renamed[_global_expert(name, first_expert)] = parameter
     return renamed
+
+
+def _global_expert(name: str, first: int) -> str:
+    return _EXPERT.sub(lambda number: str(int(number[0]) + first), name)
 
 
 def _first_expert(model: PolicyModel) -> int:
@@ -55,15 +61,15 @@ def shard_of(entry: Entry) -> Shard:
     return Shard(mpu.get_tensor_model_parallel_rank(), mpu.get_tensor_model_parallel_world_size())
 
 
-def load_hf(model: PolicyModel, folder: HfFolder, layer_spec: str) -> None:
+def load_hf(chunks: Sequence[PolicyModel], folder: HfFolder, layer_spec: str) -> None:
     """Fill this rank's parameters, reading only its slices.
 
     Raises:
         CheckpointError: a tensor is missing, unused or of another shape, or a parameter has no rule.
     """
-    parameters = local_parameters(model)
-    table = entries(weight_map(model.shape), layer_spec)
-    _check_names(model, table, set(parameters), folder)
+    parameters, shape = local_parameters(chunks), chunks[0].shape
+    table = entries(weight_map(shape), layer_spec)
+    _check_names(shape, table, set(parameters), folder)
     for entry in table:
         parameter = parameters.get(entry.name)
         if parameter is None:
@@ -78,12 +84,12 @@ def load_hf(model: PolicyModel, folder: HfFolder, layer_spec: str) -> None:
             parameter.copy_(value)
 
 
-def _check_names(model: PolicyModel, table: list[Entry], parameters: set[str], folder: HfFolder) -> None:
+def _check_names(shape: ModelShape, table: list[Entry], parameters: set[str], folder: HfFolder) -> None:
     known = {entry.name for entry in table}
     if orphans := sorted(parameters - known):
         raise CheckpointError(f"the weight map has no rule for Megatron parameters {orphans[:5]}")
     expected = {name for entry in table for name in entry.hf_names}
-    ignored = family(model.shape.family).ignored(model.shape)
+    ignored = family(shape.family).ignored(shape)
     if unused := sorted(name for name in folder.names() - expected if not name.startswith(ignored)):
         raise CheckpointError(
             f"{folder.path} holds {len(unused)} tensors that its config.json does not explain: {unused[:5]}",
@@ -102,15 +108,18 @@ class HfExporter:
     """
 
     def __init__(
-        self, model: PolicyModel, layer_spec: str, values: Callable[[Tensor], Tensor] = lambda p: p.detach()
+        self,
+        chunks: Sequence[PolicyModel],
+        layer_spec: str,
+        values: Callable[[Tensor], Tensor] = lambda p: p.detach(),
     ) -> None:
-        self._parameters = {name: values(parameter) for name, parameter in local_parameters(model).items()}
+        self._parameters = {name: values(parameter) for name, parameter in local_parameters(chunks).items()}
         held = {name: (tuple(p.shape), p.dtype) for name, p in self._parameters.items()}
         self._stages = _gather_objects(held, mpu.get_pipeline_model_parallel_group())
         experts = _gather_objects({name: m for s in self._stages for name, m in s.items()}, _expert_group())
         self._experts = experts
         self._meta: dict[str, Meta] = {name: meta for names in experts for name, meta in names.items()}
-        table = [e for e in entries(weight_map(model.shape), layer_spec) if e.exported]
+        table = [e for e in entries(weight_map(chunks[0].shape), layer_spec) if e.exported]
         self._table = [e for e in table if e.name in self._meta]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:

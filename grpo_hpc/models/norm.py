@@ -1,4 +1,4 @@
-"""A norm that Megatron-Core lacks: over all heads of a token together (OLMoE, arXiv 2409.02060)."""
+"""Norms that Megatron-Core lacks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,22 @@ from torch import Tensor
 from grpo_hpc.errors import CheckpointError
 
 
+class RmsNorm(torch.nn.RMSNorm):
+    """Root-mean-square norm (Zhang & Sennrich, arXiv 1910.07467) that works with sequence parallelism.
+
+    Each tensor-parallel rank then sees a part of the tokens; Megatron sums the gradients of weights that say so.
+    Its own wrapper of torch's norm refuses to.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps)
+        setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010 -- unknown to torch's types
+
+
 class TokenNorm(torch.nn.Module):
-    """RMS norm over the heads of a token, which tensor-parallel ranks share; stands for Megatron's per-head norms.
+    """RMS norm over the heads of a token, which tensor-parallel ranks share (OLMoE, arXiv 2409.02060).
+
+    It stands for Megatron's per-head norms.
 
     Args:
         hidden_size: dimensions of one head.

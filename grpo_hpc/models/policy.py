@@ -13,17 +13,17 @@ import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch import Tensor
 
-from grpo_hpc.algo.logprob import VocabularyPart, token_logprobs
 from grpo_hpc.models.attention import PackedSdpaAttention
 from grpo_hpc.models.families import family
+from grpo_hpc.models.head import LogprobHead, Scoring
 from grpo_hpc.models.layouts import padded_vocabulary
-from grpo_hpc.models.norm import TokenNorm
+from grpo_hpc.models.norm import RmsNorm, TokenNorm
 from grpo_hpc.models.shape import ModelShape
 
 
@@ -32,9 +32,10 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
 
     Args:
         dtype: training precision of parameters and activations.
-        options: what follows from the device (``Platform.transformer_options``).
+        options: what follows from the device (``Platform.transformer_options``) and from how the run saves memory.
     """
     pipeline = mpu.get_pipeline_model_parallel_world_size()
+    chunks = mpu.get_virtual_pipeline_model_parallel_world_size()
     make = MLATransformerConfig if shape.mla else TransformerConfig
     fields: dict[str, Any] = {
         "num_layers": shape.layers,
@@ -57,6 +58,10 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
         "pipeline_dtype": dtype,
         "tensor_model_parallel_size": mpu.get_tensor_model_parallel_world_size(),
         "pipeline_model_parallel_size": pipeline,
+        "virtual_pipeline_model_parallel_size": chunks,
+        # between two stages that interleave, forward and backward messages of one batch would be taken for each other
+        "overlap_p2p_comm": chunks is not None,
+        "batch_p2p_comm": chunks is None,
         "context_parallel_size": mpu.get_context_parallel_world_size(),
         "cp_comm_type": "p2p",
         # packed micro-batches differ in length, so pipeline stages tell each other their shapes
@@ -69,17 +74,34 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
     return make(**fields | family(shape.family).megatron(shape) | dict(options))
 
 
-def layer_spec(config: TransformerConfig, name: str, shape: ModelShape) -> TransformerBlockSubmodules:
-    """This stage's transformer layers: TransformerEngine's modules, or Megatron's own with our packed attention."""
-    spec = get_gpt_decoder_block_spec(config, name == "transformer_engine", normalization="RMSNorm")
+def layer_spec(
+    config: TransformerConfig, name: str, shape: ModelShape, vp_stage: int | None = None
+) -> TransformerBlockSubmodules:
+    """The transformer layers of this stage, or of its chunk ``vp_stage`` when stages interleave.
+
+    They are TransformerEngine's modules, or Megatron's own with our packed attention and norm.
+    """
+    engine = name == "transformer_engine"
+    spec = get_gpt_decoder_block_spec(config, engine, normalization="RMSNorm", vp_stage=vp_stage)
+    if not engine:
+        spec.layer_norm = RmsNorm
     for layer in spec.layer_specs:
         attention = layer.submodules.self_attention.submodules
-        if name != "transformer_engine":
+        if not engine:
             attention.core_attention = PackedSdpaAttention
+            _use_our_norm(layer.submodules)
+            _use_our_norm(attention)
         if shape.qk_norm == "token":
             attention.q_layernorm = ModuleSpec(TokenNorm, params={"heads": shape.heads})
             attention.k_layernorm = ModuleSpec(TokenNorm, params={"heads": shape.kv_heads})
     return spec
+
+
+def _use_our_norm(submodules: Any) -> None:
+    """Wherever Megatron's wrapper of torch's norm stands: it refuses sequence parallelism."""
+    for field, module in vars(submodules).items():
+        if module is WrappedTorchNorm:
+            setattr(submodules, field, RmsNorm)
 
 
 class PolicyModel(GPTModel):
@@ -87,18 +109,27 @@ class PolicyModel(GPTModel):
 
     ``forward(..., labels=[1, T] next tokens, loss_mask=[1, T] bool)`` gives on the last pipeline stage a tensor
     [2, N]: log-probabilities and entropies of the N masked positions. Without labels it gives logits [1, T, Vr].
+
+    Args:
+        vp_stage: which of this rank's model chunks it is, when pipeline stages interleave.
     """
 
     def __init__(
-        self, shape: ModelShape, config: TransformerConfig, spec: TransformerBlockSubmodules, temperature: float
+        self,
+        shape: ModelShape,
+        config: TransformerConfig,
+        spec: TransformerBlockSubmodules,
+        temperature: float,
+        vp_stage: int | None = None,
     ) -> None:
         super().__init__(
             config=config,
             transformer_layer_spec=spec,
             vocab_size=padded_vocabulary(shape.vocab, config.tensor_model_parallel_size),
             max_sequence_length=shape.max_position,
-            pre_process=mpu.is_pipeline_first_stage(),
-            post_process=mpu.is_pipeline_last_stage(),
+            pre_process=mpu.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+            post_process=mpu.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+            vp_stage=vp_stage,
             parallel_output=True,
             share_embeddings_and_output_weights=shape.tied,
             position_embedding_type="rope",
@@ -109,46 +140,17 @@ class PolicyModel(GPTModel):
         self.shape = shape
         self.temperature = temperature
         self.entropy_gradient = False  # the second row of the output has a gradient too
+        if self.post_process:
+            self.output_layer.__class__ = LogprobHead
 
     def _postprocess(
         self, hidden_states: Tensor, *, labels: Tensor | None, loss_mask: Tensor | None, **others: Any
     ) -> Tensor:
         if labels is None or loss_mask is None or not self.post_process:
             return super()._postprocess(hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **others)
-        mask = loss_mask.flatten()
-        weight = self.output_layer.weight
-        if weight is None:
-            weight = self.shared_embedding_or_output_weight()
-        if self.config.sequence_parallel:
-            scored = gather_from_sequence_parallel_region(hidden_states)[:, 0][mask]  # [N, H]
-        else:
-            scored = copy_to_tensor_model_parallel_region(hidden_states[:, 0][mask])
-        logprobs, entropy = token_logprobs(
-            scored,
-            weight,
-            labels.flatten()[mask],
-            vocabulary_part(self.shape.vocab, weight.shape[0]),
-            self.temperature,
-            # where Megatron sums this weight's gradient in fp32, if it does: micro-batches and chunks meet there
-            grad_buffer=getattr(weight, "main_grad", None),
-            entropy_gradient=self.entropy_gradient,
+        shared = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        scoring = Scoring(
+            labels.flatten(), loss_mask.flatten(), self.shape.vocab, self.temperature, shared, self.entropy_gradient
         )
-        return torch.stack((logprobs, entropy))
-
-
-def vocabulary_part(vocabulary: int, rows: int) -> VocabularyPart:
-    """This tensor-parallel rank's rows of the output matrix, with reductions over the tensor-parallel group."""
-    size = mpu.get_tensor_model_parallel_world_size()
-    if size == 1:
-        return VocabularyPart(0, vocabulary)
-    group = mpu.get_tensor_model_parallel_group()
-
-    def reduce(op: Any) -> Any:
-        return lambda tensor: torch.distributed.all_reduce(tensor, op=op, group=group)
-
-    return VocabularyPart(
-        start=mpu.get_tensor_model_parallel_rank() * rows,
-        vocabulary=vocabulary,
-        sum=reduce(torch.distributed.ReduceOp.SUM),
-        max=reduce(torch.distributed.ReduceOp.MAX),
-    )
+        scores: Tensor = self.output_layer(hidden_states, scoring=scoring)
+        return scores

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def save(
     policy: TrainedPolicy,
     state: TrainerState,
     platform: Platform,
-    reference: PolicyModel | None = None,
+    reference: Sequence[PolicyModel] | None = None,
 ) -> Path:
     """Write ``folder/step_N``; collective. Nothing is written when that checkpoint is there already."""
     target = folder / f"step_{state.step:08d}"
@@ -86,7 +86,7 @@ def save(
 
 
 def load(
-    checkpoint: Path, policy: TrainedPolicy, platform: Platform, reference: PolicyModel | None = None
+    checkpoint: Path, policy: TrainedPolicy, platform: Platform, reference: Sequence[PolicyModel] | None = None
 ) -> TrainerState:
     """Restore model and optimizer in place and return the trainer's state; collective.
 
@@ -98,9 +98,9 @@ def load(
     state = _from_json(json.loads((checkpoint / "state.json").read_text()))
     with platform.megatron(), torch.no_grad():  # in fp32 the optimizer's main parameters are views of the model's
         loaded = dist_checkpointing.load(_sharded_state(policy, reference, loading=True), str(checkpoint / "megatron"))
-        policy.load(loaded["model"], loaded["optimizer"], state.step)
-        if reference is not None:
-            reference.load_state_dict({k.removeprefix(_REFERENCE): v for k, v in loaded["reference"].items()})
+        policy.load([loaded[name] for name in _names("model", policy.chunks)], loaded["optimizer"], state.step)
+        for name, chunk in zip(_names("reference", reference or ()), reference or (), strict=True):
+            chunk.load_state_dict({k.removeprefix(_REFERENCE): v for k, v in loaded[name].items()})
     return state
 
 
@@ -131,13 +131,17 @@ def _checkpoints(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step_*") if path.is_dir() and path.suffix != ".tmp"]
 
 
-def _sharded_state(policy: TrainedPolicy, reference: PolicyModel | None, loading: bool) -> dict[str, Any]:
-    model = policy.model.sharded_state_dict(metadata=_METADATA)
-    optimizer = policy.optimizer.sharded_state_dict(model, is_loading=loading, metadata=_METADATA)
-    state = {"model": model, "optimizer": optimizer}
-    if reference is not None:
-        state["reference"] = reference.sharded_state_dict(prefix=_REFERENCE, metadata=_METADATA)
-    return state
+def _names(what: str, chunks: Sequence[Any]) -> list[str]:
+    return [f"{what}{number}" for number in range(len(chunks))]
+
+
+def _sharded_state(policy: TrainedPolicy, reference: Sequence[PolicyModel] | None, loading: bool) -> dict[str, Any]:
+    policy.settle()
+    parts = [chunk.sharded_state_dict(metadata=_METADATA) for chunk in policy.chunks]
+    models = dict(zip(_names("model", policy.chunks), parts, strict=True))
+    optimizer = policy.optimizer.sharded_state_dict(models, is_loading=loading, metadata=_METADATA)
+    references = [chunk.sharded_state_dict(prefix=_REFERENCE, metadata=_METADATA) for chunk in reference or ()]
+    return {**models, "optimizer": optimizer, **dict(zip(_names("reference", references), references, strict=True))}
 
 
 def _write_manifest(folder: Path, step: int) -> None:

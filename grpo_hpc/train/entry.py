@@ -72,7 +72,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         init_model_parallel(cfg, platform)
         tokenizer = Tokenizer(cfg.model.path)
         policy = TrainedPolicy(cfg, platform, clock.progress)
-        reference = build_model(cfg, platform).eval() if cfg.algorithm.beta else None
+        reference = [chunk.eval() for chunk in build_model(cfg, platform)] if cfg.algorithm.beta else None
         newest = checkpoint.newest(run_dir.checkpoints)
         moving = reference if cfg.algorithm.sync_ref_model else None
         state = checkpoint.load(newest, policy, platform, moving) if newest else TrainerState()

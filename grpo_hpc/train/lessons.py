@@ -23,8 +23,9 @@ from grpo_hpc.rollout.trajectory import Trajectory
 from grpo_hpc.train.microbatch import PackedBatch, pack
 from grpo_hpc.train.objective import objective_of
 from grpo_hpc.train.packing import MicroBatch, Packing, with_gradient
+from grpo_hpc.train.pipeline import forward_scores
 from grpo_hpc.train.platform import Platform
-from grpo_hpc.train.policy import TrainedPolicy, forward_scores
+from grpo_hpc.train.policy import TrainedPolicy
 from grpo_hpc.train.signal import set_advantages, set_token_weights
 
 Scores = Callable[[Sequence[PackedBatch]], list[Tensor]]
@@ -63,7 +64,7 @@ class Lessons:
         schedule: BatchSchedule,
         platform: Platform,
         policy: TrainedPolicy,
-        reference: PolicyModel | None,
+        reference: Sequence[PolicyModel] | None,
         packing: Packing,
     ) -> None:
         self._cfg, self._schedule, self._platform = cfg, schedule, platform

@@ -19,19 +19,41 @@ from grpo_hpc.train.platform import Platform
 
 def init_model_parallel(cfg: RunConfig, platform: Platform) -> None:
     """Megatron's process groups and random states; once per process."""
+    parallel = cfg.parallel
     with platform.megatron():
         mpu.initialize_model_parallel(
-            tensor_model_parallel_size=cfg.parallel.tensor_model_parallel_size,
-            pipeline_model_parallel_size=cfg.parallel.pipeline_model_parallel_size,
-            context_parallel_size=cfg.parallel.context_parallel_size,
+            tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+            pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+            context_parallel_size=parallel.context_parallel_size,
         )
         model_parallel_cuda_manual_seed(cfg.seed)
 
 
+def model_options(cfg: RunConfig, platform: Platform) -> dict[str, Any]:
+    """Options of Megatron's TransformerConfig that follow from the device and from how the run saves memory."""
+    parallel = cfg.parallel
+    options = platform.transformer_options() | {"sequence_parallel": parallel.sequence_parallel}
+    if parallel.recompute_granularity is not None:
+        options["recompute_granularity"] = parallel.recompute_granularity
+    if parallel.recompute_granularity == "full":
+        options["recompute_method"] = parallel.recompute_method
+        options["recompute_num_layers"] = parallel.recompute_num_layers
+    elif parallel.recompute_granularity == "selective":
+        options["recompute_modules"] = list(parallel.recompute_modules)
+    return options
+
+
 def packing_of(cfg: RunConfig) -> Packing:
     """How this rank's micro-batches are packed; asks Megatron for its place."""
-    layout = RowLayout(context=mpu.get_context_parallel_world_size(), context_rank=mpu.get_context_parallel_rank())
-    return Packing(cfg.batch.micro_batch_size, cfg.batch.max_tokens_per_micro_batch, layout)
+    layout = RowLayout(
+        context=mpu.get_context_parallel_world_size(),
+        context_rank=mpu.get_context_parallel_rank(),
+        sequence=mpu.get_tensor_model_parallel_world_size() if cfg.parallel.sequence_parallel else 1,
+    )
+    interleaved = cfg.parallel.virtual_pipeline_model_parallel_size is not None
+    multiple = cfg.parallel.pipeline_model_parallel_size if interleaved else 1
+    return Packing(cfg.batch.micro_batch_size, cfg.batch.max_tokens_per_micro_batch, layout, multiple)
 
 
 def packed_sequences(batch: PackedBatch) -> PackedSeqParams:

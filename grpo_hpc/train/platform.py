@@ -180,12 +180,42 @@ def _replace_cuda_names() -> None:
         setattr(torch.cuda.random, name, replaced[name])
     # Megatron hands its callbacks to torch.cuda's lazy queue, which waits for a CUDA context that never comes.
     import megatron.core.tensor_parallel.random as megatron_random
-
-    megatron_random._lazy_call = lambda callback, **kwargs: callback()
-    # Two modules ask for TransformerEngine in ways that fail where it is not: by a name that is then not defined, and
-    # by a flag that another package switches on.
-    from megatron.core.transformer import multi_latent_attention
     from megatron.core.transformer.moe import moe_utils
 
-    moe_utils.te_general_gemm = getattr(moe_utils, "te_general_gemm", None)
+    megatron_random._lazy_call = lambda callback, **kwargs: callback()
+    from megatron.core.transformer import multi_latent_attention
+
+    # a flag that another package switches on
     multi_latent_attention.HAVE_TE = isinstance(multi_latent_attention.TELinear, type)
+    _stand_in_for_transformer_engine(megatron_random, moe_utils)
+
+
+class _NoFp8:
+    """Stands for TransformerEngine's FP8 state where there is none."""
+
+    @staticmethod
+    def is_fp8_enabled() -> bool:
+        return False
+
+
+def _stand_in_for_transformer_engine(megatron_random: Any, moe_utils: Any) -> None:
+    """Define names that Megatron imports from TransformerEngine if it can, and uses even if it could not.
+
+    Recomputation of norms asks for the state of FP8; the router asks whether there is a fused product.
+    """
+
+    def nothing(**_: Any) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    names: dict[Any, dict[str, Any]] = {
+        megatron_random: {
+            "FP8GlobalStateManager": _NoFp8,
+            "activation_recompute_forward": nothing,
+            "fp8_autocast": nothing,
+        },
+        moe_utils: {"te_general_gemm": None},
+    }
+    for module, missing in names.items():
+        for name, value in missing.items():
+            if not hasattr(module, name):
+                setattr(module, name, value)

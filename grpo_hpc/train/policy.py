@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.optimizer import get_megatron_optimizer
 from torch import Tensor
 
 from grpo_hpc.algo.measure import MAXIMA, SUMS, measure, step_values
@@ -24,24 +21,27 @@ from grpo_hpc.models.policy import PolicyModel, layer_spec, transformer_config
 from grpo_hpc.models.shape import read_shape
 from grpo_hpc.train.microbatch import PackedBatch
 from grpo_hpc.train.objective import objective_of
-from grpo_hpc.train.parallel import over_context, packed_sequences
+from grpo_hpc.train.optimizer import DTYPES, allocate_state, data_parallel, lr_schedule, optimizer_config, torch_adams
+from grpo_hpc.train.parallel import model_options
+from grpo_hpc.train.pipeline import Progress, forward_scores, run_schedule, sum_gradients, unused_token_count
 from grpo_hpc.train.platform import Platform
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-LossFunction = Callable[[PackedBatch, Tensor], tuple[Tensor, Tensor, Any]]
-Progress = Callable[[int, int], None]
+def build_model(cfg: RunConfig, platform: Platform) -> list[PolicyModel]:
+    """This rank's parts of the model in ``cfg.model.path``, with their weights.
 
-
-def build_model(cfg: RunConfig, platform: Platform) -> PolicyModel:
-    """This rank's part of the model in ``cfg.model.path``, with its weights."""
+    It is one part, or several chunks of layers when pipeline stages interleave.
+    """
     shape = read_shape(cfg.model.path)
+    stages = mpu.get_virtual_pipeline_model_parallel_world_size()
     with platform.megatron():
-        config = transformer_config(shape, DTYPES[cfg.model.dtype], platform.transformer_options())
-        spec = layer_spec(config, platform.layer_spec, shape)
-        model = PolicyModel(shape, config, spec, cfg.rollout.temperature).to(platform.device)
-    load_hf(model, HfFolder(cfg.model.path), platform.layer_spec)
-    return model
+        config = transformer_config(shape, DTYPES[cfg.model.dtype], model_options(cfg, platform))
+        chunks = []
+        for stage in [None] if stages is None else range(stages):
+            spec = layer_spec(config, platform.layer_spec, shape, stage)
+            chunks.append(PolicyModel(shape, config, spec, cfg.rollout.temperature, stage).to(platform.device))
+    load_hf(chunks, HfFolder(cfg.model.path), platform.layer_spec)
+    return chunks
 
 
 class TrainedPolicy:
@@ -53,28 +53,43 @@ class TrainedPolicy:
 
     def __init__(self, cfg: RunConfig, platform: Platform, progress: Progress | None = None) -> None:
         self._cfg, self._platform, self._progress = cfg, platform, progress
-        self.model = build_model(cfg, platform)
-        self.model.entropy_gradient = cfg.algorithm.entropy_coef != 0.0
+        self.chunks = build_model(cfg, platform)
+        for chunk in self.chunks:
+            chunk.entropy_gradient = cfg.algorithm.entropy_coef != 0.0
         self._objective = objective_of(cfg)
-        distributed = cfg.parallel.use_distributed_optimizer
         with platform.megatron():
-            ddp_config = DistributedDataParallelConfig(
-                grad_reduce_in_fp32=True, use_distributed_optimizer=distributed, overlap_grad_reduce=False
-            )
-            self.ddp = DistributedDataParallel(self.model.config, ddp_config, self.model)
-            self.optimizer = get_megatron_optimizer(_optimizer_config(cfg), [self.ddp])
-        _allocate_state(self.optimizer)
-        self.model.config.grad_scale_func = self.optimizer.scale_loss
-        self.model.config.finalize_model_grads_func = _sum_gradients
-        self._schedule = _lr_schedule(cfg, self.optimizer)
-        self.exporter = HfExporter(self.model, platform.layer_spec)
+            self.ddp = data_parallel(cfg, self.chunks)
+            self.optimizer = get_megatron_optimizer(optimizer_config(cfg), self.ddp)
+        allocate_state(self.optimizer)
+        config = self.chunks[0].config
+        config.grad_scale_func = self.optimizer.scale_loss
+        config.finalize_model_grads_func = sum_gradients
+        self._schedule = lr_schedule(cfg, self.optimizer)
+        self._exporter = HfExporter(self.chunks, platform.layer_spec)
+        self._parameters_travel = False  # whether some may still be on their way from the ranks that updated them
 
-    def load(self, model: dict[str, Any], optimizer: dict[str, Any], step: int) -> None:
+    @property
+    def exporter(self) -> HfExporter:
+        """The weights of now as Hugging Face tensors."""
+        self.settle()
+        return self._exporter
+
+    def settle(self) -> None:
+        """Wait until every rank has all parameters of the last update: needed before they are read but by a step."""
+        if self._parameters_travel:
+            with self._platform.megatron():
+                for chunk in self.ddp:
+                    chunk.start_param_sync(force_sync=True)
+        self._parameters_travel = False
+
+    def load(self, models: list[dict[str, Any]], optimizer: dict[str, Any], step: int) -> None:
         """Restore weights, optimizer state and learning-rate schedule as ``step`` optimizer steps left them."""
-        self.model.load_state_dict(model)
+        self.settle()
+        for chunk, state in zip(self.chunks, models, strict=True):
+            chunk.load_state_dict(state)
         self.optimizer.load_state_dict(optimizer)
         # Megatron's distributed optimizer loses the step counters of torch's Adam, and lets parameters share one
-        for adam in _torch_adams(self.optimizer):
+        for adam in torch_adams(self.optimizer):
             for state in adam.state.values():
                 state["step"] = torch.tensor(float(step))
         self._schedule.step(increment=step)
@@ -84,7 +99,8 @@ class TrainedPolicy:
 
         Empty but on the last stage.
         """
-        return forward_scores(self.model, batches, self._platform)
+        self.settle()
+        return forward_scores(self.chunks, batches, self._platform)
 
     def accumulate(self, batches: Sequence[PackedBatch], threshold: float = -torch.inf) -> list[tuple[Tensor, Tensor]]:
         """Forward and backward of one optimizer step: afterwards every gradient is complete and reduced.
@@ -97,9 +113,10 @@ class TrainedPolicy:
         """
         loss = partial(self._loss, threshold)
         with self._platform.megatron():
-            self.ddp.zero_grad_buffer()
+            for chunk in self.ddp:
+                chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
-            return _run_schedule(self.ddp, batches, loss, forward_only=False, progress=self._progress)
+            return run_schedule(self.ddp, batches, loss, forward_only=False, progress=self._progress)
 
     def update(self, batches: Sequence[PackedBatch], threshold: float = -torch.inf) -> dict[str, float]:
         """One optimizer step; returns its metrics, over all tokens of all ranks."""
@@ -107,6 +124,7 @@ class TrainedPolicy:
         self._schedule.step(increment=1)  # before the update: the first one has a learning rate above zero
         with self._platform.megatron():
             _, grad_norm, _ = self.optimizer.step()
+        self._parameters_travel = self._cfg.parallel.overlap_param_gather
         values = step_values(*_totals(parts, self._platform.device))
         return values | {"grad_norm": float(grad_norm), "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
@@ -119,68 +137,7 @@ class TrainedPolicy:
         )
         result = self._objective(data, logprobs, entropy, threshold)
         loss = (result.total * batch.weights).sum()
-        return loss, _unused_token_count(), measure(result, data, batch.weights, logprobs, entropy)
-
-
-def forward_scores(model: PolicyModel, batches: Sequence[PackedBatch], platform: Platform) -> list[Tensor]:
-    """Log-probabilities and entropies [2, N] of each micro-batch; empty but on the last pipeline stage."""
-
-    def keep(_batch: PackedBatch, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return output.sum(), _unused_token_count(), output.detach().float().cpu()
-
-    with platform.megatron(), torch.no_grad():
-        return _run_schedule(model, batches, keep, forward_only=True)
-
-
-def _run_schedule(
-    model: Any,
-    batches: Sequence[PackedBatch],
-    loss: LossFunction,
-    forward_only: bool,
-    progress: Progress | None = None,
-) -> list[Any]:
-    """Megatron's schedule for this pipeline depth over ``batches``."""
-
-    def forward_step(iterator: Any, chunk: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
-        batch: PackedBatch = next(iterator)
-        output = chunk(
-            batch.input_ids,
-            batch.position_ids,
-            None,
-            labels=batch.labels,
-            loss_mask=batch.loss_mask,
-            packed_seq_params=packed_sequences(batch),
-        )
-        if mpu.is_pipeline_last_stage():
-            output = over_context(output, batch)
-        return output, partial(loss, batch)
-
-    return get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=_announced(batches, progress),
-        model=[model],
-        num_microbatches=len(batches),
-        seq_length=max(batch.tokens for batch in batches),
-        micro_batch_size=1,
-        forward_only=forward_only,
-    )
-
-
-def _announced(batches: Sequence[PackedBatch], progress: Progress | None) -> Iterator[PackedBatch]:
-    for done, batch in enumerate(batches):
-        if progress is not None:
-            progress(done, len(batches))
-        yield batch
-
-
-def _sum_gradients(models: list[Any], _num_tokens: Tensor | None, *args: Any, **kwargs: Any) -> None:
-    """Complete the gradients without Megatron's division by token counts: our weights are the denominator already."""
-    finalize_model_grads(models, None, *args, **kwargs)
-
-
-def _unused_token_count() -> Tensor:
-    """Megatron adds this up over micro-batches; :func:`_sum_gradients` does not use it."""
-    return torch.tensor(1, dtype=torch.int)
+        return loss, unused_token_count(), measure(result, data, batch.weights, logprobs, entropy)
 
 
 def _totals(parts: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
@@ -193,58 +150,3 @@ def _totals(parts: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> tup
     dist.all_reduce(sums)
     dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
     return dict(zip(SUMS, sums.tolist(), strict=True)), dict(zip(MAXIMA, maxima.tolist(), strict=True))
-
-
-def _optimizer_config(cfg: RunConfig) -> OptimizerConfig:
-    o, dtype = cfg.optimizer, DTYPES[cfg.model.dtype]
-    return OptimizerConfig(
-        optimizer="adam",
-        lr=o.lr,
-        min_lr=o.min_lr,
-        weight_decay=o.weight_decay,
-        adam_beta1=o.adam_beta1,
-        adam_beta2=o.adam_beta2,
-        adam_eps=o.adam_eps,
-        clip_grad=o.clip_grad,
-        bf16=dtype == torch.bfloat16,
-        params_dtype=dtype,
-        use_distributed_optimizer=cfg.parallel.use_distributed_optimizer,
-    )
-
-
-def _allocate_state(optimizer: Any) -> None:
-    """Give torch's Adam its state before the first step.
-
-    Megatron saves and loads the state of torch's Adam (its choice where neither TransformerEngine nor Apex is) only
-    when it is there, step counters included.
-    """
-    for adam in _torch_adams(optimizer):
-        for parameter in (p for group in adam.param_groups for p in group["params"]):
-            adam.state[parameter] = {
-                "step": torch.tensor(0.0),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-
-
-def _torch_adams(optimizer: Any) -> list[torch.optim.Adam]:
-    """The torch optimizers inside Megatron's; none where TransformerEngine's is used."""
-    parts = [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]
-    return [part for part in parts if isinstance(part, torch.optim.Adam)]  # AdamW is one
-
-
-def _lr_schedule(cfg: RunConfig, optimizer: Any) -> OptimizerParamScheduler:
-    o = cfg.optimizer
-    return OptimizerParamScheduler(
-        optimizer,
-        init_lr=0.0,
-        max_lr=o.lr,
-        min_lr=o.min_lr,
-        lr_warmup_steps=o.lr_warmup_iters,
-        lr_decay_steps=max(cfg.batch.train_iters, o.lr_warmup_iters + 1),
-        lr_decay_style=o.lr_decay_style,
-        start_wd=o.weight_decay,
-        end_wd=o.weight_decay,
-        wd_incr_steps=cfg.batch.train_iters,
-        wd_incr_style="constant",
-    )

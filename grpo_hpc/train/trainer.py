@@ -18,10 +18,11 @@ from grpo_hpc.rollout.engine import Engine
 from grpo_hpc.train import checkpoint
 from grpo_hpc.train.checkpoint import TrainerState
 from grpo_hpc.train.lessons import Lesson, Lessons
+from grpo_hpc.train.optimizer import DTYPES
 from grpo_hpc.train.packing import packing_metrics
 from grpo_hpc.train.parallel import packing_of
 from grpo_hpc.train.platform import Platform
-from grpo_hpc.train.policy import DTYPES, TrainedPolicy
+from grpo_hpc.train.policy import TrainedPolicy
 from grpo_hpc.train.reference import mix_into
 from grpo_hpc.train.report import Reporter, evaluation_metrics, rollout_metrics, staleness, step_metrics
 from grpo_hpc.train.rollouts import Rollout, RolloutSource
@@ -33,7 +34,7 @@ class Parts:
     """What a trainer is put together from (see :mod:`grpo_hpc.train.entry`)."""
 
     policy: TrainedPolicy
-    reference: PolicyModel | None
+    reference: list[PolicyModel] | None
     engine: Engine
     collector: Collector
     tokenizer: Tokenizer
@@ -119,7 +120,8 @@ class Trainer:
         """Every so many steps the reference takes a part of the policy; it acts from the next rollout on."""
         a, reference = self._cfg.algorithm, self._parts.reference
         if a.sync_ref_model and reference is not None and self.state.step % a.ref_model_sync_steps == 0:
-            mix_into(reference, self._parts.policy.model, a.ref_model_mixup_alpha)
+            self._parts.policy.settle()
+            mix_into(reference, self._parts.policy.chunks, a.ref_model_mixup_alpha)
 
     def _accept(self, rollout: Rollout) -> None:
         """Make ``rollout`` the current one and complete it before the first update."""
@@ -163,7 +165,7 @@ class Trainer:
         self._clock.take()
         return path
 
-    def _moving_reference(self) -> PolicyModel | None:
+    def _moving_reference(self) -> list[PolicyModel] | None:
         """The reference model when it is not what the run started from."""
         return self._parts.reference if self._cfg.algorithm.sync_ref_model else None
 

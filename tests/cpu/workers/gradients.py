@@ -114,18 +114,18 @@ def one_step(cfg: RunConfig, platform: Platform) -> tuple[dict[str, Tensor], Any
     policy.accumulate(batches)
     if cfg.parallel.use_distributed_optimizer:
         gather_gradients(policy.ddp)
-    gradients = HfExporter(policy.model, platform.layer_spec, values=lambda p: p.main_grad)
+    gradients = HfExporter(policy.chunks, platform.layer_spec, values=lambda p: p.main_grad)
     tensors = {f"grad/{name}": value.clone() for name, value in gradients.tensors()}
     result = policy.update(batches)
     tensors |= {f"weight/{name}": value.clone() for name, value in policy.exporter.tensors()}
     return {name: value.cpu().contiguous() for name, value in tensors.items()}, result
 
 
-def gather_gradients(ddp: Any) -> None:
+def gather_gradients(ddp: list[Any]) -> None:
     """Make every gradient whole: the distributed optimizer leaves each rank with the reduced part of its own."""
     import torch.distributed as dist
 
-    for buffer in ddp.buffers + ddp.expert_parallel_buffers:
+    for buffer in [buffer for chunk in ddp for buffer in chunk.buffers + chunk.expert_parallel_buffers]:
         group = buffer.data_parallel_group
         for bucket in buffer.buckets:
             own = bucket.grad_data.view(group.size(), -1)[group.rank()].clone()

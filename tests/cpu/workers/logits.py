@@ -42,7 +42,8 @@ def compare(cfg: RunConfig, platform: Platform) -> dict[str, Tensor]:
     from grpo_hpc.models.movers import HfExporter
     from grpo_hpc.train.policy import build_model
 
-    model = build_model(cfg, platform)
+    chunks = build_model(cfg, platform)
+    model = chunks[0]
     generator = torch.Generator().manual_seed(0)
     sequences = [torch.randint(0, 263, (n,), generator=generator) for n in (17, 1, 30)]
     lengths = [len(s) for s in sequences]
@@ -55,7 +56,7 @@ def compare(cfg: RunConfig, platform: Platform) -> dict[str, Tensor]:
     parts = [torch.empty_like(part) for _ in range(mpu.get_tensor_model_parallel_world_size())]
     dist.all_gather(parts, part, group=mpu.get_tensor_model_parallel_group())
     exported = {
-        f"weight/{k}": v.cpu().clone().contiguous() for k, v in HfExporter(model, platform.layer_spec).tensors()
+        f"weight/{k}": v.cpu().clone().contiguous() for k, v in HfExporter(chunks, platform.layer_spec).tensors()
     }
     auto = AutoModelForImageTextToText if model.shape.vision else AutoModelForCausalLM
     reference = auto.from_pretrained(cfg.model.path, dtype=torch.float32)

@@ -33,7 +33,7 @@ def main() -> None:
 
     def gradients(chosen: list) -> dict[str, torch.Tensor]:
         policy.accumulate(packed(cfg, my_share(cfg, chosen), platform))
-        exporter = HfExporter(policy.model, platform.layer_spec, values=lambda p: p.main_grad)
+        exporter = HfExporter(policy.chunks, platform.layer_spec, values=lambda p: p.main_grad)
         return {name: value.clone() for name, value in exporter.tensors()}
 
     chosen = with_gradient(everything, multiple_of=1)

@@ -1,0 +1,98 @@
+"""Megatron's Adam and its learning-rate schedule, and how gradients and parameters travel between replicas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from grpo_hpc.config import RunConfig
+from grpo_hpc.models.policy import PolicyModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def data_parallel(cfg: RunConfig, chunks: list[PolicyModel]) -> list[DistributedDataParallel]:
+    """Megatron's DDP around each model chunk of this rank, and what its schedules must know of it."""
+    parallel = cfg.parallel
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        bucket_size=parallel.ddp_bucket_size,
+    )
+    config = chunks[0].config
+    # later chunks of an interleaved pipeline communicate while others compute: one bucket is best there
+    wrapped = [
+        DistributedDataParallel(config, ddp_config, chunk, disable_bucketing=number > 0)
+        for number, chunk in enumerate(chunks)
+    ]
+    if parallel.overlap_grad_reduce:
+        waits = [chunk.no_sync for chunk in wrapped]
+        config.no_sync_func = waits[0] if len(waits) == 1 else waits
+    return wrapped
+
+
+def optimizer_config(cfg: RunConfig) -> OptimizerConfig:
+    o, dtype = cfg.optimizer, DTYPES[cfg.model.dtype]
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=o.lr,
+        min_lr=o.min_lr,
+        weight_decay=o.weight_decay,
+        adam_beta1=o.adam_beta1,
+        adam_beta2=o.adam_beta2,
+        adam_eps=o.adam_eps,
+        clip_grad=o.clip_grad,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=cfg.parallel.use_distributed_optimizer,
+        overlap_param_gather=cfg.parallel.overlap_param_gather,
+        use_precision_aware_optimizer=o.use_precision_aware_optimizer,
+        exp_avg_dtype=DTYPES[o.exp_avg_dtype],
+        exp_avg_sq_dtype=DTYPES[o.exp_avg_sq_dtype],
+        optimizer_cpu_offload=o.optimizer_cpu_offload,
+        optimizer_offload_fraction=o.optimizer_offload_fraction if o.optimizer_cpu_offload else 0.0,
+    )
+
+
+def allocate_state(optimizer: Any) -> None:
+    """Give torch's Adam its state before the first step.
+
+    Megatron saves and loads the state of torch's Adam (its choice where neither TransformerEngine nor Apex is) only
+    when it is there, step counters included.
+    """
+    for adam in torch_adams(optimizer):
+        for parameter in (p for group in adam.param_groups for p in group["params"]):
+            adam.state[parameter] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+
+def torch_adams(optimizer: Any) -> list[torch.optim.Adam]:
+    """The torch optimizers inside Megatron's; none where TransformerEngine's is used."""
+    parts = [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]
+    return [part for part in parts if isinstance(part, torch.optim.Adam)]  # AdamW is one
+
+
+def lr_schedule(cfg: RunConfig, optimizer: Any) -> OptimizerParamScheduler:
+    o = cfg.optimizer
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=o.lr,
+        min_lr=o.min_lr,
+        lr_warmup_steps=o.lr_warmup_iters,
+        lr_decay_steps=max(cfg.batch.train_iters, o.lr_warmup_iters + 1),
+        lr_decay_style=o.lr_decay_style,
+        start_wd=o.weight_decay,
+        end_wd=o.weight_decay,
+        wd_incr_steps=cfg.batch.train_iters,
+        wd_incr_style="constant",
+    )

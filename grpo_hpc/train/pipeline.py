@@ -1,0 +1,93 @@
+"""Micro-batches through Megatron's pipeline schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import unwrap_model
+from torch import Tensor
+
+from grpo_hpc.models.policy import PolicyModel
+from grpo_hpc.train.microbatch import PackedBatch
+from grpo_hpc.train.parallel import over_context, packed_sequences
+from grpo_hpc.train.platform import Platform
+
+LossFunction = Callable[[PackedBatch, Tensor], tuple[Tensor, Tensor, Any]]
+Progress = Callable[[int, int], None]
+
+
+def forward_scores(chunks: Sequence[PolicyModel], batches: Sequence[PackedBatch], platform: Platform) -> list[Tensor]:
+    """Log-probabilities and entropies [2, N] of each micro-batch; empty but on the last pipeline stage."""
+
+    def keep(_batch: PackedBatch, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return output.sum(), unused_token_count(), output.detach().float().cpu()
+
+    with platform.megatron(), torch.no_grad():
+        return run_schedule(chunks, batches, keep, forward_only=True)
+
+
+def run_schedule(
+    chunks: Sequence[Any],
+    batches: Sequence[PackedBatch],
+    loss: LossFunction,
+    forward_only: bool,
+    progress: Progress | None = None,
+) -> list[Any]:
+    """Megatron's schedule for this pipeline over ``batches``: in turn, 1F1B, or interleaved where chunks are several.
+
+    Args:
+        chunks: this rank's parts of the model, wrapped in DDP or not.
+        loss: of one micro-batch, from what the last stage gives.
+
+    Returns:
+        what ``loss`` reported of each micro-batch; empty but on the last stage.
+    """
+
+    def forward_step(iterator: Any, chunk: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+        batch: PackedBatch = next(iterator)
+        output = chunk(
+            batch.input_ids,
+            batch.position_ids,
+            None,
+            labels=batch.labels,
+            loss_mask=batch.loss_mask,
+            packed_seq_params=packed_sequences(batch),
+        )
+        if unwrap_model(chunk).post_process:
+            output = over_context(output, batch)
+        return output, partial(loss, batch)
+
+    # every chunk goes through all micro-batches: the first says how far the step has come
+    iterators = [_announced(batches, progress), *(iter(batches) for _ in chunks[1:])]
+    reported: list[Any] = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=list(chunks),
+        num_microbatches=len(batches),
+        seq_length=max(batch.tokens for batch in batches),
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+    return reported
+
+
+def _announced(batches: Sequence[PackedBatch], progress: Progress | None) -> Iterator[PackedBatch]:
+    for done, batch in enumerate(batches):
+        if progress is not None:
+            progress(done, len(batches))
+        yield batch
+
+
+def sum_gradients(models: list[Any], _num_tokens: Tensor | None, *args: Any, **kwargs: Any) -> None:
+    """Complete the gradients without Megatron's division by token counts: our weights are the denominator already."""
+    finalize_model_grads(models, None, *args, **kwargs)
+
+
+def unused_token_count() -> Tensor:
+    """Megatron adds this up over micro-batches; :func:`sum_gradients` does not use it."""
+    return torch.tensor(1, dtype=torch.int)
