@@ -43,7 +43,7 @@ def probe_environment(python: Sequence[str], image: ImageSpec, cfg: RunConfig | 
         EnvironmentProblem: the command failed, such as for a missing image or runtime.
     """
     asked = {"imports": image.imports, "paths": [*_read(cfg), *_written(cfg)]}
-    command = [*python, "-", json.dumps(asked)]
+    command = [*python, "-P", "-", json.dumps(asked)]
     try:
         with Path(probe.__file__).open("rb") as program:
             done = subprocess.run(command, stdin=program, capture_output=True, check=False)

@@ -1,7 +1,8 @@
-"""Report what an environment holds. Runs inside any image through ``python3 -``, so it uses the standard library alone.
+"""Report what an environment holds. Runs inside any image through ``python3 -P -``: the standard library alone.
 
 Reads one JSON object from its first argument, ``{"imports": [module, ...], "paths": [path, ...]}``, and prints one JSON
-object on its last line. Each import runs in a process of its own, so that one that crashes is a result like any other.
+object on its last line. Each import runs in a process of its own, so that one that crashes is a result like any other,
+and without the working directory (``-P``), which may hold a checkout of what the image should bring.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def _torch() -> dict[str, Any] | None:
 
 
 def _python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
 
 
 def _driver() -> str | None:
@@ -77,6 +78,11 @@ def _driver() -> str | None:
         text = Path("/proc/driver/nvidia/version").read_text()
     except OSError:
         return None
+    return _driver_version(text)
+
+
+def _driver_version(text: str) -> str | None:
+    """The first number of the form 580.82.07 in the kernel module's own description."""
     found = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", text)
     return found[1] if found else None
 

@@ -11,6 +11,7 @@ import grpo_hpc
 from grpo_hpc.cli import main
 from grpo_hpc.config import load_run
 from grpo_hpc.errors import EnvironmentProblem
+from grpo_hpc.images import probe
 from grpo_hpc.images.check import compare, failed, probe_environment
 from grpo_hpc.images.inside import inside
 from grpo_hpc.images.spec import ImageSpec
@@ -110,7 +111,11 @@ def test_without_a_run_no_gpu_is_a_note(facts, image):
     assert [f.what for f in findings if f.verdict == "note"] == ["NVIDIA driver", "GPUs", "/dev/shm"]
 
 
-def test_the_probe_tells_what_imports_and_what_does_not(image, tmp_path):
+def test_the_probe_tells_what_imports_and_what_does_not(image, tmp_path, monkeypatch):
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    (checkout / "yaml.py").write_text("raise ImportError('this is the working directory')\n")
+    monkeypatch.chdir(checkout)
     (tmp_path / "crashes.py").write_text("import os\nos.kill(os.getpid(), 11)\n")
     python = ["env", f"PYTHONPATH={tmp_path}", sys.executable]
     asked = image.model_copy(update={"imports": ["yaml", "no_such_module", "crashes"]})
@@ -121,6 +126,15 @@ def test_the_probe_tells_what_imports_and_what_does_not(image, tmp_path):
     assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
     assert facts["packages"]["pyyaml"]
     assert facts["paths"][f"{tmp_path}/new/folder"]["writable"]
+
+
+@pytest.mark.parametrize(
+    "kind", ["NVIDIA UNIX x86_64 Kernel Module", "NVIDIA UNIX Open Kernel Module for x86_64", "NVIDIA UNIX aarch64"]
+)
+def test_the_drivers_version_is_read(kind):
+    text = f"NVRM version: {kind}  580.82.07  Fri Aug 15 2025\nGCC version:  gcc version 12.3.0 (Ubuntu 12.3.0)\n"
+    assert probe._driver_version(text) == "580.82.07"
+    assert probe._driver_version("no number here") is None
 
 
 def test_an_image_that_cannot_run_says_why(image):
