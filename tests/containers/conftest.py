@@ -102,9 +102,11 @@ def docker_daemon(work: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def podman_light(base: Path, versions: Path, wheels: Path) -> str:
+def podman_light(base: Path, versions: Path, wheels: Path) -> Iterator[str]:
     subprocess.run(["podman", "import", "-q", base, BASE], check=True, stdout=subprocess.DEVNULL)
-    return built("podman", "localhost/grpo-hpc:light-test", versions, wheels)
+    tag = "localhost/grpo-hpc:light-test"
+    yield built("podman", tag, versions, wheels, "--", "--layers=false")  # leaves nothing but the image
+    subprocess.run(["podman", "rmi", "--force", tag], check=True, stdout=subprocess.DEVNULL)
 
 
 @pytest.fixture(scope="session")
