@@ -91,17 +91,25 @@ def require_divisible(cfg: RunConfig, shape: ModelShape) -> None:
     Raises:
         PlanError: lists every size that does not divide, with the nearest sizes that do.
     """
-    tp, pp = cfg.parallel.tensor_model_parallel_size, cfg.parallel.pipeline_model_parallel_size
+    tp = cfg.parallel.tensor_model_parallel_size
     vllm_tp = cfg.rollout.vllm_tensor_parallel_size
     heads = {"query heads": shape.heads, "key/value heads": shape.kv_heads}
     checks = [
         ("parallel.tensor_model_parallel_size", tp, {**heads, "feed-forward width": shape.ffn}),
-        ("parallel.pipeline_model_parallel_size", pp, {"layers": shape.layers}),
+        ("parallel.pipeline_model_parallel_size", *_even_stages(cfg, shape.layers)),
         ("rollout.vllm_tensor_parallel_size", vllm_tp, {"query heads": shape.heads}),
     ]
     found = [line for key, size, counts in checks for line in _indivisible(key, size, counts)]
     if found:
         raise PlanError("the model cannot be cut as asked:\n" + "\n".join(f"  {line}" for line in found))
+
+
+def _even_stages(cfg: RunConfig, layers: int) -> tuple[int, dict[str, int]]:
+    """Stages that must have equally many layers, and how many layers they share."""
+    par = cfg.parallel
+    ends = [n for n in (par.decoder_first_pipeline_num_layers, par.decoder_last_pipeline_num_layers) if n is not None]
+    what = "layers beside the first and last stage" if ends else "layers"
+    return max(par.pipeline_model_parallel_size - len(ends), 1), {what: layers - sum(ends)}
 
 
 def _indivisible(key: str, size: int, counts: dict[str, int]) -> list[str]:
