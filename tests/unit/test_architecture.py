@@ -35,7 +35,17 @@ ALLOWED = {
     },
     "images": {"errors", "config", "shipped"},
     "importing": {"errors", "config", "rewards.registry"},
-    "cli": {"errors", "config", "importing", "plan", "jobs", "images"},
+    "cli": {
+        "algo.losses",
+        "algo.estimators",
+        "rewards.registry",
+        "errors",
+        "config",
+        "importing",
+        "plan",
+        "jobs",
+        "images",
+    },
 }
 
 
