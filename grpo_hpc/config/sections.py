@@ -272,6 +272,9 @@ class Checkpoint(Section):
     )
     save_last: bool = Field(default=True, description="save a checkpoint when the last step is done")
     export: bool = Field(default=True, description="write a Hugging Face folder at the end")
+    reshardable: bool = Field(
+        default=False, description="save the distributed optimizer so that other layouts can load it; slower"
+    )
 
 
 class Evaluation(Section):

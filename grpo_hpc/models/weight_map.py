@@ -66,18 +66,20 @@ class Rule:
         """The parameter's name in a layer spec, with its placeholders."""
         return self.te if self.te and layer_spec == "transformer_engine" else self.megatron
 
-    def saved_names(self) -> tuple[str, ...]:
+    def saved_names(self, latent_attention: bool) -> tuple[str, ...]:
         """Names in Megatron's distributed checkpoints, with ``{i}`` but without the expert: TransformerEngine's first.
 
-        Experts are one tensor there. The two layer specs agree on names but for a few norms, hence more than one.
+        Experts are one tensor there. The two layer specs agree but for a few norms: those get both names.
+
+        Args:
+            latent_attention: the model has multi-head latent attention; then the local spec renames nothing.
         """
+        if self.experts:
+            return (self.megatron.replace("mlp.experts.local_experts.{e}.", "mlp.experts.experts."),)
         local = self.megatron
-        for name, saved in _SAVED_AS.items():
-            if self.te is not None and self.te.endswith(saved + "weight"):
-                local = local.replace(name, saved)
-        names = [self.te or self.megatron, local] if not self.experts else [self.megatron]
-        experts = "mlp.experts.local_experts.{e}."
-        return tuple(dict.fromkeys(name.replace(experts, "mlp.experts.experts.") for name in names))
+        for name, saved in () if latent_attention or self.part != "norm" else _SAVED_AS.items():
+            local = local.replace(name, saved)
+        return tuple(dict.fromkeys((self.te or self.megatron, local)))
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,10 @@ from grpo_hpc.train.platform import Platform
 from grpo_hpc.train.policy import TrainedPolicy
 
 MANIFEST = "manifest.json"
-# Every rank keeps its optimizer shard as it is: exact to the bit, and readable in the layout it was written in.
 _REFERENCE = "reference."
-_METADATA = {"distrib_optim_sharding_type": "dp_reshardable"}
+# How the distributed optimizer is saved, by whether a checkpoint must be readable in other layouts. If not, every rank
+# keeps its shard as it is; if so, the shards of a parameter are gathered, which costs time and memory at every save.
+_SHARDING = {False: "dp_reshardable", True: "fully_reshardable"}
 
 
 @dataclass
@@ -60,8 +61,14 @@ def save(
     state: TrainerState,
     platform: Platform,
     reference: Sequence[PolicyModel] | None = None,
+    reshardable: bool = False,
 ) -> Path:
-    """Write ``folder/step_N``; collective. Nothing is written when that checkpoint is there already."""
+    """Write ``folder/step_N``; collective. Nothing is written when that checkpoint is there already.
+
+    Args:
+        reference: a reference model that is saved too, because it moves.
+        reshardable: the optimizer's state can be loaded in another parallel layout.
+    """
     target = folder / f"step_{state.step:08d}"
     if is_complete(target):
         return target
@@ -74,7 +81,8 @@ def save(
 
     _on_first_rank(clear)
     with platform.megatron():
-        dist_checkpointing.save(_sharded_state(policy, reference, loading=False), str(building / "megatron"))
+        state_dict = _sharded_state(policy, reference, _SHARDING[reshardable], loading=False)
+        dist_checkpointing.save(state_dict, str(building / "megatron"))
 
     def finish() -> None:
         (building / "state.json").write_text(json.dumps(_to_json(state)) + "\n")
@@ -97,7 +105,10 @@ def load(
         raise CheckpointError(f"{checkpoint} is not a complete checkpoint (its manifest is missing or does not match)")
     state = _from_json(json.loads((checkpoint / "state.json").read_text()))
     with platform.megatron(), torch.no_grad():  # in fp32 the optimizer's main parameters are views of the model's
-        loaded = dist_checkpointing.load(_sharded_state(policy, reference, loading=True), str(checkpoint / "megatron"))
+        saved = str(checkpoint / "megatron")
+        sharding = dist_checkpointing.load_common_state_dict(saved)["optimizer"].get("param_state_sharding_type")
+        state_dict = _sharded_state(policy, reference, sharding or _SHARDING[False], loading=True)
+        loaded = dist_checkpointing.load(state_dict, saved)
         policy.load([loaded[name] for name in _names("model", policy.chunks)], loaded["optimizer"], state.step)
         for name, chunk in zip(_names("reference", reference or ()), reference or (), strict=True):
             chunk.load_state_dict({k.removeprefix(_REFERENCE): v for k, v in loaded[name].items()})
@@ -122,7 +133,9 @@ def is_complete(checkpoint: Path) -> bool:
     """True when every file that the manifest names is there in its size."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-        return all((checkpoint / name).stat().st_size == size for name, size in files.items())
+        # a resharded checkpoint has digests beside the sizes
+        sizes = {name: listed["size"] if isinstance(listed, dict) else listed for name, listed in files.items()}
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False
 
@@ -135,12 +148,15 @@ def _names(what: str, chunks: Sequence[Any]) -> list[str]:
     return [f"{what}{number}" for number in range(len(chunks))]
 
 
-def _sharded_state(policy: TrainedPolicy, reference: Sequence[PolicyModel] | None, loading: bool) -> dict[str, Any]:
+def _sharded_state(
+    policy: TrainedPolicy, reference: Sequence[PolicyModel] | None, sharding: str, loading: bool
+) -> dict[str, Any]:
+    metadata = {"distrib_optim_sharding_type": sharding}
     policy.settle()
-    parts = [chunk.sharded_state_dict(metadata=_METADATA) for chunk in policy.chunks]
+    parts = [chunk.sharded_state_dict(metadata=metadata) for chunk in policy.chunks]
     models = dict(zip(_names("model", policy.chunks), parts, strict=True))
-    optimizer = policy.optimizer.sharded_state_dict(models, is_loading=loading, metadata=_METADATA)
-    references = [chunk.sharded_state_dict(prefix=_REFERENCE, metadata=_METADATA) for chunk in reference or ()]
+    optimizer = policy.optimizer.sharded_state_dict(models, is_loading=loading, metadata=metadata)
+    references = [chunk.sharded_state_dict(prefix=_REFERENCE, metadata=metadata) for chunk in reference or ()]
     return {**models, "optimizer": optimizer, **dict(zip(_names("reference", references), references, strict=True))}
 
 

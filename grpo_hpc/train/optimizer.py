@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch import Tensor
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.models.policy import PolicyModel
@@ -79,6 +82,21 @@ def torch_adams(optimizer: Any) -> list[torch.optim.Adam]:
     """The torch optimizers inside Megatron's; none where TransformerEngine's is used."""
     parts = [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]
     return [part for part in parts if isinstance(part, torch.optim.Adam)]  # AdamW is one
+
+
+def expect_no_step_counters(optimizer: Any) -> None:
+    """Let Megatron's distributed optimizer load a reshardable state, which has no step counters, into torch's Adam.
+
+    Megatron copies every entry of an Adam state from what was saved, and torch's has a counter; it is given one here.
+    """
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if isinstance(part, DistributedOptimizer) and isinstance(part.optimizer, torch.optim.Adam):
+            fill = type(part)._set_main_param_and_optimizer_states
+            part._set_main_param_and_optimizer_states = partial(_fill_with_counter, partial(fill, part))
+
+
+def _fill_with_counter(fill: Any, parameter: Tensor, saved: dict[str, Tensor]) -> None:
+    fill(parameter, {"step": torch.zeros(()), **saved})
 
 
 def lr_schedule(cfg: RunConfig, optimizer: Any) -> OptimizerParamScheduler:

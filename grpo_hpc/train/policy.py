@@ -21,7 +21,15 @@ from grpo_hpc.models.policy import PolicyModel, layer_spec, transformer_config
 from grpo_hpc.models.shape import read_shape
 from grpo_hpc.train.microbatch import PackedBatch
 from grpo_hpc.train.objective import objective_of
-from grpo_hpc.train.optimizer import DTYPES, allocate_state, data_parallel, lr_schedule, optimizer_config, torch_adams
+from grpo_hpc.train.optimizer import (
+    DTYPES,
+    allocate_state,
+    data_parallel,
+    expect_no_step_counters,
+    lr_schedule,
+    optimizer_config,
+    torch_adams,
+)
 from grpo_hpc.train.parallel import model_options
 from grpo_hpc.train.pipeline import Progress, forward_scores, run_schedule, sum_gradients, unused_token_count
 from grpo_hpc.train.platform import Platform
@@ -87,6 +95,7 @@ class TrainedPolicy:
         self.settle()
         for chunk, state in zip(self.chunks, models, strict=True):
             chunk.load_state_dict(state)
+        expect_no_step_counters(self.optimizer)
         self.optimizer.load_state_dict(optimizer)
         # Megatron's distributed optimizer loses the step counters of torch's Adam, and lets parameters share one
         for adam in torch_adams(self.optimizer):

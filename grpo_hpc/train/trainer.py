@@ -131,8 +131,6 @@ class Trainer:
             self._lessons.prepare(rollout.used)
         self._rollout_metrics = rollout_metrics(rollout, dynamic=self._cfg.algorithm.dynamic_sample)
         self._reporter.completions(self.state.step + 1, rollout, self._source.rows_of(rollout.sampled + rollout.used))
-        if not any(t.token_weight for t in rollout.used):
-            self._reporter.message("overlong_filter: every completion was cut off, so this rollout teaches nothing")
         if rollout.filled:
             self._reporter.message(
                 f"dynamic sampling: after {rollout.rounds} rounds {rollout.filled} of "
@@ -160,7 +158,12 @@ class Trainer:
         """Write a checkpoint of the present state and drop those beyond ``save_total_limit``."""
         with self._clock.phase("save"):
             path = checkpoint.save(
-                self._checkpoints, self._parts.policy, self.state, self._platform, self._moving_reference()
+                self._checkpoints,
+                self._parts.policy,
+                self.state,
+                self._platform,
+                self._moving_reference(),
+                self._cfg.checkpoint.reshardable,
             )
             if dist.get_rank() == 0:
                 checkpoint.prune(self._checkpoints, self._cfg.checkpoint.save_total_limit)

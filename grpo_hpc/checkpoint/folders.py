@@ -1,0 +1,143 @@
+"""What lies in a folder: a Hugging Face model or a Megatron checkpoint, with all of its tensors as chunks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from grpo_hpc.checkpoint import manifest
+from grpo_hpc.checkpoint.copying import Check
+from grpo_hpc.checkpoint.safetensors_file import read_tensors
+from grpo_hpc.checkpoint.stored import Stored
+from grpo_hpc.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+LATEST = "latest_checkpointed_iteration.txt"
+COMPANIONS = "hf"  # configuration and tokenizer inside a Megatron checkpoint of ours
+
+Kind = Literal["hf", "megatron"]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model on disk.
+
+    Attributes:
+        path: where its files are (of a training checkpoint: its ``megatron`` folder).
+        config: folder of the Hugging Face configuration; None when there is none.
+        tensors: everything that is stored, by its name there.
+        objects: what is stored besides tensors (Megatron), by name: file, offset, bytes.
+        home, manifest: our own manifest, if there is one, and the folder that it is in.
+    """
+
+    kind: Kind
+    path: Path
+    config: Path | None
+    tensors: dict[str, Stored]
+    objects: dict[str, tuple[Path, int, int]]
+    home: Path
+    manifest: dict[str, Any] | None
+
+    def checks(self) -> list[Check]:
+        """Everything of which a digest is known: by our manifest, else by what ``torch.save`` noted."""
+        if self.manifest is not None:
+            return manifest.checks(self.home, self.manifest)
+        return [
+            Check(tensor.name, chunk.file, chunk.offset, _nbytes(tensor, chunk.size), chunk.crc)
+            for tensor in self.tensors.values()
+            for chunk in tensor.chunks
+            if chunk.crc is not None
+        ]
+
+
+def _nbytes(tensor: Stored, size: tuple[int, ...]) -> int:
+    return Stored(tensor.name, tensor.dtype, size, ()).nbytes
+
+
+def open_folder(path: Path, config: Path | None = None) -> Folder:
+    """Open a model folder or a checkpoint, whichever it is.
+
+    Args:
+        config: folder with the Hugging Face configuration of a Megatron checkpoint that carries none.
+
+    Raises:
+        CheckpointError: it is neither, or a file of it is missing, truncated, damaged or there twice.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"there is no folder {path}")
+    place = _checkpoint_in(path)
+    if (place / ".metadata").exists():
+        from grpo_hpc.checkpoint.megatron_folder import read_checkpoint
+
+        tensors, objects = read_checkpoint(place)
+        own = place / COMPANIONS
+        found = config or (own if own.is_dir() else _trained_from(place))
+        home = place.parent if place.name == "megatron" and not (place / manifest.NAME).exists() else place
+        return Folder("megatron", place, found, tensors, objects, home, manifest.read(home))
+    if any(path.glob("*.safetensors")) or (path / INDEX).exists():
+        return Folder("hf", path, path, read_hf(path), {}, path, manifest.read(path))
+    raise CheckpointError(
+        f"{path} is neither a Hugging Face model (*.safetensors) nor a Megatron checkpoint (.metadata)",
+        "Other formats (*.bin, *.pt, torch-only Megatron checkpoints) are not read.",
+    )
+
+
+def _checkpoint_in(path: Path) -> Path:
+    """The folder with the tensors of a training checkpoint, of ours or of Megatron-LM."""
+    if (path / "megatron" / ".metadata").exists():
+        return path / "megatron"
+    if (path / LATEST).exists():
+        iteration = (path / LATEST).read_text().strip()
+        folder = path / (f"iter_{int(iteration):07d}" if iteration.isdigit() else iteration)
+        if (folder / ".metadata").exists():
+            return folder
+    return path
+
+
+def _trained_from(place: Path) -> Path | None:
+    """The model folder that a run directory around a training checkpoint names, if it is on this machine."""
+    for parent in list(place.parents)[:4]:
+        if (parent / "run.yaml").exists():
+            run = yaml.safe_load((parent / "run.yaml").read_text())
+            model = Path(run["model"]["path"])
+            return model if (model / "config.json").exists() else None
+    return None
+
+
+def read_hf(path: Path) -> dict[str, Stored]:
+    """The tensors of a model folder: of the files that its index names, or of all when it has none.
+
+    Raises:
+        CheckpointError: a shard is missing, truncated or damaged, or a tensor is not in exactly the file it must be in.
+    """
+    index = _index(path)
+    files = sorted({path / name for name in index.values()}) if index else sorted(path.glob("*.safetensors"))
+    found: dict[str, Stored] = {}
+    for file in files:
+        if not file.exists():
+            missing = next((name for name, place in index.items() if place == file.name), "")
+            raise CheckpointError(f"{file} is missing, though {INDEX} places {missing!r} there")
+        for name, tensor in read_tensors(file).items():
+            if name in found:
+                first = found[name].chunks[0].file.name
+                raise CheckpointError(f"tensor {name!r} is twice in {path}: in {first} and in {file.name}")
+            found[name] = tensor
+    for name, place in index.items():
+        if name not in found:
+            raise CheckpointError(f"tensor {name!r} is missing from {path / place}, where {INDEX} places it")
+    return found
+
+
+def _index(path: Path) -> dict[str, str]:
+    file = path / INDEX
+    if not file.exists():
+        return {}
+    try:
+        places = json.loads(file.read_text())["weight_map"]
+        return {str(name): str(place) for name, place in places.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error

@@ -1,0 +1,114 @@
+"""Megatron -> Hugging Face: the plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from grpo_hpc.checkpoint.copying import Job, Target
+from grpo_hpc.checkpoint.folders import INDEX, Folder
+from grpo_hpc.checkpoint.naming import find, layers_and_experts, model_names, root_of, saved_names
+from grpo_hpc.checkpoint.planning import about, companions, model_dtype, placed, with_checks
+from grpo_hpc.checkpoint.run import Plan
+from grpo_hpc.checkpoint.safetensors_file import Placed, plan_file
+from grpo_hpc.checkpoint.stored import Block, Size, Stored
+from grpo_hpc.checkpoint.to_megatron import hf_names
+from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.families import weight_map
+from grpo_hpc.models.shape import ModelShape, read_config, read_shape
+
+SHARD_BYTES = 5 * 10**9
+
+Wanted = tuple[str, Size, Stored, Size, list[slice]]
+
+
+def plan_to_hf(source: Folder, shard_bytes: int = SHARD_BYTES) -> Plan:
+    """How a Megatron checkpoint becomes a Hugging Face folder. What pads the vocabulary is never read.
+
+    Raises:
+        CheckpointError: there is no configuration, or the tensors are not those that it describes.
+    """
+    if source.config is None:
+        raise CheckpointError(
+            f"{source.path} has no Hugging Face configuration beside it",
+            "Name the model folder that it was trained from with --hf-config.",
+        )
+    shape = read_shape(source.config)
+    tensors = list(wanted(source, shape))
+    dtype = model_dtype((stored for _, _, stored, _, _ in tensors), shape, read_config(source.config))
+    files = companions(source.config, dtype)
+    small: list[tuple[str, int | None, bytes]] = [(name, None, content) for name, content in files.items()]
+    sizes: dict[str, int] = {}
+    places: dict[str, str] = {}
+    jobs: list[Job] = []
+    shards = _shards(tensors, shard_bytes)
+    for number, shard in enumerate(shards, 1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        header, positions = plan_file([(name, stored.dtype, size) for name, size, stored, _, _ in shard])
+        small.append((file, 0, header))
+        sizes[file] = positions[-1].offset + positions[-1].nbytes
+        jobs += [_job(file, position, *described[2:]) for position, described in zip(positions, shard, strict=True)]
+        places |= {name: file for name, *_ in shard}
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        small.append((INDEX, None, (json.dumps(index, indent=1) + "\n").encode()))
+    return Plan(sizes, with_checks(jobs, source.checks()), tuple(small), about(source, "hf", shape, None))
+
+
+def wanted(source: Folder, shape: ModelShape) -> Iterator[Wanted]:
+    """Every Hugging Face tensor: name, shape, the stored tensor that has it, its leading index and rows there."""
+    root, used = root_of(source.tensors), set()
+    for rule in weight_map(shape):
+        if rule.repeats:
+            continue
+        for layer, expert in layers_and_experts(rule):
+            stored, prefix = find(source.tensors, root if rule.part != "vision" else "", rule, shape, layer, expert)
+            used.add(stored.name)
+            for number, name in enumerate(hf_names(rule, layer, expert)):
+                yield name, rule.layout.hf_shapes[number], stored, prefix, rule.layout.rows_of(number)
+    _require_explained(source, shape, used, root)
+
+
+def _require_explained(source: Folder, shape: ModelShape, used: set[str], root: str) -> None:
+    """Nothing of the model may be left over: it would be lost."""
+    twins = {root + name.replace("{i}.", "") for rule in weight_map(shape) for name in saved_names(rule, shape)}
+    twins |= {
+        root + name.replace("{i}", str(layer))
+        for rule in weight_map(shape)
+        for name in saved_names(rule, shape)
+        for layer in rule.layers
+    }
+    left = sorted(model_names(source.tensors) - used - twins)
+    if left:
+        adapters = any("lora" in name or "adapter" in name for name in left)
+        raise CheckpointError(
+            f"{source.path} holds {len(left)} tensors that the configuration does not explain: {left[:5]}",
+            "Merge its adapter first (checkpoint merge-lora)." if adapters else "",
+        )
+
+
+def _shards(tensors: list[Wanted], shard_bytes: int) -> list[list[Wanted]]:
+    """Tensors by file, in the order of the weight map."""
+    shards: list[list[Wanted]] = [[]]
+    size = 0
+    for described in tensors:
+        name, size_of, stored = described[:3]
+        nbytes = Stored(name, stored.dtype, size_of, ()).nbytes
+        if shards[-1] and size + nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(described)
+        size += nbytes
+    return shards
+
+
+def _job(file: str, place: Placed, stored: Stored, prefix: Size, rows: list[slice]) -> Job:
+    height = place.shape[0]
+    width = place.nbytes // height if height else 0
+    blocks: list[Block] = []
+    at = 0
+    for part in rows:
+        blocks += placed(stored.blocks(prefix, part), at)
+        at += part.stop - part.start
+    return Job((Target(place.name, Path(file), place.offset, b"", b"", height, width, tuple(blocks)),))

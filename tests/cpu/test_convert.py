@@ -1,0 +1,252 @@
+"""Conversion of real folders: exact round trips, Megatron-Core as reader and writer, kills, memory, verification."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import run_ranks
+from runfiles import write_run
+from safetensors.torch import load_file
+from tiny import OWN, save_tiny_model
+
+from grpo_hpc.checkpoint.folders import open_folder
+from grpo_hpc.checkpoint.naming import Parallel, layers_and_experts
+from grpo_hpc.checkpoint.run import JOURNAL, Work, build
+from grpo_hpc.checkpoint.safetensors_file import plan_file
+from grpo_hpc.checkpoint.to_hf import plan_to_hf
+from grpo_hpc.checkpoint.to_megatron import hf_names, plan_to_megatron
+from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.families import weight_map
+from grpo_hpc.models.shape import shape_of
+
+SMOLLM2 = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct"
+MOE = {"qwen3_moe", "qwen3_moe+dense", "mixtral", "deepseek_v3", "olmoe"}
+# three layers do not come out even over two stages, and four ranks are more than the two key/value heads
+LAYOUTS = {
+    "one": Parallel(),
+    "tp4 pp2": Parallel(tp=4, pp=2),
+    "tp2 pp3 ep2 etp2": Parallel(tp=2, pp=3, ep=2, etp=2),
+    "pp1 vpp3": Parallel(vpp=3, tp=2),
+}
+
+
+@pytest.fixture(scope="session")
+def three_layers(tmp_path_factory):
+    """``three_layers(family, tied)``: a small random model, kept for the session."""
+    made = {}
+
+    def make(family, tied=False):
+        if (family, tied) not in made:
+            made[family, tied] = save_tiny_model(tmp_path_factory.mktemp("model"), family, tied, layers=3)
+        return made[family, tied]
+
+    return make
+
+
+def weights(folder):
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def same_bits(one, other):
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name].view(torch.uint8), other[name].view(torch.uint8))
+        for name in one
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("family", "tied"), [*((name, False) for name in OWN), ("llama", True), ("qwen3_vl", True)])
+def test_round_trip_is_bit_identical(family, tied, layout, three_layers, tmp_path):
+    parallel = LAYOUTS[layout]
+    if family not in MOE:
+        parallel = dataclasses.replace(parallel, ep=1, etp=1)
+    source = three_layers(family, tied)
+    build(plan_to_megatron(open_folder(source), parallel), tmp_path / "megatron", Work())
+    build(plan_to_hf(open_folder(tmp_path / "megatron"), shard_bytes=200_000), tmp_path / "hf", Work())
+    assert same_bits(weights(source), weights(tmp_path / "hf"))
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / "hf" / name).read_bytes() == (source / name).read_bytes()
+    stored = open_folder(tmp_path / "megatron").tensors["embedding.word_embeddings.weight"]
+    assert stored.shape[0] % parallel.tp == 0 and stored.shape[0] - 263 < parallel.tp, "padded no more than needed"
+
+
+def test_a_real_model_and_its_logits(tmp_path):
+    command("convert", SMOLLM2, tmp_path / "megatron", "--tp", 3, "--pp", 4)
+    command("convert", tmp_path / "megatron", tmp_path / "hf")
+    assert same_bits(weights(SMOLLM2), weights(tmp_path / "hf"))
+    said = json.loads(command("verify", tmp_path / "megatron", SMOLLM2, "--logits", "The sea is", "--json").stdout)
+    assert said["equal"] and said["checked"] == 272 and said["logits"] < 1e-4
+    assert "all equal" in command("verify", tmp_path / "megatron").stdout
+
+
+def command(*words, code=0):
+    """Run ``grpo-hpc checkpoint``."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "grpo_hpc.cli", "checkpoint", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == code, run.stdout + run.stderr
+    return run
+
+
+# How Megatron itself is asked to load and save: ranks, and how the run file and the converted checkpoint are cut.
+RANKS = {
+    "one": (1, {}, Parallel(tp=4, pp=3)),
+    "tp2": (2, {"tensor_model_parallel_size": 2}, Parallel(pp=2)),
+    "pp2": (2, {"pipeline_model_parallel_size": 2}, Parallel(tp=2)),
+}
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_megatron_core_loads_ours_and_we_read_what_it_saves(ranks, tiny, tmp_path):
+    world, layout, cut = RANKS[ranks]
+    families = ["llama", "qwen2", *sorted(MOE)] if ranks != "tp2" else ["llama", "qwen2", "qwen3"]
+    runs = []
+    for number, family in enumerate(families):
+        own = dataclasses.replace(cut, ep=2 if family in MOE else 1)
+        build(plan_to_megatron(open_folder(tiny(family)), own), tmp_path / f"{number}_megatron", Work())
+        runs.append(write_run(tmp_path, tiny(family), name=f"run{number}", nproc_per_node=world, **layout))
+    run_ranks("megatron_checkpoint", world, tmp_path, *runs)
+    for number, family in enumerate(families):
+        saved = open_folder(tmp_path / f"{number}_saved", tiny(family))
+        build(plan_to_hf(saved), tmp_path / f"{number}_hf", Work())
+        assert same_bits(weights(tiny(family)), weights(tmp_path / f"{number}_hf")), family
+        assert saved.checks(), "what Megatron saves carries checksums"
+
+
+@pytest.mark.parametrize("optimizer", ["plain", "distributed"])
+def test_a_resharded_run_goes_on(optimizer, tiny, tmp_path):
+    """Two steps on one rank, reshard, two more on two ranks: the weights of four steps on one rank."""
+    choice = {"use_distributed_optimizer": optimizer == "distributed", "reshardable": True}
+    one = write_run(tmp_path, tiny("qwen3"), name="one", **choice)
+    two = write_run(tmp_path, tiny("qwen3"), name="two", nproc_per_node=2, tensor_model_parallel_size=2, **choice)
+    run_ranks("reshard", 1, tmp_path, one, "save")
+    command("reshard", tmp_path / "saved/step_00000002", tmp_path / "cut", "--tp", 2, "--hf-config", tiny("qwen3"))
+    run_ranks("reshard", 2, tmp_path, two, "go_on")
+    want, got = load_file(tmp_path / "four.safetensors"), load_file(tmp_path / "went_on.safetensors")
+    assert want.keys() == got.keys()
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, atol=1e-4 * float(value.abs().max()), rtol=0)
+    start = load_file(tiny("qwen3") / "model.safetensors")
+    assert all(not torch.equal(got[name], start[name]) for name in got), "the steps did something"
+
+
+def big_model(folder, layers=44):
+    """A Llama of 2.7 GB in bf16 whose weights are zero: its shards are holes and take no room."""
+    config = {
+        "model_type": "llama",
+        "dtype": "bfloat16",
+        "vocab_size": 32003,
+        "hidden_size": 1024,
+        "intermediate_size": 8192,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    }
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = [
+        (name, "bfloat16", size)
+        for rule in weight_map(shape_of(config))
+        for layer, expert in layers_and_experts(rule)
+        for name, size in zip(hf_names(rule, layer, expert), rule.layout.hf_shapes, strict=True)
+    ]
+    header, places = plan_file(tensors)
+    with (folder / "model.safetensors").open("wb") as out:
+        out.write(header)
+        out.truncate(places[-1].offset + places[-1].nbytes)
+    return folder
+
+
+def test_peak_memory_stays_below_the_limit(tmp_path):
+    source, limit = big_model(tmp_path / "model"), 700
+    size = (source / "model.safetensors").stat().st_size
+    assert size > 3.5 * limit * 2**20
+    words = ["convert", source, tmp_path / "megatron", "--workers", 2, "--max-memory", f"{limit}MB", "--tp", 2]
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-m", "grpo_hpc.cli", "checkpoint", *map(str, words)])
+    peaks: dict[int, int] = {}
+    while process.poll() is None:
+        for pid in [process.pid, *children(process.pid)]:
+            peaks[pid] = max(peaks.get(pid, 0), high_water(pid))
+        time.sleep(0.02)
+    assert process.returncode == 0
+    assert len(peaks) >= 3 and max(peaks.values()) > 40, f"the measurement saw the processes: {peaks}"
+    assert sum(peaks.values()) <= limit, f"peak resident MiB by process: {peaks}"
+
+
+def children(pid):
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def high_water(pid):
+    """Peak resident MiB of a process, as the kernel keeps it; 0 when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), 0)
+    except OSError:
+        return 0
+
+
+def test_a_killed_conversion_goes_on(tmp_path):
+    source = big_model(tmp_path / "model", layers=16)
+    target, partial = tmp_path / "megatron", tmp_path / "megatron.partial"
+    words = [sys.executable, "-W", "ignore", "-m", "grpo_hpc.cli", "checkpoint", "convert", source, target]
+    process = subprocess.Popen([*map(str, words), "--workers", "2"], start_new_session=True)
+    journal = partial / JOURNAL
+    while not journal.exists() or len(journal.read_text().splitlines()) < 3:
+        assert process.poll() is None, "it must not be done before it is killed"
+        time.sleep(0.002)
+    orphans = children(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not target.exists() and not (partial / "manifest.json").exists()
+    with pytest.raises(CheckpointError, match="neither"):
+        open_folder(partial)
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in orphans) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in orphans), "workers leave with their parent"
+
+    steps = []
+    plan = plan_to_megatron(open_folder(source), Parallel())
+    build(plan, target, Work(progress=lambda done, total: steps.append((done, total))))
+    assert 0 < steps[0][0] < steps[0][1], "what was done before the kill was not done again"
+    assert open_folder(target).manifest is not None and not partial.exists()
+    assert "all equal" in command("verify", target, source).stdout
+
+
+def test_a_piece_damaged_after_the_kill_is_made_again(three_layers, tmp_path):
+    plan, target = plan_to_megatron(open_folder(three_layers("llama")), Parallel()), tmp_path / "megatron"
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(done, total):
+        if done == total:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        build(plan, target, Work(progress=stop))
+    file = tmp_path / "megatron.partial" / "__0_0.distcp"
+    with file.open("r+b") as out:
+        out.seek(file.stat().st_size // 2)
+        out.write(b"damaged!")
+    build(plan, target, Work())
+    build(plan_to_hf(open_folder(target)), tmp_path / "hf", Work())
+    assert same_bits(weights(three_layers("llama")), weights(tmp_path / "hf"))
