@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import click
 
+from grpo_hpc.cli.queued import queued
+
 
 @click.command("resume", short_help="Continue a stopped or crashed run.")
 @click.argument("run_dir", metavar="RUN_DIR")
-def command(run_dir: str) -> int:
+@click.option("--profile", "name", metavar="NAME", help="Continue on another cluster, or on a changed profile.")
+def command(run_dir: str, name: str | None) -> int:
     """Continue the run in RUN_DIR from its newest checkpoint, with the run file that was resolved when it began."""
-    from grpo_hpc.jobs.local import require_one_node, run_local
+    from grpo_hpc.jobs.executors import start
     from grpo_hpc.jobs.preflight import preflight
+    from grpo_hpc.jobs.prepare import move_run, stored_profile
+    from grpo_hpc.jobs.profile import find_profile, read_profile, require_complete
     from grpo_hpc.jobs.run_dir import RunDir
 
     run = RunDir.open(run_dir)
     cfg = run.config()
-    require_one_node(cfg)
-    preflight(cfg)
-    return run_local(run)
+    profile = read_profile(find_profile(name)) if name else stored_profile(run)
+    require_complete(cfg, profile)
+    preflight(cfg, profile)
+    if name:
+        move_run(run, profile)
+    code = start(run)
+    if profile.executor != "local":
+        click.echo(queued(run))
+    return code

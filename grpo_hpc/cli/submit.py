@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 import click
+
+from grpo_hpc.cli.queued import queued
 
 
 @click.command("submit", short_help="Start a run.")
 @click.argument("run", metavar="RUN")
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
-@click.option("--dry-run", is_flag=True, help="Show the plan and the command line; write and start nothing.")
+@click.option("--dry-run", is_flag=True, help="Write the run directory and show the script, but start nothing.")
 @click.option("--fresh", is_flag=True, help="Move an existing run directory of that name away first.")
 def command(run: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) -> int:
-    """Start the run that the file RUN describes, on this machine.
+    """Start the run that the file RUN describes, on the cluster that cluster.profile names.
 
-    The first Ctrl-C finishes the step, saves and stops; the second kills.
+    The profile `local` is this machine: the first Ctrl-C finishes the step, saves and stops; the second kills.
     """
     from rich.console import Console
 
     from grpo_hpc.config import load_run
     from grpo_hpc.config.support import require_trainable
-    from grpo_hpc.jobs.local import require_one_node, run_local, shown_command
+    from grpo_hpc.jobs.executors import start
     from grpo_hpc.jobs.preflight import preflight
+    from grpo_hpc.jobs.prepare import create_run
+    from grpo_hpc.jobs.profile import profile_of
     from grpo_hpc.jobs.run_dir import RunDir
     from grpo_hpc.plan.make import make_plan
     from grpo_hpc.plan.show import show_plan
 
     cfg = load_run(run, overrides)
     require_trainable(cfg)
-    require_one_node(cfg)
+    profile = profile_of(cfg)
     plan = make_plan(cfg)
-    run_dir = RunDir.of(cfg)
-    run_dir.require_free(fresh)
+    RunDir.of(cfg).require_free(fresh)
     if not dry_run:
-        preflight(cfg)
+        preflight(cfg, profile)
     show_plan(plan, Console())
+    run_dir = create_run(cfg, plan, fresh)
     if dry_run:
-        click.echo(f"Run directory: {run_dir.path}")
-        click.echo(f"Command:       {shown_command(cfg, run_dir.path)}")
+        click.echo(f"Run directory: {run_dir.path}\nScript:        {run_dir.job_script}\n")
+        click.echo(run_dir.job_script.read_text(), nl=False)
+        click.echo(f"\nNothing was started. Start it with: grpo-hpc resume {quote(str(run_dir.path))}")
         return 0
-    return run_local(RunDir.create(cfg, plan, fresh))
+    code = start(run_dir)
+    if profile.executor != "local":
+        click.echo(f"{queued(run_dir)}\nRun directory: {run_dir.path}")
+    return code

@@ -292,6 +292,27 @@ class Logging(Section):
     log_completions: bool = Field(default=True, description="write every completion to completions.jsonl")
 
 
+class Cluster(Section):
+    """Where the run is started, and how it is kept alive. What is absent is taken from the cluster's profile."""
+
+    profile: str = Field(
+        default="local", min_length=1, description="cluster: a profile's name (`grpo-hpc cluster list`), or its file"
+    )
+    executor: Literal["local", "slurm", "submitit"] | None = Field(default=None, description="who starts the processes")
+    runtime: Literal["none", "apptainer", "docker", "podman", "pyxis"] | None = Field(
+        default=None, description="container runtime that the processes run in"
+    )
+    image: str | None = Field(default=None, min_length=1, description="container image: a SIF file, or its name")
+    time_limit: str | None = Field(
+        default=None,
+        pattern=r"^(\d+-)?\d{1,4}(:[0-5]?\d){1,2}$",
+        description="wall time of one job, as in 30:00 (minutes), 12:00:00 or 1-00:00:00",
+    )
+    max_failures: int = Field(
+        default=3, ge=0, description="failed starts in a row, without a new checkpoint, that are tried again"
+    )
+
+
 class RunConfig(Section):
     """One run, fully described. Made by :func:`grpo_hpc.config.load_run`, which also checks the rules between keys."""
 
@@ -313,6 +334,7 @@ class RunConfig(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
+    cluster: Cluster = Cluster()
 
 
 def _sections() -> dict[str, type[Section]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import sys
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,82 +21,56 @@ from typing import Any
 from rich.console import Console
 
 from grpo_hpc.config import RunConfig
-from grpo_hpc.errors import EXIT_USER_ERROR, ConfigError
+from grpo_hpc.errors import EXIT_USER_ERROR
+from grpo_hpc.jobs.attempts import begin
 from grpo_hpc.jobs.crash import find_crash
+from grpo_hpc.jobs.ends import judge
+from grpo_hpc.jobs.prepare import stored_profile
 from grpo_hpc.jobs.processes import descendants, end_family, start_family
 from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.jobs.secrets import read_secrets
+from grpo_hpc.jobs.submissions import note_submission
 
 EXIT_DONE, EXIT_CRASH, EXIT_KILLED = 0, 1, 130
 _POLL_S = 0.2
 _KILL_GRACE_S = 3.0
 
 
-def require_one_node(cfg: RunConfig) -> None:
-    """Refuse a run that needs other machines.
-
-    Raises:
-        ConfigError: the run asks for more than one node.
-    """
-    if cfg.resources.nodes > 1:
-        raise ConfigError(
-            f"resources.nodes is {cfg.resources.nodes}, and this launcher starts processes on this machine only",
-            "Use resources.nodes=1.",
-        )
-
-
-def train_command(cfg: RunConfig, run_dir: Path) -> list[str]:
-    """The command line that trains ``run_dir`` on this machine."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*torchrun, f"--nproc-per-node={cfg.resources.nproc_per_node}", "-m", "grpo_hpc.train", str(run_dir)]
-
-
-def train_environment(cfg: RunConfig) -> dict[str, str]:
-    """The variables that training needs besides the present environment; what the user has set stays."""
-    cores = len(os.sched_getaffinity(0))
-    threads = max(1, cores // cfg.resources.nproc_per_node)
-    return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
-
-
-def shown_command(cfg: RunConfig, run_dir: Path) -> str:
-    """The training command as one line for a shell."""
-    variables = [f"{name}={value}" for name, value in train_environment(cfg).items()]
-    return shlex.join([*variables, *train_command(cfg, run_dir)])
-
-
 def run_local(run_dir: RunDir, command: Sequence[str] | None = None) -> int:
     """Train ``run_dir`` here and watch it to its end. No process of the run is left when this returns.
 
     Args:
-        command: the program to run instead of the trainer; it gets the same environment and must report the same
-            events.
-
-    Raises:
-        ConfigError: the run asks for more than one node.
+        command: the program to run instead of the step ``train`` of the run's script; it must report the same events.
 
     Returns:
         0 finished or stopped on request, 2 an error that the user can mend, 1 a crash, 130 killed on request.
     """
     cfg = run_dir.config()
-    require_one_node(cfg)
     console = Console(stderr=True)
+    submission = note_submission(run_dir, "local")
     run_dir.stop.unlink(missing_ok=True)
-    attempt = run_dir.new_attempt()
+    record = begin(run_dir, "local", [socket.gethostname()], submission.number)
+    attempt = record.folder(run_dir)
     offset = run_dir.events.stat().st_size if run_dir.events.exists() else 0
     others = descendants()
     with _stop_requests() as requests:
         try:
             process = start_family(
-                command or train_command(cfg, run_dir.path),
-                {**os.environ, **train_environment(cfg)},
+                command or ["bash", str(run_dir.job_script), "train"],
+                {**os.environ, **_secrets(run_dir)},
                 run_dir.launcher_log(attempt),
             )
             code = _watch(process.poll, run_dir, cfg, requests, console)
         finally:
             end_family(others, grace_s=_KILL_GRACE_S if requests.count > 1 else 0.0)
-    if requests.count > 1:
+    if code is None:
+        record.end(run_dir, "cancelled", "killed on request", EXIT_KILLED)
         _say(console, f"Killed. {_how_to_resume(run_dir)}")
         return EXIT_KILLED
-    return _report(run_dir, attempt, cfg, code, offset, console)
+    logs = [RunDir.rank_log(attempt, rank) for rank in range(cfg.resources.nproc_per_node)]
+    end = judge(code, None, run_dir.events, offset, RunDir.launcher_log(attempt), logs)
+    record.end(run_dir, end.state, end.reason, code)
+    return _report(run_dir, attempt, logs, code, offset, console)
 
 
 @dataclass
@@ -135,7 +109,7 @@ def _watch(
                 requests.handled = requests.count
                 if requests.count > 1:
                     return None
-                run_dir.stop.touch()
+                run_dir.ask_to_stop("stopped")
                 _say(console, "Finishing this step, then saving; press Ctrl-C again to kill.")
             view.poll()
             time.sleep(_POLL_S)
@@ -143,7 +117,7 @@ def _watch(
     return code
 
 
-def _report(run_dir: RunDir, attempt: Path, cfg: RunConfig, code: int | None, offset: int, console: Console) -> int:
+def _report(run_dir: RunDir, attempt: Path, logs: list[Path], code: int, offset: int, console: Console) -> int:
     """Say how the attempt ended, from the events it wrote, and give the launcher's exit code."""
     from grpo_hpc.observe.events import read_events
 
@@ -163,18 +137,22 @@ def _report(run_dir: RunDir, attempt: Path, cfg: RunConfig, code: int | None, of
             _say(console, error["hint"])
         _say(console, f"Logs: {attempt}", style="dim")
         return EXIT_USER_ERROR
-    _report_crash(run_dir, attempt, cfg, code, console)
+    _report_crash(run_dir, attempt, logs, code, console)
     return EXIT_CRASH
 
 
-def _report_crash(run_dir: RunDir, attempt: Path, cfg: RunConfig, code: int | None, console: Console) -> None:
-    logs = [RunDir.rank_log(attempt, rank) for rank in range(cfg.resources.nproc_per_node)]
+def _report_crash(run_dir: RunDir, attempt: Path, logs: list[Path], code: int, console: Console) -> None:
     crash = find_crash(RunDir.launcher_log(attempt), logs)
     how = "without saying that it finished" if code == 0 else f"with exit code {code}"
     _say(console, f"Training crashed (it ended {how}). From {crash.log}:", style="bold red")
     for line in crash.lines:
         _say(console, f"  {line}")
     _say(console, f"Logs of all ranks: {attempt}\n{_how_to_resume(run_dir)}")
+
+
+def _secrets(run_dir: RunDir) -> dict[str, str]:
+    secrets = stored_profile(run_dir).secrets
+    return read_secrets(Path(secrets)) if secrets else {}
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:

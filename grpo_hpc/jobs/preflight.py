@@ -8,13 +8,14 @@ from pathlib import Path
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.support import require_trainable
 from grpo_hpc.errors import EnvironmentProblem
+from grpo_hpc.jobs.profile import Profile
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PACKAGES = {"torch": "torch", "megatron.core": "megatron-core", "vllm": "vllm", "transformers": "transformers"}
 
 
-def preflight(cfg: RunConfig) -> None:
-    """Check that the run can start on this machine; touches no file.
+def preflight(cfg: RunConfig, profile: Profile) -> None:
+    """Check what can be seen from here before a run is started with ``profile``; touches no file.
 
     Raises:
         ConfigError: the trainer cannot do this run, or data rows or reward names are wrong.
@@ -28,7 +29,8 @@ def preflight(cfg: RunConfig) -> None:
     for rows in filter(None, (cfg.data.train, cfg.data.eval)):
         check_rows(rows)
     check_names(cfg.rewards.reward_funcs)
-    _check_packages(cfg)
+    if profile.executor == "local" and profile.runtime == "none":  # elsewhere the nodes have them, or the image
+        _check_packages(cfg)
 
 
 def check_model_folder(folder: Path) -> None:

@@ -2,12 +2,15 @@
 
 run.yaml            the resolved run file, with absolute paths
 plan.json           what was planned
-lock.json           code, packages and platform
-attempt_K/          logs of the K-th start: rank_R.log, launcher.log; `latest` links to the newest
+lock.json           code, packages, platform and image
+cluster.yaml        the cluster profile, complete
+job.sh              the script that starts it
+job.json            what was handed to the executor, and its numbers
+attempt_K/          the K-th start: attempt.json, launcher.log, rank_R.log and more; `latest` links to the newest
 checkpoints/        training checkpoints
 export/             Hugging Face folder
 metrics.jsonl events.jsonl completions.jsonl tensorboard/
-stop                exists while somebody has asked the trainer to save and stop
+stop                exists while somebody has asked the trainer to save and stop; its text says why
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -43,6 +47,9 @@ class RunDir:
         self.run_file = self.path / "run.yaml"
         self.plan_file = self.path / "plan.json"
         self.lock_file = self.path / "lock.json"
+        self.cluster_file = self.path / "cluster.yaml"
+        self.job_script = self.path / "job.sh"
+        self.job_file = self.path / "job.json"
         self.latest = self.path / "latest"
         self.checkpoints = self.path / "checkpoints"
         self.export = self.path / "export"
@@ -61,11 +68,14 @@ class RunDir:
         return cls(Path(cfg.output_dir) / cfg.name)
 
     @classmethod
-    def create(cls, cfg: RunConfig, plan: PlanLike, fresh: bool = False) -> RunDir:
+    def create(
+        cls, cfg: RunConfig, plan: PlanLike, fresh: bool = False, files: Mapping[str, str] | None = None
+    ) -> RunDir:
         """Make the directory of a new run with run.yaml, plan.json and lock.json; it appears complete or not at all.
 
         Args:
             fresh: move an existing directory of that name to ``<name>.old-K`` first.
+            files: names and texts of further files.
 
         Raises:
             ConfigError: the directory exists already and ``fresh`` is false.
@@ -79,6 +89,8 @@ class RunDir:
             write_atomically(draft / run_dir.run_file.name, dump_run(with_absolute_paths(cfg)))
             write_atomically(draft / run_dir.plan_file.name, _json(plan.to_dict()))
             write_atomically(draft / run_dir.lock_file.name, _json(fingerprint()))
+            for name, text in (files or {}).items():
+                write_atomically(draft / name, text)
             if run_dir._taken():
                 run_dir.path.rename(run_dir._old_name())
             draft.rename(run_dir.path)
@@ -116,6 +128,18 @@ class RunDir:
     def config(self) -> RunConfig:
         """The resolved run file of this run."""
         return load_run(self.run_file)
+
+    def ask_to_stop(self, why: str) -> None:
+        """Ask the trainer to save and stop; of several reasons the first one stays."""
+        with suppress(FileExistsError), self.stop.open("x", encoding="utf-8") as file:
+            file.write(why)
+
+    def why_stop(self) -> str | None:
+        """Why the trainer was asked to stop; None when nobody asked. A file made by hand says nothing."""
+        try:
+            return self.stop.read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
 
     def new_attempt(self) -> Path:
         """Make the log folder of the next start, point ``latest`` at it, and return it."""

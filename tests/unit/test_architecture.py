@@ -21,7 +21,7 @@ ALLOWED = {
     "checkpoint": {"errors", "models", "train.platform"},
     "rollout": {"errors", "config", "data", "rewards", "train.platform"},
     "plan": {"errors", "config", "models.shape"},
-    "jobs": {"errors", "config", "data", "rewards", "observe", "models.shape"},
+    "jobs": {"errors", "config", "data", "rewards", "observe", "models.shape", "shipped"},
     "train": {
         "errors",
         "config",

@@ -66,12 +66,20 @@ def test_user_errors_give_2_and_one_message(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dry_run_shows_the_command_and_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_dry_run_writes_the_run_directory_and_shows_its_script(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert run("submit", QUICKSTART, "--dry-run", f"output_dir={tmp_path}") == 0
     out = capsys.readouterr().out
-    assert f"Run directory: {tmp_path}/quickstart" in out
-    assert f"--nproc-per-node=2 -m grpo_hpc.train {tmp_path}/quickstart" in out
-    assert list(tmp_path.iterdir()) == []
+    folder = tmp_path / "quickstart"
+    assert f"Run directory: {folder}" in out
+    assert (folder / "job.sh").read_text() in out
+    assert {path.name for path in folder.iterdir()} == {"run.yaml", "plan.json", "lock.json", "cluster.yaml", "job.sh"}
+
+
+def test_more_nodes_than_this_machine_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run("submit", QUICKSTART, f"output_dir={tmp_path}", "nodes=2", "global_batch_size=256") == 2
+    assert "this machine only" in capsys.readouterr().err
 
 
 def test_submit_without_the_model_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

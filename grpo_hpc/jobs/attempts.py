@@ -1,0 +1,109 @@
+"""The record of every start of a run: ``attempt_K/attempt.json``, and what it says about going on."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from grpo_hpc.jobs.files import write_atomically
+from grpo_hpc.jobs.run_dir import RunDir
+
+State = Literal[
+    "running",
+    "success",
+    "stopped",  # a person asked it to save and stop
+    "cancelled",  # a person ended it
+    "timeout",
+    "preempted",
+    "node_failure",
+    "out_of_memory",
+    "error",  # something that a person must mend; the trainer said what
+    "preflight",  # the nodes failed the check; the reason names one
+    "crash",
+    "lost",  # it vanished, and nobody knows why
+]
+OVER: frozenset[State] = frozenset({"success", "stopped", "cancelled", "error", "out_of_memory"})
+"""States after which another start by itself would be useless or against somebody's will."""
+UNPROVOKED: frozenset[State] = frozenset({"preempted"})
+"""States that say nothing against the run, so they cost nothing of its failure budget."""
+RECORD = "attempt.json"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run.
+
+    Attributes:
+        submission: counts calls of ``submit`` and ``resume``; a later one overrules how an earlier one ended.
+        job_id: Slurm's number of the job, None on this machine.
+        restart: how often Slurm had restarted that job before.
+        nodes: names, the first one also runs the supervisor.
+        started, ended: seconds since the epoch.
+        first_step, last_step: steps in the newest checkpoint at the start and at the end.
+        reason: one line for people.
+    """
+
+    number: int
+    submission: int
+    executor: str
+    job_id: str | None
+    restart: int
+    nodes: list[str]
+    started: float
+    first_step: int
+    state: State = "running"
+    reason: str = ""
+    exit_code: int | None = None
+    ended: float | None = None
+    last_step: int = 0
+
+    def end(self, run_dir: RunDir, state: State, reason: str, exit_code: int | None) -> Attempt:
+        """The record of this attempt's end, written to its folder."""
+        ended = replace(
+            self, state=state, reason=reason, exit_code=exit_code, ended=time.time(), last_step=saved_step(run_dir)
+        )
+        ended.write(run_dir)
+        return ended
+
+    def folder(self, run_dir: RunDir) -> Path:
+        """Where its logs lie."""
+        return run_dir.path / f"attempt_{self.number}"
+
+    def write(self, run_dir: RunDir) -> None:
+        """Write the record."""
+        write_atomically(self.folder(run_dir) / RECORD, json.dumps(asdict(self), indent=2) + "\n")
+
+
+def begin(
+    run_dir: RunDir, executor: str, nodes: list[str], submission: int, job_id: str | None = None, restart: int = 0
+) -> Attempt:
+    """Make the folder and the record of the next start."""
+    number = int(run_dir.new_attempt().name.removeprefix("attempt_"))
+    attempt = Attempt(number, submission, executor, job_id, restart, nodes, time.time(), saved_step(run_dir))
+    attempt.write(run_dir)
+    return attempt
+
+
+def history(run_dir: RunDir) -> list[Attempt]:
+    """Every start so far, the oldest first."""
+    records = [json.loads(path.read_text()) for path in run_dir.path.glob(f"attempt_*/{RECORD}")]
+    return sorted((Attempt(**record) for record in records), key=lambda attempt: attempt.number)
+
+
+def failures_in_a_row(attempts: list[Attempt]) -> int:
+    """Starts at the end of ``attempts`` that failed and saved nothing new; preempted ones are not counted."""
+    count = 0
+    for attempt in reversed(attempts):
+        if attempt.last_step > attempt.first_step or attempt.state == "success":
+            break
+        count += attempt.state not in UNPROVOKED
+    return count
+
+
+def saved_step(run_dir: RunDir) -> int:
+    """Steps in the newest checkpoint; a folder has its name only when it is complete."""
+    names = [path.name.removeprefix("step_") for path in run_dir.checkpoints.glob("step_*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)

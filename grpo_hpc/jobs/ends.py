@@ -1,0 +1,84 @@
+"""How an attempt ended, told from what it left behind."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from grpo_hpc.jobs.attempts import State
+from grpo_hpc.jobs.crash import find_crash
+from grpo_hpc.observe.events import read_events
+
+# What srun and slurmstepd write when they end a step, and what kernel and CUDA leave of a lack of memory.
+_SLURM_SAYS: tuple[tuple[State, re.Pattern[str]], ...] = (
+    ("timeout", re.compile(r"DUE TO TIME LIMIT|time limit exceeded", re.IGNORECASE)),
+    ("preempted", re.compile(r"DUE TO PREEMPTION", re.IGNORECASE)),
+    ("node_failure", re.compile(r"DUE TO NODE FAILURE|Node failure on|Node \S+ (?:has )?failed", re.IGNORECASE)),
+    ("out_of_memory", re.compile(r"oom[-_ ]kill|Out Of Memory|OutOfMemoryError|CUDA out of memory", re.IGNORECASE)),
+)
+OF_SLURM: dict[str, State] = {
+    "COMPLETED": "lost",  # Slurm is content, but the run did not say that it finished
+    "TIMEOUT": "timeout",
+    "DEADLINE": "timeout",
+    "PREEMPTED": "preempted",
+    "REQUEUED": "preempted",
+    "NODE_FAIL": "node_failure",
+    "BOOT_FAIL": "node_failure",
+    "OUT_OF_MEMORY": "out_of_memory",
+    "CANCELLED": "cancelled",
+    "REVOKED": "cancelled",
+    "FAILED": "crash",
+}
+"""What a state of Slurm's accounting says of an attempt that left no record of its end."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How an attempt ended, with one line for people."""
+
+    state: State
+    reason: str
+
+
+def judge(code: int, asked: State | None, events: Path, offset: int, launcher_log: Path, rank_logs: list[Path]) -> End:
+    """How the training step ended.
+
+    Args:
+        code: exit code of the step.
+        asked: why it was told to stop, if it was: timeout, preempted, stopped or cancelled.
+        offset: bytes of ``events`` that are older than this attempt.
+    """
+    found, _ = read_events(events, offset) if events.exists() else ([], offset)
+    first = {event["event"]: event for event in reversed(found)}  # of several errors the first is the cause
+    if code == 0 and "finished" in first:
+        return End("success", "finished")
+    if code == 0 and "stopped" in first:
+        return End(asked or "stopped", f"saved and stopped after step {first['stopped']['step']}")
+    if "error" in first:
+        error = first["error"]
+        return End("error", f"{error['kind']}: {error['message']}")
+    if asked:
+        return End(asked, "ended before it had saved")
+    crash = find_crash(launcher_log, rank_logs)
+    text = launcher_log.read_text(errors="replace") if launcher_log.is_file() else ""
+    for state, pattern in _SLURM_SAYS:
+        for source in (text, "\n".join(crash.lines)):
+            if match := pattern.search(source):
+                return End(state, _line_of(source, match))
+    last = crash.lines[-1].strip() if crash.lines else "no output"
+    return End("crash", f"exit code {code}; {crash.log.name}: {_error_line(crash.lines) or last}")
+
+
+def _line_of(text: str, match: re.Match[str]) -> str:
+    start = text.rfind("\n", 0, match.start()) + 1
+    end = text.find("\n", match.end())
+    return text[start : end if end >= 0 else None].strip()[:300]
+
+
+def _error_line(lines: list[str]) -> str:
+    """The exception itself, the first line of a traceback that is not indented."""
+    traceback = next((i for i, line in enumerate(lines) if line.startswith("Traceback")), None)
+    if traceback is None:
+        return ""
+    return next((line for line in lines[traceback + 1 :] if line and not line[0].isspace()), "")[:300]

@@ -1,0 +1,54 @@
+"""Who starts a prepared run: one function per executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from grpo_hpc.jobs import slurm
+from grpo_hpc.jobs.prepare import stored_profile
+from grpo_hpc.jobs.profile import Executor, Profile
+from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.jobs.submissions import Submission, note_jobs, note_submission, submissions
+
+
+def start(run_dir: RunDir) -> int:
+    """Hand the run to its executor; ``local`` returns when the run ends, the others when it is queued.
+
+    Raises:
+        EnvironmentProblem: the executor refused.
+
+    Returns:
+        the exit code for the command line.
+    """
+    profile = stored_profile(run_dir)
+    if profile.executor == "local":
+        from grpo_hpc.jobs.local import run_local
+
+        return run_local(run_dir)
+    queue(run_dir, profile)
+    return 0
+
+
+def queue(run_dir: RunDir, profile: Profile) -> Submission:
+    """Put the jobs of the next submission into Slurm's queue, and note their numbers in the run directory."""
+    note_submission(run_dir, profile.executor)
+    run_dir.stop.unlink(missing_ok=True)
+    submit_one = _QUEUES[profile.executor]
+    after: str | None = None
+    for _ in range(1 if profile.requeue else profile.chain):
+        after = submit_one(run_dir, profile, after)
+        note_jobs(run_dir, after)
+    return submissions(run_dir)[-1]
+
+
+def _sbatch(run_dir: RunDir, _profile: Profile, after: str | None) -> str:
+    return slurm.sbatch(run_dir.job_script, *([f"--dependency=afterany:{after}"] if after else []))
+
+
+def _submitit(run_dir: RunDir, profile: Profile, after: str | None) -> str:
+    from grpo_hpc.jobs.with_submitit import submit
+
+    return submit(run_dir, profile, after)
+
+
+_QUEUES: dict[Executor, Callable[[RunDir, Profile, str | None], str]] = {"slurm": _sbatch, "submitit": _submitit}

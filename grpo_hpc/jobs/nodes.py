@@ -1,0 +1,87 @@
+"""What the check of the nodes found: reads the reports of :mod:`grpo_hpc.jobs.check_rank`, names the worst node."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo_hpc.config import RunConfig
+from grpo_hpc.jobs.profile import Floors
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class BadNode:
+    """A node that a run cannot use, and why, in one line."""
+
+    node: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.reason}"
+
+
+def report_path(attempt: Path, node: str) -> Path:
+    """Where the check on ``node`` writes what it found."""
+    return attempt / "check" / f"{node}.json"
+
+
+def bad_node(attempt: Path, nodes: list[str], cfg: RunConfig, floors: Floors, code: int) -> BadNode | None:
+    """The first node with something wrong; None when all is well.
+
+    Args:
+        attempt: folder of the attempt.
+        code: exit code of the check's step; 124 when it took too long.
+    """
+    reports = {node: _read(report_path(attempt, node)) for node in nodes}
+    if len(nodes) != cfg.resources.nodes:
+        return BadNode(nodes[0], f"the job has {len(nodes)} nodes, the run needs {cfg.resources.nodes}")
+    return next((found for found in _problems(reports, cfg, floors, code, attempt) if found), None)
+
+
+def _problems(
+    reports: dict[str, dict[str, Any]], cfg: RunConfig, floors: Floors, code: int, attempt: Path
+) -> Iterator[BadNode | None]:
+    """Findings, those first that explain others."""
+    for node, report in reports.items():
+        if not report:
+            yield BadNode(node, f"no report; it cannot start the image or write {attempt / 'check'}{_last(attempt)}")
+    clocks = {node: float(report["clock"]) for node, report in reports.items() if "clock" in report}
+    middle = sorted(clocks.values())[len(clocks) // 2] if clocks else 0.0
+    for node, report in reports.items():
+        for problem in report.get("problems", []):
+            yield BadNode(node, problem)
+        if "free_gib" in report:
+            for folder, free in report["free_gib"].items():
+                if free < floors.free_gib:
+                    yield BadNode(node, f"{folder} has {free:.1f} GiB free, {floors.free_gib:g} are needed")
+        if abs(clocks.get(node, middle) - middle) > floors.clock_skew_s:
+            yield BadNode(node, f"its clock is {clocks[node] - middle:+.1f} s off")
+    first = next(iter(reports))
+    speed = reports[first].get("bandwidth_gbps")
+    if speed is None:
+        stuck = [node for node, report in reports.items() if not report.get("joined")]
+        how = "timed out" if code == 124 else f"failed (exit code {code})"
+        yield BadNode((stuck or [first])[0], f"the all-reduce over all ranks {how}{_last(attempt)}")
+    elif speed < floors.bandwidth_gbps:
+        slow = min(reports, key=lambda node: float(reports[node].get("local_gbps", 0.0)))
+        yield BadNode(slow, f"all-reduce at {speed:.2f} GB/s, the profile demands {floors.bandwidth_gbps:g}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _last(attempt: Path) -> str:
+    """The last line that the step wrote, which mostly is the reason."""
+    log = attempt / "check.log"
+    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    said = [line.strip() for line in lines if "error" in line.lower() or "FATAL" in line]
+    return f": {said[0][:200]}" if said else ""

@@ -1,0 +1,117 @@
+"""From a run file to a run directory that any executor can start."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from grpo_hpc.config import RunConfig
+from grpo_hpc.jobs.files import write_atomically
+from grpo_hpc.jobs.profile import Profile, dump_profile, profile_of, read_profile
+from grpo_hpc.jobs.render import Job, Step, render
+from grpo_hpc.jobs.run_dir import PlanLike, RunDir, with_absolute_paths
+from grpo_hpc.jobs.secrets import read_secrets
+
+TRAINER = ("-m", "grpo_hpc.train")
+CHECK = ("-m", "grpo_hpc.jobs.check_rank")
+
+
+def make_job(cfg: RunConfig, profile: Profile, program: tuple[str, ...] = TRAINER) -> Job:
+    """The job that trains ``cfg`` on the cluster ``profile``.
+
+    Args:
+        program: what torchrun starts on every rank; the run directory comes after it.
+
+    Raises:
+        ConfigError, EnvironmentProblem: the secrets file is wrong.
+    """
+    cfg = with_absolute_paths(cfg)
+    nodes, ranks = cfg.resources.nodes, cfg.resources.nproc_per_node
+    return Job(
+        name=cfg.name,
+        run_dir=str(RunDir.of(cfg).path),
+        device=cfg.resources.device,
+        profile=profile,
+        steps=(Step("check", CHECK, nodes, ranks), Step("train", program, nodes, ranks)),
+        nodes=nodes,
+        python=sys.executable,
+        binds=_read_by(cfg),
+        secret_names=tuple(read_secrets(Path(profile.secrets)) if profile.secrets else ()),
+    )
+
+
+def create_run(cfg: RunConfig, plan: PlanLike, fresh: bool = False, program: tuple[str, ...] = TRAINER) -> RunDir:
+    """Make the run directory with everything that starting it needs; nothing is started.
+
+    Raises:
+        ConfigError: the cluster profile is wrong, or the directory is taken.
+        EnvironmentProblem: the directory cannot be written.
+    """
+    profile = with_absolute_image(profile_of(cfg))
+    job = make_job(cfg, profile, program)
+    files = {"cluster.yaml": dump_profile(profile), "job.sh": render(job)}
+    run_dir = RunDir.create(cfg, plan, fresh, files)
+    if profile.image:
+        lock = json.loads(run_dir.lock_file.read_text())
+        lock["image"] = {"name": profile.image, "digest": image_digest(profile)}
+        write_atomically(run_dir.lock_file, json.dumps(lock, indent=2) + "\n")
+    return run_dir
+
+
+def stored_profile(run_dir: RunDir) -> Profile:
+    """The cluster that the run was prepared for."""
+    return read_profile(run_dir.cluster_file)
+
+
+def move_run(run_dir: RunDir, profile: Profile) -> None:
+    """Prepare a run for another cluster, or for a changed one: its profile and script are written anew."""
+    profile = with_absolute_image(profile)
+    script = render(make_job(run_dir.config(), profile))
+    write_atomically(run_dir.cluster_file, dump_profile(profile))
+    write_atomically(run_dir.job_script, script)
+
+
+def with_absolute_image(profile: Profile) -> Profile:
+    """``profile`` with the paths that it names made absolute, so that the run can be resumed from any folder."""
+    changed: dict[str, Any] = {}
+    for key in ("image", "secrets", "scratch"):
+        value = getattr(profile, key)
+        if value is not None and (key != "image" or _is_file_image(profile)):
+            changed[key] = str(Path(value).expanduser().absolute())
+    changed["binds"] = [str(Path(bind).expanduser().absolute()) for bind in profile.binds]
+    return profile.model_copy(update=changed)
+
+
+def image_digest(profile: Profile) -> str | None:
+    """What tells one build of the image from another: its SHA-256, or the runtime's digest; None where unknown."""
+    if profile.image is None:
+        return None
+    if _is_file_image(profile):
+        path = Path(profile.image)
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    inspect = [profile.runtime, "image", "inspect", "--format", "{{.Id}}", profile.image]
+    try:
+        done = subprocess.run(inspect, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _is_file_image(profile: Profile) -> bool:
+    image = profile.image or ""
+    if profile.runtime == "apptainer":
+        return "://" not in image
+    return profile.runtime == "pyxis" and image.endswith(".sqsh")
+
+
+def _read_by(cfg: RunConfig) -> tuple[str, ...]:
+    """Files and folders that the run reads."""
+    plugins = [name.rpartition(":")[0] for name in cfg.rewards.reward_funcs if ".py:" in name]
+    return tuple(dict.fromkeys(filter(None, (cfg.model.path, cfg.data.train, cfg.data.eval, *plugins))))

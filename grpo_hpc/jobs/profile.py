@@ -1,0 +1,186 @@
+"""What one cluster is like: a small YAML file, so that a run file moves between clusters by one word.
+
+A profile is looked for by name in the user's own folder (``$GRPO_HPC_PROFILES``, else ``~/.config/grpo-hpc/profiles``)
+and then among those that ship with the package (``slurm/profiles``); a name with a slash or ``.yaml`` is a file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from grpo_hpc.config import RunConfig
+from grpo_hpc.config.document import dump_yaml
+from grpo_hpc.config.fields import field_problems
+from grpo_hpc.config.problems import raise_problems
+from grpo_hpc.config.sections import Section
+from grpo_hpc.errors import ConfigError
+from grpo_hpc.shipped import shipped
+
+Executor = Literal["local", "slurm", "submitit"]
+Runtime = Literal["none", "apptainer", "docker", "podman", "pyxis"]
+# These stand in #SBATCH lines, which know no reliable quoting; Slurm's own names need nothing else.
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,:@+=/|&*!()\[\]-]+$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+TimeLimit = Annotated[str, Field(pattern=r"^(\d+-)?\d{1,4}(:[0-5]?\d){1,2}$")]
+
+
+class Floors(Section):
+    """What the check at the start of every attempt demands of the nodes."""
+
+    enabled: bool = Field(default=True, description="check the nodes before a model is loaded")
+    seconds: float = Field(default=180, gt=0, description="time that the whole check may take")
+    free_gib: float = Field(default=1, ge=0, description="free space in the run directory and in scratch")
+    clock_skew_s: float = Field(default=5, gt=0, description="largest difference between the clocks of two nodes")
+    bandwidth_gbps: float = Field(
+        default=0, ge=0, description="least bus bandwidth of an all-reduce over all ranks, in GB/s; 0 takes any"
+    )
+    exclude_node: bool = Field(
+        default=False, description="exclude a node that fails from the job and requeue, instead of ending it"
+    )
+
+
+class Profile(Section):
+    """One cluster."""
+
+    executor: Executor = Field(default="slurm", description="who starts the processes")
+    runtime: Runtime = Field(default="none", description="container runtime that the processes run in")
+    image: str | None = Field(default=None, min_length=1, description="container image: a SIF file, or its name")
+    python: str | None = Field(
+        default=None, min_length=1, description="Python of the processes; absent: this one, or the image's python3"
+    )
+    account: Word | None = Field(default=None, description="account that pays")
+    partition: Word | None = Field(default=None, description="partition, or several with commas")
+    qos: Word | None = Field(default=None, description="quality of service")
+    constraint: Word | None = Field(default=None, description="features that nodes must have")
+    options: list[Word] = Field(default=[], description="further sbatch options, as in --reservation=course")
+    gres: Literal["gpus-per-node", "gres", "none"] = Field(
+        default="gpus-per-node", description="how GPUs are asked for: --gpus-per-node, --gres=gpu, or not at all"
+    )
+    gpu_type: Word | None = Field(default=None, description="type of GPU in that request")
+    gpus_per_node: int | None = Field(default=None, ge=1, description="GPUs that one node has")
+    cpus_per_node: int | None = Field(default=None, ge=1, description="CPU cores that a job asks for on each node")
+    memory: Word | None = Field(default=None, description="memory that a job asks for on each node; 0 is all of it")
+    exclusive: bool = Field(default=False, description="whole nodes only")
+    time_limit: TimeLimit | None = Field(default=None, description="wall time of one job")
+    save_before_s: int = Field(default=300, ge=1, description="seconds before the wall time at which a run saves")
+    requeue: bool = Field(default=True, description="the site lets a job requeue itself")
+    chain: int = Field(default=1, ge=1, description="jobs that are queued behind one another, where it does not")
+    modules: list[str] = Field(default=[], description="environment modules that are loaded")
+    binds: list[str] = Field(default=[], description="folders that are also seen in the container")
+    scratch: str | None = Field(default=None, min_length=1, description="fast folder on every node, for TMPDIR")
+    network_interface: Word | None = Field(default=None, description="network of NCCL and Gloo, such as ib0")
+    environment: dict[Name, str] = Field(default={}, description="variables that are set; never a secret")
+    inherit: list[Name] = Field(default=[], description="secret variables that the submitting shell passes on")
+    secrets: str | None = Field(
+        default=None, min_length=1, description="file with NAME=VALUE lines, readable by its owner alone (0600)"
+    )
+    preflight: Floors = Floors()
+
+
+def profile_folders() -> list[Path]:
+    """Where profiles lie: the user's own folder, then the shipped one."""
+    own = os.environ.get("GRPO_HPC_PROFILES") or Path.home() / ".config" / "grpo-hpc" / "profiles"
+    return [Path(own), shipped("slurm") / "profiles"]
+
+
+def profiles() -> dict[str, Path]:
+    """Every profile by its name; the user's own hide shipped ones."""
+    found = [path for folder in reversed(profile_folders()) for path in sorted(folder.glob("*.yaml"))]
+    return {path.stem: path for path in found}
+
+
+def find_profile(name: str) -> Path:
+    """The file of a profile.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    known = profiles()
+    path = Path(name).expanduser() if "/" in name or name.endswith(".yaml") else known.get(name)
+    if path is None or not path.is_file():
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f"Did you mean '{near[0]}'? " if near else ""
+        raise ConfigError(
+            f"there is no cluster profile '{name}'",
+            f"{meant}Profiles: {', '.join(known)}. `grpo-hpc cluster add` writes one.",
+        )
+    return path
+
+
+def read_profile(path: Path) -> Profile:
+    """Read and check a profile.
+
+    Raises:
+        ConfigError: lists every mistake.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"the cluster profile {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"the cluster profile {path} must hold keys and values, as in 'partition: gpu'")
+    unknown = [key for key in values if key not in Profile.model_fields]
+    if unknown:
+        near = difflib.get_close_matches(str(unknown[0]), Profile.model_fields, n=1)
+        meant = f"Did you mean '{near[0]}'?" if near else f"Keys: {', '.join(Profile.model_fields)}."
+        raise ConfigError(f"the cluster profile {path} has an unknown key '{unknown[0]}'", meant)
+    try:
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        raise_problems(field_problems(error), str(path), {})
+        raise
+
+
+def profile_of(cfg: RunConfig) -> Profile:
+    """The profile that ``cfg`` names, with what the run file says itself put over it.
+
+    Raises:
+        ConfigError: there is no such profile, it is wrong, or what it lacks is needed.
+    """
+    base = read_profile(find_profile(cfg.cluster.profile))
+    own = {key: getattr(cfg.cluster, key) for key in ("executor", "runtime", "image", "time_limit")}
+    profile = base.model_copy(update={key: value for key, value in own.items() if value is not None})
+    require_complete(cfg, profile)
+    return profile
+
+
+def dump_profile(profile: Profile) -> str:
+    """``profile`` as YAML that :func:`read_profile` reads back."""
+    return dump_yaml(profile.model_dump(exclude_none=True))
+
+
+def require_complete(cfg: RunConfig, profile: Profile) -> None:
+    """Refuse a profile that cannot start ``cfg``.
+
+    Raises:
+        ConfigError: says what does not go together.
+    """
+    if profile.runtime != "none" and profile.image is None:
+        raise ConfigError(
+            f"runtime {profile.runtime} needs an image", "Set cluster.image, or image: in the cluster profile."
+        )
+    if profile.runtime == "none" and profile.image is not None:
+        raise ConfigError(
+            f"the image {profile.image} would not be used: the runtime is none",
+            "Set cluster.runtime to apptainer, docker, podman or pyxis, or leave the image out.",
+        )
+    if profile.executor == "local" and profile.runtime == "pyxis":
+        raise ConfigError("pyxis is a part of Slurm; the local executor cannot use it", "Use docker or podman.")
+    if profile.executor == "local" and cfg.resources.nodes > 1:
+        raise ConfigError(
+            f"resources.nodes is {cfg.resources.nodes}, and the local executor starts processes on this machine only",
+            "Use resources.nodes=1, or a cluster: cluster.profile=NAME.",
+        )
+    gpus = profile.gpus_per_node
+    if cfg.resources.device == "cuda" and gpus is not None and cfg.resources.nproc_per_node > gpus:
+        raise ConfigError(
+            f"resources.nproc_per_node is {cfg.resources.nproc_per_node}, and a node of {cfg.cluster.profile} has "
+            f"{gpus} GPUs",
+            f"Use resources.nproc_per_node={gpus} and more nodes.",
+        )

@@ -1,0 +1,189 @@
+"""From a job to the text of its script: pure, no files, no clock, no environment.
+
+The script is one bash file for all executors. Without an argument it supervises an attempt (that is what sbatch
+starts); with the name of a step it runs that step, inside the allocation, one task per node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from shlex import quote
+from typing import Any
+
+from grpo_hpc.jobs.profile import Profile
+from grpo_hpc.jobs.runtimes import Box, Wrapping, wrap
+from grpo_hpc.shipped import shipped
+
+# What a container must be told beside the variables that the script sets.
+_HANDED_IN = (
+    *("MASTER_ADDR", "MASTER_PORT", "GRPO_HPC_ATTEMPT", "CUDA_VISIBLE_DEVICES"),
+    *("SLURM_JOB_ID", "SLURM_NODEID", "SLURMD_NODENAME"),
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that is started on a range of nodes.
+
+    Attributes:
+        name: function of the script, such as ``train``.
+        program: what torchrun starts, and its arguments but the run directory, which comes last.
+        nodes: how many of the job's nodes take part, and from which one on.
+        ranks: processes on each.
+    """
+
+    name: str
+    program: tuple[str, ...]
+    nodes: int
+    ranks: int
+    first_node: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a script says.
+
+    Attributes:
+        name: name of the run.
+        run_dir: its directory, absolute.
+        device: ``cpu`` or ``cuda``.
+        profile: the cluster, complete.
+        steps: what can be started; all of them lie within ``nodes``.
+        nodes: nodes of the allocation.
+        python: interpreter of the supervisor, which runs outside of any container.
+        binds: absolute paths that the steps read or write.
+        secret_names: variables of the secrets file; their values never come near this module.
+    """
+
+    name: str
+    run_dir: str
+    device: str
+    profile: Profile
+    steps: tuple[Step, ...]
+    nodes: int
+    python: str
+    binds: tuple[str, ...] = ()
+    secret_names: tuple[str, ...] = field(default=())
+
+
+def render(job: Job) -> str:
+    """The script of ``job``.
+
+    Raises:
+        ConfigError: the runtime cannot take one of the paths.
+    """
+    template = _environment().get_template("job.sh.j2")
+    box = _box(job)
+    wrapping = wrap(job.profile.runtime, box)
+    return template.render(
+        job=job,
+        profile=job.profile,
+        options=sbatch_options(job) if job.profile.executor == "slurm" else [],
+        variables=_variables(job),
+        steps=[(step, _step_words(job, step, wrapping)) for step in job.steps],
+    )
+
+
+def sbatch_options(job: Job) -> list[str]:
+    """Options of sbatch, one each; no path of a person is among them, so nothing needs quoting."""
+    profile, ranks = job.profile, max(step.ranks for step in job.steps)
+    options = [f"--job-name={job.name}", f"--nodes={job.nodes}", "--ntasks-per-node=1"]
+    for key in ("account", "partition", "qos", "constraint"):
+        if (value := getattr(profile, key)) is not None:
+            options.append(f"--{key}={value}")
+    if job.device == "cuda":
+        options += gpu_request(profile, ranks)
+    if profile.cpus_per_node is not None:
+        options.append(f"--cpus-per-task={profile.cpus_per_node}")
+    if profile.memory is not None:
+        options.append(f"--mem={profile.memory}")
+    if profile.exclusive:
+        options.append("--exclusive")
+    if profile.time_limit is not None:
+        options += [f"--time={profile.time_limit}", f"--signal=B:USR2@{profile.save_before_s}"]
+    options.append("--requeue" if profile.requeue else "--no-requeue")
+    # relative to the run directory, where sbatch is called; a log per start, also of a requeued one
+    options += ["--output=slurm-%j.log", "--open-mode=append"]
+    return [*options, *profile.options]
+
+
+def gpu_request(profile: Profile, ranks: int) -> list[str]:
+    """How this site is asked for ``ranks`` GPUs on each node."""
+    kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
+    asked = {"gpus-per-node": f"--gpus-per-node={kind}{ranks}", "gres": f"--gres=gpu:{kind}{ranks}"}
+    return [asked[profile.gres]] if profile.gres in asked else []
+
+
+def _variables(job: Job) -> list[tuple[str, str]]:
+    """Names and bash words of the variables that every process gets."""
+    profile, ranks = job.profile, max(step.ranks for step in job.steps)
+    cores = profile.cpus_per_node or "$(nproc)"
+    values = {
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": f'"${{OMP_NUM_THREADS:-$(threads {cores} {ranks})}}"',
+    }
+    if job.device == "cuda":
+        values["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"  # Megatron's overlap of communication counts on it
+    if profile.executor != "local":
+        values |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # compute nodes seldom reach the internet
+    if profile.network_interface:
+        values |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), profile.network_interface)
+    if profile.scratch:
+        values["TMPDIR"] = quote(profile.scratch)
+    return list((values | {name: quote(value) for name, value in profile.environment.items()}).items())
+
+
+def _box(job: Job) -> Box | None:
+    profile = job.profile
+    if profile.image is None:
+        return None
+    names = [*_HANDED_IN, *(name for name, _ in _variables(job)), *profile.inherit, *job.secret_names]
+    scratch = [profile.scratch] if profile.scratch else []
+    binds = dict.fromkeys([job.run_dir, *job.binds, *scratch, *profile.binds])
+    return Box(profile.image, job.run_dir, tuple(binds), tuple(dict.fromkeys(names)), job.device == "cuda")
+
+
+def _step_words(job: Job, step: Step, wrapping: Wrapping) -> list[str]:
+    """The words of one step: srun, container, torchrun; one list element is one line of the script."""
+    lines = [" ".join([*_srun(job, step), *wrapping.srun])] if job.profile.executor != "local" else []
+    lines += [" ".join(wrapping.prefix)] if wrapping.prefix else []
+    return [*lines, _torchrun(job, step)]
+
+
+def _srun(job: Job, step: Step) -> list[str]:
+    words = ["srun", f"--nodes={step.nodes}", f"--ntasks={step.nodes}", "--ntasks-per-node=1"]
+    if step.nodes < job.nodes:
+        words.append(f"--relative={step.first_node}")
+    if job.profile.cpus_per_node is not None:
+        words.append(f"--cpus-per-task={job.profile.cpus_per_node}")
+    if job.device == "cuda":
+        words += gpu_request(job.profile, step.ranks)
+    # --overlap: the supervisor of submitit is a step itself; --mpi=none: ranks are torchrun's business
+    return [*words, "--kill-on-bad-exit=1", "--overlap", "--mpi=none"]
+
+
+def _torchrun(job: Job, step: Step) -> str:
+    python = job.profile.python or (job.python if job.profile.runtime == "none" else "python3")
+    words = [quote(python), "-m", "torch.distributed.run"]
+    program = [*map(quote, step.program), '"$0"']
+    if job.profile.executor == "local":
+        words += ["--standalone", f"--nproc-per-node={step.ranks}", *program]
+        return f"bash -c {quote('exec ' + ' '.join(words))} {quote(job.run_dir)}"
+    rank = "$SLURM_NODEID" if not step.first_node else f"$((SLURM_NODEID - {step.first_node}))"
+    words += [f"--nnodes={step.nodes}", f"--nproc-per-node={step.ranks}", f'--node-rank="{rank}"']
+    words += ['--master-addr="$MASTER_ADDR"', '--master-port="$MASTER_PORT"']
+    # Slurm signals every process of a step. torchrun must not die of it, or of USR2: the ranks save, then end.
+    body = f'trap "" TERM USR2; exec {" ".join([*words, "--signals-to-handle=SIGINT", *program])}'
+    return f"bash -c {quote(body)} {quote(job.run_dir)}"
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = FileSystemLoader(shipped("slurm") / "templates")
+    environment = Environment(loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.keep_trailing_newline = True
+    environment.filters["quote"] = quote
+    return environment

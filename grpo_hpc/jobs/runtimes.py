@@ -1,0 +1,113 @@
+"""How a command is put into a container: one function per runtime, from a box to words of a shell command.
+
+Words are ready for bash: what comes from people is quoted, and the few ``$VARIABLES`` in them are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from shlex import quote
+
+from grpo_hpc.errors import ConfigError
+from grpo_hpc.jobs.profile import Runtime
+
+
+@dataclass(frozen=True)
+class Box:
+    """What a container is given.
+
+    Attributes:
+        image: SIF file or URI (apptainer), squashfs file or name (pyxis), name (docker, podman).
+        folder: working directory.
+        binds: folders and files that are seen inside under the same path.
+        variables: names of environment variables that are handed in; Apptainer and Pyxis hand in all.
+        gpus: make the GPUs visible.
+    """
+
+    image: str
+    folder: str
+    binds: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
+    gpus: bool = False
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """Words before a command, and options for the ``srun`` that starts it."""
+
+    prefix: list[str] = field(default_factory=list)
+    srun: list[str] = field(default_factory=list)
+
+
+def wrap(runtime: Runtime, box: Box | None) -> Wrapping:
+    """How ``runtime`` runs a command in ``box``; None is no container.
+
+    Raises:
+        ConfigError: the runtime cannot take one of the paths.
+    """
+    if runtime == "none" or box is None:
+        return Wrapping()
+    return _RUNTIMES[runtime](box)
+
+
+def _apptainer(box: Box) -> Wrapping:
+    words = ["apptainer", "exec"]
+    if box.gpus:
+        words.append("--nv")
+    words += [f"--mount {_csv_mount(path)}" for path in box.binds]
+    return Wrapping([*words, f"--pwd {quote(box.folder)}", quote(box.image)])
+
+
+def _docker(box: Box) -> Wrapping:
+    # without --user the files of the run would belong to root
+    return Wrapping(_oci("docker", box, ['--user "$(id -u):$(id -g)"'], "--gpus all"))
+
+
+def _podman(box: Box) -> Wrapping:
+    return Wrapping(_oci("podman", box, [], "--device nvidia.com/gpu=all"))
+
+
+def _oci(tool: str, box: Box, more: list[str], gpus: str) -> list[str]:
+    # --init: PID 1 must pass signals on and collect children; --ipc=host: NCCL needs more shared memory than 64 MB
+    words = [tool, "run", "--rm", "--init", "--network=host", "--ipc=host", f"--name {container_name()}", *more]
+    if box.gpus:
+        words += [gpus, "--ulimit memlock=-1"]
+    words += [f"--env {name}" for name in box.variables]
+    words += [f"--mount {_csv_mount(path)}" for path in box.binds]
+    return [*words, f"--workdir {quote(box.folder)}", "--entrypoint ''", quote(box.image)]
+
+
+def _pyxis(box: Box) -> Wrapping:
+    for path in box.binds:
+        if set(path) & set(":,"):
+            raise ConfigError(f"pyxis cannot bind {path!r}: it has a comma or colon", "Rename the folder.")
+    mounts = ",".join(f"{path}:{path}" for path in box.binds)
+    return Wrapping(
+        srun=[
+            f"--container-image={quote(box.image)}",
+            f"--container-mounts={quote(mounts)}",
+            f"--container-workdir={quote(box.folder)}",
+            "--no-container-mount-home",
+            "--no-container-entrypoint",
+        ]
+    )
+
+
+def container_name() -> str:
+    """Name of the container of one step on one node; only docker and podman have names."""
+    return '"grpo-hpc-${SLURM_JOB_ID:-$PPID}-${SLURM_STEP_ID:-0}-${SLURM_NODEID:-0}"'
+
+
+def _csv_mount(path: str) -> str:
+    """A bind mount as all three tools read it: fields of CSV, so that commas and quotes in paths are no matter."""
+    doubled = path.replace('"', '""')
+    return quote(f'type=bind,"source={doubled}","destination={doubled}"')
+
+
+_RUNTIMES: dict[Runtime, Callable[[Box], Wrapping]] = {
+    "apptainer": _apptainer,
+    "docker": _docker,
+    "podman": _podman,
+    "pyxis": _pyxis,
+}

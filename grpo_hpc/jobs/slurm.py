@@ -1,0 +1,79 @@
+"""The few Slurm commands that are needed, each as one function. Every call has a deadline: slurmctld can be slow."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from grpo_hpc.errors import EnvironmentProblem
+
+_DEADLINE_S = 60
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The job that this process runs in."""
+
+    job_id: str
+    restart: int
+    nodes: list[str]
+
+    @classmethod
+    def here(cls, env: Mapping[str, str] = os.environ) -> Allocation | None:
+        """The allocation that the environment describes; None outside of one."""
+        if "SLURM_JOB_ID" not in env:
+            return None
+        names = call(["scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]]).split()
+        return cls(env["SLURM_JOB_ID"], int(env.get("SLURM_RESTART_COUNT") or 0), names)
+
+
+def call(command: Sequence[str], cwd: Path | None = None) -> str:
+    """What a Slurm command prints.
+
+    Raises:
+        EnvironmentProblem: it is missing, fails or takes too long; with what it said.
+    """
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=_DEADLINE_S, check=False)
+    except FileNotFoundError:
+        raise EnvironmentProblem(
+            f"{command[0]} is not installed here", "Submit from a login node, or use cluster.executor=local."
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise EnvironmentProblem(f"{command[0]} has not answered for {_DEADLINE_S} s") from None
+    if done.returncode:
+        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise EnvironmentProblem(f"{command[0]} refused: {said}")
+    return done.stdout.strip()
+
+
+def sbatch(script: Path, *options: str) -> str:
+    """Queue ``script`` from its own folder and return the number of the job."""
+    return call(["sbatch", "--parsable", *options, script.name], cwd=script.parent).split(";")[0]
+
+
+def requeue(job_id: str) -> None:
+    """Put a running job back into the queue; Slurm ends what still runs of it."""
+    call(["scontrol", "requeue", job_id])
+
+
+def state(job_id: str) -> str | None:
+    """State of a job while Slurm's controller knows it, such as RUNNING; None afterwards."""
+    try:
+        shown = call(["scontrol", "show", "job", "-o", job_id])
+    except EnvironmentProblem:
+        return None
+    fields = dict(word.partition("=")[::2] for word in shown.split())
+    return fields.get("JobState")
+
+
+def past_states(job_id: str) -> list[str]:
+    """States of all starts of a job, the first start first, from the accounting; empty where there is none."""
+    try:
+        shown = call(["sacct", "-D", "-X", "-n", "-P", "-j", job_id, "-o", "State"])
+    except EnvironmentProblem:
+        return []
+    return [line.split()[0] for line in shown.splitlines() if line.split()]

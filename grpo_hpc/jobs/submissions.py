@@ -1,0 +1,54 @@
+"""``job.json``: every time that a run was handed to an executor."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+
+from grpo_hpc.jobs.files import write_atomically
+from grpo_hpc.jobs.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One call of ``submit`` or ``resume``.
+
+    Attributes:
+        number: counts from 1.
+        executor: who starts the processes.
+        job_ids: Slurm's numbers of the jobs, in the order in which they will run; empty on this machine.
+        at: seconds since the epoch.
+    """
+
+    number: int
+    executor: str
+    job_ids: list[str]
+    at: float
+
+
+def submissions(run_dir: RunDir) -> list[Submission]:
+    """Every submission so far, the oldest first."""
+    if not run_dir.job_file.is_file():
+        return []
+    return [Submission(**entry) for entry in json.loads(run_dir.job_file.read_text())["submissions"]]
+
+
+def note_submission(run_dir: RunDir, executor: str) -> Submission:
+    """Begin a submission; its jobs are added by :func:`note_jobs` as they get their numbers."""
+    so_far = submissions(run_dir)
+    submission = Submission(len(so_far) + 1, executor, [], time.time())
+    _write(run_dir, [*so_far, submission])
+    return submission
+
+
+def note_jobs(run_dir: RunDir, *job_ids: str) -> None:
+    """Add jobs to the latest submission."""
+    *earlier, latest = submissions(run_dir)
+    latest.job_ids.extend(job_ids)
+    _write(run_dir, [*earlier, latest])
+
+
+def _write(run_dir: RunDir, entries: list[Submission]) -> None:
+    text = json.dumps({"submissions": [asdict(entry) for entry in entries]}, indent=2)
+    write_atomically(run_dir.job_file, text + "\n")

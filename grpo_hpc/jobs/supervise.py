@@ -1,0 +1,217 @@
+"""One attempt of a run inside a Slurm allocation: ``python -m grpo_hpc.jobs.supervise RUN_DIR`` on its first node.
+
+It starts the steps of ``job.sh``, passes the wish to stop on to the trainer, writes down how the attempt ended, and
+puts the job back into the queue while there is a reason to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from grpo_hpc.errors import EXIT_USER_ERROR, EnvironmentProblem, GrpoHpcError
+from grpo_hpc.jobs import slurm
+from grpo_hpc.jobs.attempts import OVER, Attempt, State, begin, failures_in_a_row, history
+from grpo_hpc.jobs.ends import OF_SLURM, End, judge
+from grpo_hpc.jobs.files import write_atomically
+from grpo_hpc.jobs.nodes import bad_node
+from grpo_hpc.jobs.ports import claimed_port
+from grpo_hpc.jobs.prepare import stored_profile
+from grpo_hpc.jobs.profile import Profile
+from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.jobs.secrets import read_secrets, without_secrets
+from grpo_hpc.jobs.submissions import note_jobs, submissions
+
+_POLL_S = 0.2
+
+
+def supervise(run_dir: RunDir, allocation: slurm.Allocation) -> int:
+    """Run one attempt and arrange for the next one.
+
+    Returns:
+        0 when the run is over and well or goes on, 2 when a person has to mend something, 1 otherwise.
+    """
+    profile = stored_profile(run_dir)
+    submission = submissions(run_dir)[-1]
+    settle(run_dir)
+    past = [attempt for attempt in history(run_dir) if attempt.submission == submission.number]
+    if past and past[-1].state in OVER:
+        print(f"nothing to do: attempt {past[-1].number} ended as {past[-1].state}", flush=True)
+        return 0
+    attempt = begin(
+        run_dir, submission.executor, allocation.nodes, submission.number, allocation.job_id, allocation.restart
+    )
+    if run_dir.why_stop() != "cancelled":  # a stop from before this start has been obeyed
+        run_dir.stop.unlink(missing_ok=True)
+    with _wishes(run_dir) as wishes:
+        try:
+            end, code = _run_steps(run_dir, profile, attempt, allocation, wishes)
+        except GrpoHpcError as error:
+            end, code = End("error", str(error).replace("\n", " ")), EXIT_USER_ERROR
+        attempt = attempt.end(run_dir, end.state, end.reason, code)
+        print(f"attempt {attempt.number}: {end.state}: {end.reason}", flush=True)
+        goes_on = _go_on(run_dir, profile, allocation, attempt)
+    if end.state in ("success", "stopped", "cancelled") or goes_on:
+        return 0
+    return EXIT_USER_ERROR if end.state == "error" else 1
+
+
+def settle(run_dir: RunDir) -> None:
+    """Close the records of attempts that ended without a chance to write how; Slurm's accounting tells."""
+    for attempt in history(run_dir):
+        if attempt.state != "running" or attempt.job_id is None:
+            continue
+        here = slurm.Allocation.here()
+        present = here is not None and (here.job_id, here.restart) == (attempt.job_id, attempt.restart)
+        states = slurm.past_states(attempt.job_id)
+        known = states[attempt.restart] if attempt.restart < len(states) else None
+        if present or known in ("RUNNING", "COMPLETING", "PENDING"):
+            continue
+        restarted = here is not None and here.job_id == attempt.job_id
+        state = OF_SLURM.get(known, "lost") if known else ("preempted" if restarted else "lost")
+        attempt.end(run_dir, state, f"Slurm says {known}" if known else "killed without warning", None)
+
+
+class _Wishes:
+    """What Slurm's signals ask for; a signal may come twice, and the first one counts."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._run_dir = run_dir
+        self.asked: State | None = None
+
+    def note(self, number: int, _frame: object) -> None:
+        """Handle a signal: USR2 comes before the wall time, TERM from a preemption or from scancel."""
+        if self.asked is None:
+            self.asked = "timeout" if number == signal.SIGUSR2 else "preempted"
+            self._run_dir.ask_to_stop(self.asked)
+
+
+@contextmanager
+def _wishes(run_dir: RunDir) -> Iterator[_Wishes]:
+    wishes = _Wishes(run_dir)
+    numbers = (signal.SIGUSR2, signal.SIGTERM)
+    previous = {number: signal.signal(number, wishes.note) for number in numbers}
+    try:
+        yield wishes
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _run_steps(
+    run_dir: RunDir, profile: Profile, attempt: Attempt, allocation: slurm.Allocation, wishes: _Wishes
+) -> tuple[End, int]:
+    """Check the nodes, then train; how it ended, and the exit code of the step that ended it."""
+    folder = attempt.folder(run_dir)
+    env = _environment(profile, attempt, allocation)
+    _record_environment(run_dir, profile, folder, env)
+    if profile.preflight.enabled:
+        code = _step(run_dir, "check", env, folder / "check.log", allocation, profile.preflight.seconds)
+        if found := bad_node(folder, allocation.nodes, run_dir.config(), profile.preflight, code):
+            return End(wishes.asked or "preflight", str(found)), code or 1
+    offset = run_dir.events.stat().st_size if run_dir.events.exists() else 0
+    code = _step(run_dir, "train", env, RunDir.launcher_log(folder), allocation, None)
+    world = len(allocation.nodes) * run_dir.config().resources.nproc_per_node
+    logs = [RunDir.rank_log(folder, rank) for rank in range(world)]
+    asked = _who_asked(run_dir, wishes, allocation)
+    return judge(code, asked, run_dir.events, offset, RunDir.launcher_log(folder), logs), code
+
+
+def _who_asked(run_dir: RunDir, wishes: _Wishes, allocation: slurm.Allocation) -> State | None:
+    """Why the attempt was told to stop: Slurm's signal, scancel, or a person's file."""
+    why = run_dir.why_stop()
+    if why == "cancelled":
+        return "cancelled"
+    if wishes.asked == "preempted" and slurm.state(allocation.job_id) == "CANCELLED":
+        return "cancelled"
+    if wishes.asked is None and why is not None:
+        return "stopped"
+    return wishes.asked
+
+
+def _step(
+    run_dir: RunDir, name: str, env: dict[str, str], log: Path, allocation: slurm.Allocation, limit_s: float | None
+) -> int:
+    """Run one step of job.sh to its end and return its exit code; 124 when it took longer than ``limit_s``."""
+    deadline = time.monotonic() + limit_s if limit_s else None
+    with claimed_port(int(allocation.job_id)) as port, log.open("ab") as out:
+        ports = {"MASTER_ADDR": allocation.nodes[0], "MASTER_PORT": str(port)}
+        process = subprocess.Popen(
+            ["bash", str(run_dir.job_script), name],
+            env=env | ports,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+        while (code := process.poll()) is None:
+            if deadline and time.monotonic() > deadline:
+                process.terminate()  # srun ends its step on every node
+                process.wait()
+                return 124
+            time.sleep(_POLL_S)
+    return code
+
+
+def _environment(profile: Profile, attempt: Attempt, allocation: slurm.Allocation) -> dict[str, str]:
+    """What every step starts from; the script adds what the cluster wants."""
+    secrets = read_secrets(Path(profile.secrets)) if profile.secrets else {}
+    # of the step that this supervisor itself may be, nothing may reach the steps that it starts
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_STEP", "SUBMITIT_"))}
+    return {**inherited, **secrets, "GRPO_HPC_ATTEMPT": str(attempt.number)}
+
+
+def _record_environment(run_dir: RunDir, profile: Profile, folder: Path, env: dict[str, str]) -> None:
+    command = ["bash", str(run_dir.job_script), "environment"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EnvironmentProblem(f"the environment of the job cannot be set: {done.stderr.strip()[-300:]}")
+    found = dict(entry.partition("=")[::2] for entry in done.stdout.split("\0") if entry)
+    secret = [*profile.inherit, *(read_secrets(Path(profile.secrets)) if profile.secrets else ())]
+    write_atomically(folder / "environment.json", json.dumps(without_secrets(found, secret), indent=2) + "\n")
+
+
+def _go_on(run_dir: RunDir, profile: Profile, allocation: slurm.Allocation, attempt: Attempt) -> bool:
+    """Arrange for the next attempt, if there shall be one; True when the run goes on."""
+    if attempt.state in OVER:
+        return False
+    budget = run_dir.config().cluster.max_failures
+    failures = failures_in_a_row([a for a in history(run_dir) if a.submission == attempt.submission])
+    if failures > budget:
+        print(f"not started again: {failures} starts in a row saved nothing (max_failures is {budget})", flush=True)
+        return False
+    if attempt.state == "preflight" and not profile.preflight.exclude_node:
+        return False
+    if attempt.state == "preflight":
+        node = attempt.reason.partition(":")[0]
+        job_id = slurm.sbatch(run_dir.job_script, f"--exclude={node}")
+        note_jobs(run_dir, job_id)
+        print(f"job {job_id} goes on without {node}", flush=True)
+        return True
+    if not profile.requeue:
+        return bool(set(submissions(run_dir)[-1].job_ids[:-1]) & {allocation.job_id})  # one of a chain, not its last
+    if slurm.state(allocation.job_id) == "RUNNING":  # otherwise Slurm is requeueing it already
+        slurm.requeue(allocation.job_id)
+    return True
+
+
+def main(arguments: list[str]) -> int:
+    """Supervise the run in the folder ``arguments[0]``."""
+    try:
+        allocation = slurm.Allocation.here()
+        if allocation is None:
+            raise EnvironmentProblem("this is no Slurm job", "Start a run with `grpo-hpc submit` or `grpo-hpc resume`.")
+        return supervise(RunDir.open(arguments[0]), allocation)
+    except GrpoHpcError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

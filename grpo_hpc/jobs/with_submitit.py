@@ -1,0 +1,82 @@
+"""The submitit executor: submitit queues the supervisor, which does the rest as under plain sbatch."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import chdir, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from grpo_hpc.errors import EnvironmentProblem
+from grpo_hpc.jobs.prepare import make_job
+from grpo_hpc.jobs.profile import Profile
+from grpo_hpc.jobs.render import sbatch_options
+from grpo_hpc.jobs.run_dir import RunDir
+
+
+class Supervised:
+    """What submitit pickles: a path, nothing that could go stale while the job waits or is requeued."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def __call__(self) -> int:
+        """Supervise one attempt; submitit calls this in the job."""
+        from grpo_hpc.jobs.supervise import main
+
+        code = main([str(self.run_dir)])
+        if code:
+            sys.exit(code)  # so that Slurm sees the job as failed
+        return code
+
+
+def submit(run_dir: RunDir, profile: Profile, after: str | None) -> str:
+    """Queue the run with submitit's AutoExecutor and return the number of the job.
+
+    Raises:
+        EnvironmentProblem: Slurm refused.
+    """
+    import submitit
+    from submitit.core.utils import FailedJobError
+
+    executor = submitit.AutoExecutor(folder=run_dir.path / "submitit", cluster="slurm")
+    executor.update_parameters(**parameters(run_dir, profile, after))
+    try:
+        with chdir(run_dir.path), redirect_stdout(sys.stderr):
+            return str(executor.submit(Supervised(run_dir.path)).job_id)
+    except (FailedJobError, FileNotFoundError) as error:
+        raise EnvironmentProblem(f"submitit could not queue the run: {' '.join(str(error).split())}") from None
+
+
+def parameters(run_dir: RunDir, profile: Profile, after: str | None) -> dict[str, Any]:
+    """The options of sbatch in submitit's words."""
+    options = sbatch_options(make_job(run_dir.config(), profile))
+    given = dict(option.removeprefix("--").partition("=")[::2] for option in options)
+    own = {"job-name", "nodes", "ntasks-per-node", "time", "signal", "output", "open-mode", "requeue", "no-requeue"}
+    more: dict[str, Any] = {name: value or True for name, value in given.items() if name not in own}
+    more["requeue" if profile.requeue else "no-requeue"] = True
+    if after:
+        more["dependency"] = f"afterany:{after}"
+    return {
+        "name": given["job-name"],
+        "nodes": int(given["nodes"]),
+        "tasks_per_node": 1,
+        "timeout_min": minutes(profile.time_limit) if profile.time_limit else None,
+        "slurm_signal_delay_s": profile.save_before_s,
+        # one supervisor on the first node; the GPUs are for the steps that it starts
+        "slurm_srun_args": ["--nodes=1", "--ntasks=1", "--overlap", "--gres=none"],
+        "slurm_additional_parameters": more,
+    }
+
+
+def minutes(time_limit: str) -> int:
+    """A wall time such as 30:00, 12:00:00 or 1-00:00:00 in whole minutes, rounded up."""
+    days, _, clock = time_limit.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if days:  # days-hours:minutes
+        hours, mins, seconds = [*parts, 0, 0][:3]
+    elif len(parts) == 3:
+        hours, mins, seconds = parts
+    else:  # minutes:seconds
+        hours, (mins, seconds) = 0, parts
+    return (int(days or 0) * 24 + hours) * 60 + mins + (seconds > 0)
