@@ -1,5 +1,5 @@
 # The developer's interface: every target is a few lines; the work is done by scripts and the package.
-.PHONY: setup demo quickstart test test-gpu test-containers lint
+.PHONY: setup demo quickstart test test-gpu test-containers test-slurm lint
 
 py := .venv/bin/python
 grpo := .venv/bin/grpo-hpc
@@ -24,6 +24,11 @@ test-gpu:
 test-containers: setup
 	@tools/containers/install.sh podman apptainer docker
 	@$(py) -m pytest tests/containers
+
+test-slurm: setup
+	@tools/containers/install.sh podman apptainer
+	@tools/slurm/install.sh
+	@$(py) -m pytest tests/slurm
 
 lint: setup
 	@$(py) -m ruff check . && $(py) -m ruff format --check . && $(py) -m mypy

@@ -1,0 +1,81 @@
+"""A stand-in for the trainer, started by torchrun on every rank: it steps, saves, obeys and misbehaves as it is told.
+
+``payload.json`` in the run directory: ``steps``, seconds per step ``pause``, and ``fault``, such as
+``{"attempt": "attempt_1", "step": 2, "rank": 3, "kind": "kill"}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from grpo_hpc.jobs.attempts import saved_step
+from grpo_hpc.jobs.rank_log import redirect_output
+from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.observe.events import EventLog
+
+USUAL = {"attempt": "attempt_1", "step": 1, "rank": 0}
+
+
+def main(run: RunDir) -> int:
+    told = json.loads((run.path / "payload.json").read_text())
+    rank, attempt = int(os.environ["RANK"]), run.latest_attempt()
+    redirect_output(RunDir.rank_log(attempt, rank))
+    signalled: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda *got: signalled.append(got[0]))
+    dist.init_process_group("gloo")
+    events = EventLog(run.events)
+    names = ("SLURMD_NODENAME", "CUDA_VISIBLE_DEVICES", "MASTER_PORT", "SECRET")
+    where = {name: os.environ.get(name) for name in names} | {"image": Path("/etc/inside").exists()}
+    (attempt / f"where_{rank}.json").write_text(json.dumps(where))
+    step = saved_step(run)
+    while step < told["steps"]:
+        misbehave(told.get("fault", {}), attempt.name, step, rank)
+        asked = torch.tensor(float(bool(signalled) or run.stop.exists()))
+        dist.all_reduce(asked)
+        if asked:
+            save(run, step, rank)
+            if rank == 0:
+                events.stopped(step)
+            return 0
+        time.sleep(told["pause"])
+        step += 1
+        if rank == 0:
+            with (run.path / "steps.txt").open("a") as file:
+                file.write(f"{attempt.name} {step}\n")
+    save(run, step, rank)
+    if rank == 0:
+        events.finished({"lines": []})
+    return 0
+
+
+def save(run: RunDir, step: int, rank: int) -> None:
+    if rank == 0:
+        (run.checkpoints / f"step_{step:06d}").mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+
+
+def misbehave(fault: dict, attempt: str, step: int, rank: int) -> None:
+    here = {"attempt": attempt, "step": step, "rank": rank}
+    if not fault or any(fault.get(key, usual) != here[key] for key, usual in USUAL.items()):
+        return
+    if fault["kind"] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault["kind"] == "raise":
+        raise RuntimeError("the payload was told to fail")
+    if fault["kind"] == "fill":
+        with Path(fault["file"]).open("wb") as file:
+            while True:
+                file.write(bytes(1 << 20))
+
+
+if __name__ == "__main__":
+    sys.exit(main(RunDir.open(sys.argv[1])))
