@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 Denominator = Literal["samples", "tokens", "constant"]
 
+DENOMINATORS: dict[Denominator, str] = {
+    "samples": "tokens of the completion, then completions of the step",
+    "tokens": "tokens of the step",
+    "constant": "completions of the step times max_completion_length",
+}
+
 
 @dataclass(frozen=True)
 class PolicyTokens:

@@ -52,7 +52,7 @@ class Evaluated:
         total: what is summed with the tokens' weights.
         policy: bounds that acted in the policy loss.
         ratio: importance weight of the policy loss.
-        kl: KL estimate; 0 without a reference.
+        kl: KL estimate, also when it is no part of the loss; 0 without a reference.
         old: log-probabilities that the update started from.
         kept: False where the entropy threshold or staleness masks the policy loss.
         stale: masked for staleness.
@@ -126,6 +126,7 @@ class Objective:
         kl = torch.zeros_like(now)
         if data.ref_logprobs is not None:
             kl = KL_ESTIMATORS[self.kl_estimator](logprobs, data.ref_logprobs)
+        if self.beta:
             total = total + self.beta * kl
         if self.entropy_coef:
             total = total - self.entropy_coef * entropy

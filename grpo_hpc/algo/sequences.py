@@ -44,8 +44,8 @@ class Sequences:
 
         By doubling: after round j every y_t covers 2^j tokens, so the longest completion sets the number of rounds.
         """
-        total, step = values, 1
-        while step < len(values) and bool((self.lengths > step).any()):
+        total, step, longest = values, 1, int(self.lengths.max())
+        while step < longest:
             further = total.new_zeros(total.shape)
             same = self.index[step:] == self.index[:-step]
             further[:-step] = (discount**step) * total[step:] * same

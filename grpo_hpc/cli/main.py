@@ -19,6 +19,7 @@ _COMMANDS = {
     "submit": ("grpo_hpc.cli.submit", "Start a run."),
     "image": ("grpo_hpc.cli.image", "Render, build and check container images."),
     "checkpoint": ("grpo_hpc.cli.checkpoint", "Convert, verify, merge, inspect and reshard checkpoints."),
+    "train": ("grpo_hpc.cli.train", "Show the losses, estimators and rewards that there are."),
     "resume": ("grpo_hpc.cli.resume", "Continue a stopped or crashed run."),
     "config": ("grpo_hpc.cli.config", "List and copy the run files that come with grpo-hpc."),
     "import-swift": ("grpo_hpc.cli.import_swift", "Make a run file from an ms-swift GRPO command."),

@@ -10,8 +10,9 @@ from grpo_hpc.shipped import shipped
 
 
 def run_files() -> dict[str, Path]:
-    """Every shipped run file by its name, such as ``qwen3_30b_a3b``."""
-    return {file.stem: file for file in sorted(shipped("configs").glob("*.yaml"))}
+    """Every shipped run file by its name, such as ``qwen3_30b_a3b``; recipes of algorithms come last."""
+    folder = shipped("configs")
+    return {file.stem: file for file in [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("recipes/*.yaml"))]}
 
 
 def run_file(name: str) -> Path:

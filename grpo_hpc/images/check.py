@@ -67,8 +67,8 @@ def image_name(inside: Sequence[str]) -> str:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise EnvironmentProblem(f"{inside[0]} is not installed") from None
-    if name := done.stdout.strip():
-        return name
+    if said := done.stdout.split():
+        return said[-1]  # the entry points of some bases greet first
     if done.stderr.strip():
         raise EnvironmentProblem("the image cannot be run:\n  " + "\n  ".join(done.stderr.strip().splitlines()[-4:]))
     raise EnvironmentProblem(

@@ -55,6 +55,11 @@ def registered_names() -> list[str]:
     return sorted(_registered)
 
 
+def described() -> dict[str, str]:
+    """What each registered function rewards: the first line of its docstring."""
+    return {name: (_registered[name].__doc__ or "").strip().partition("\n")[0] for name in registered_names()}
+
+
 def check_names(names: Sequence[str]) -> None:
     """Check that :func:`resolve` will find ``names``; files are parsed, not run.
 

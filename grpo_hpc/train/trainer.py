@@ -131,6 +131,8 @@ class Trainer:
             self._lessons.prepare(rollout.used)
         self._rollout_metrics = rollout_metrics(rollout, dynamic=self._cfg.algorithm.dynamic_sample)
         self._reporter.completions(self.state.step + 1, rollout, self._source.rows_of(rollout.sampled + rollout.used))
+        if not any(t.token_weight for t in rollout.used):
+            self._reporter.message("overlong_filter: every completion was cut off, so this rollout teaches nothing")
         if rollout.filled:
             self._reporter.message(
                 f"dynamic sampling: after {rollout.rounds} rounds {rollout.filled} of "

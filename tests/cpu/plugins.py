@@ -14,3 +14,19 @@ def raises(completions: list[str]) -> list[float]:
 
 def not_a_number(completions: list[str]) -> list[float]:
     return [float("nan")] * len(completions)
+
+
+def ends(completion_ids: list[list[int]], finish_reasons: list[str]) -> list[float]:
+    """The same for completions that end by themselves, and less for those that are cut off."""
+    scores = early_letters(completion_ids)
+    return [score + (reason == "stop") for score, reason in zip(scores, finish_reasons, strict=True)]
+
+
+def sometimes(completion_ids: list[list[int]], answer: list[int]) -> list[float]:
+    """Differs within the group of every second prompt."""
+    return [(ids[0] % 7 + len(ids)) * (n % 2) for ids, n in zip(completion_ids, answer, strict=True)]
+
+
+def rarely(completion_ids: list[list[int]], answer: list[int]) -> list[float]:
+    """Differs within the groups of three prompts in twelve."""
+    return [(ids[0] % 7 + len(ids)) * (n % 4 == 0) for ids, n in zip(completion_ids, answer, strict=True)]

@@ -36,7 +36,18 @@ ALLOWED = {
     },
     "images": {"errors", "config", "shipped"},
     "importing": {"errors", "config", "rewards.registry"},
-    "cli": {"errors", "config", "importing", "plan", "jobs", "images", "checkpoint"},
+    "cli": {
+        "algo.losses",
+        "algo.estimators",
+        "rewards.registry",
+        "errors",
+        "config",
+        "importing",
+        "plan",
+        "jobs",
+        "images",
+        "checkpoint",
+    },
 }
 
 

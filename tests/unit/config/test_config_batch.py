@@ -209,7 +209,7 @@ def test_the_shipped_run_files_fit() -> None:
     from grpo_hpc.config import load_run
 
     root = Path(__file__).parents[3]
-    files = sorted((root / "configs").glob("*.yaml"))
+    files = sorted((root / "configs").rglob("*.yaml"))
     assert files
     for file in files:
         schedule(load_run(file))

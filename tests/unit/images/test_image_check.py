@@ -12,7 +12,7 @@ from grpo_hpc.cli import main
 from grpo_hpc.config import load_run
 from grpo_hpc.errors import EnvironmentProblem
 from grpo_hpc.images import probe
-from grpo_hpc.images.check import compare, failed, probe_environment
+from grpo_hpc.images.check import compare, failed, image_name, probe_environment
 from grpo_hpc.images.inside import inside
 from grpo_hpc.images.spec import ImageSpec
 
@@ -172,3 +172,10 @@ def test_the_command_that_goes_inside(tool, device, expected, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     command = " ".join(inside(tool, "x.sif", device, ["/data", "/data"]))
     assert command.endswith(expected.format(here=tmp_path))
+
+
+def test_an_image_says_its_name_after_any_greeting():
+    greeting = "echo; echo '== PyTorch =='; exec env GRPO_HPC_IMAGE=gpu-ngc \"$@\""
+    assert image_name(["sh", "-c", greeting, "sh"]) == "gpu-ngc"
+    with pytest.raises(EnvironmentProblem, match="does not say which image"):
+        image_name(["env", "-u", "GRPO_HPC_IMAGE"])

@@ -1,0 +1,57 @@
+"""``grpo-hpc train``: what a run can be trained with."""
+
+from __future__ import annotations
+
+import click
+
+Entry = tuple[str, str, dict[str, str]]  # name, what it is, and what else there is to say
+
+
+@click.command("train", short_help="Show the losses, estimators and rewards that there are.")
+@click.option(
+    "--list",
+    "what",
+    type=click.Choice(["losses", "estimators", "rewards"]),
+    required=True,
+    help="What to show, each with its source.",
+)
+def command(what: str) -> None:
+    """Show what a run file may name: policy losses, advantage estimators, reward functions.
+
+    Runs are started by `grpo-hpc submit`. docs/algorithms.md has every formula.
+    """
+    for name, summary, more in {"losses": _losses, "estimators": _estimators, "rewards": _rewards}[what]():
+        click.secho(name, bold=True)
+        click.echo(f"  {summary}")
+        for label, text in more.items():
+            click.echo(f"  {label + ':':<12}{text}")
+
+
+def _losses() -> list[Entry]:
+    from grpo_hpc.algo.losses import DENOMINATORS, LOSSES
+
+    return [
+        (
+            loss.name,
+            loss.summary,
+            {
+                "divided by": DENOMINATORS[loss.denominator],
+                "source": loss.source,
+                "keys": ", ".join(loss.options),
+            },
+        )
+        for loss in sorted(LOSSES.values(), key=lambda loss: loss.name)
+    ]
+
+
+def _estimators() -> list[Entry]:
+    from grpo_hpc.algo.estimators import ESTIMATORS
+
+    found = sorted(ESTIMATORS.values(), key=lambda estimator: estimator.name)
+    return [(e.name, e.summary, {"source": e.source}) for e in found]
+
+
+def _rewards() -> list[Entry]:
+    from grpo_hpc.rewards.registry import described
+
+    return [(name, summary, {}) for name, summary in described().items()]
