@@ -86,12 +86,13 @@ def results(tiny, tmp_path_factory):
 
 @pytest.mark.parametrize("name", [*RECIPES, *OTHERS])
 def test_it_trains_and_every_metric_is_known(name, results):
+    idle = {"dapo": 0.5, "never": 1.0}.get(name, 0.0)  # steps whose completions were all cut off, or alike
     steps = results[name]["whole"]["steps"]
     assert len(steps) >= 4 and (results[name]["moved"] > 1.0 or name == "never")
     for row in steps.values():
         assert all(math.isfinite(value) for value in row.values()), row
         assert [key for key in row if lookup(key) is None] == []
-        assert row["grad_norm"] > 0 or name == "never"
+    assert sum(row["grad_norm"] == 0 for row in steps.values()) <= idle * len(steps)
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *OTHERS])

@@ -75,7 +75,7 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
 
     engine.version = None  # the weights of the last run are not this one's
     tokenizer, policy = Tokenizer(cfg.model.path), TrainedPolicy(cfg, platform)
-    reference = build_model(cfg, platform).eval() if cfg.algorithm.beta else None
+    reference = [chunk.eval() for chunk in build_model(cfg, platform)] if cfg.algorithm.beta else None
     state = TrainerState()
     if begin is not None:
         moving = reference if cfg.algorithm.sync_ref_model else None

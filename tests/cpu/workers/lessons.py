@@ -42,7 +42,7 @@ def one_lesson(cfg, platform):
 
     plan = schedule(cfg)
     policy = TrainedPolicy(cfg, platform)
-    lessons = Lessons(cfg, plan, platform, policy, policy.model, packing_of(cfg))
+    lessons = Lessons(cfg, plan, platform, policy, policy.chunks, packing_of(cfg))
     rollout = trajectories(plan.generation_batch_size, plan.num_generations)
     for t in rollout:
         t.reward, t.finish_reason = t.advantage, "length" if t.position % 3 == 1 and t.sample == 0 else "stop"
@@ -55,7 +55,7 @@ def one_lesson(cfg, platform):
         t.rollout_logprobs = [x + rng.uniform(-0.3, 0.3) for x in t.old_logprobs]
     lesson = lessons.lesson(rollout, used=plan.steps_per_generation + 1)  # the second step of the second pass
     policy.accumulate(lessons.batches(lesson), lesson.threshold)
-    exporter = HfExporter(policy.model, platform.layer_spec, values=lambda p: p.main_grad)
+    exporter = HfExporter(policy.chunks, platform.layer_spec, values=lambda p: p.main_grad)
     gradients = {name: value.clone().contiguous() for name, value in exporter.tensors()}
     values = policy.update(lessons.batches(lesson), lesson.threshold)
     values["loss"] += lesson.constant
