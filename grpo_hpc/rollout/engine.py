@@ -12,6 +12,7 @@ from torch import Tensor
 
 from grpo_hpc.errors import RolloutError
 from grpo_hpc.rollout.precision import cast
+from grpo_hpc.rollout.residency import Part
 
 if TYPE_CHECKING:
     from grpo_hpc.config import RunConfig
@@ -48,6 +49,10 @@ class Engine(Protocol):
 
     def load_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> None: ...
 
+    def sleep(self) -> None: ...
+
+    def wake(self, part: Part) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -75,6 +80,7 @@ class ColocateEngine:
             max_model_len=r.vllm_max_model_len,
             logprobs_mode="processed_logprobs",  # of the distribution that is sampled from, temperature included
             seed=cfg.seed + int(os.environ["RANK"]) // r.vllm_tensor_parallel_size,
+            enable_sleep_mode=r.sleep_level > 0,
             disable_log_stats=True,
             **options,
         )
@@ -121,6 +127,16 @@ class ColocateEngine:
         self._llm.apply_model(_refresh_tied_head)
         self._llm.reset_prefix_cache()
         self.version = version
+
+    def sleep(self) -> None:
+        """Free the device: weights wait in host memory (``sleep_level`` 1) or are dropped, the KV cache always is."""
+        self._llm.sleep(level=self._cfg.sleep_level)
+        if self._cfg.sleep_level == 2:
+            self.version = None
+
+    def wake(self, part: Part) -> None:
+        """Take back the memory of one part; after a sleep of level 2 weights are undefined until they are loaded."""
+        self._llm.wake_up(tags=[{Part.ENGINE_WEIGHTS: "weights", Part.ENGINE_CACHE: "kv_cache"}[part]])
 
     def close(self) -> None:
         """Give back memory and process groups; while the trainer's own groups still stand."""
