@@ -1,0 +1,210 @@
+"""Low-rank adapters on Megatron's parallel linear layers (LoRA, arXiv 2106.09685).
+
+An adapted layer computes ``W x + s B A x`` with W frozen, A [r, in], B [out, r] and ``s = alpha / r`` (rsLoRA,
+arXiv 2312.03732: ``alpha / sqrt(r)``). Adapters live in the layer itself as ``lora_a`` and ``lora_b``, beside
+``weight``, and follow its tensor parallelism:
+
+- column-parallel: every rank holds all of A and its rows of B; ``A x`` is replicated, its gradient summed over ranks.
+- row-parallel: every rank holds its columns of A and all of B; the partial ``A x`` are summed over the ranks.
+
+With sequence parallelism the replicated factor sees a part of the tokens only, so it is marked for Megatron to sum its
+gradient. The weights that others see are merged on the fly, rank by rank: the frozen weight itself never changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from zlib import crc32
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state as mpu
+from megatron.core import tensor_parallel as tp
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from torch import Tensor, nn
+
+from grpo_hpc.errors import ConfigError
+from grpo_hpc.models.movers import local_parameters
+from grpo_hpc.models.policy import PolicyModel
+
+Kind = Literal["column", "row"]
+LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+# what Hugging Face calls the parts of Megatron's stacked matrices
+_PARTS = {
+    "linear_qkv": {"q_proj", "k_proj", "v_proj"},
+    "linear_proj": {"o_proj"},
+    "linear_fc1": {"gate_proj", "up_proj"},
+    "linear_fc2": {"down_proj"},
+}
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Which adapters a model gets.
+
+    Attributes:
+        targets: ``all-linear``, Megatron names (``linear_qkv`` ...) or Hugging Face names (``q_proj`` ...).
+        dropout: on the input of the adapters, in training only.
+        seed: of A; B starts at zero, so training starts from the base model.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+    rslora: bool
+    seed: int
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def linears(self) -> set[str]:
+        """The Megatron layers that ``targets`` mean.
+
+        Raises:
+            ConfigError: a name is unknown, or names a part of a matrix that Megatron keeps in one piece.
+        """
+        wanted = set(self.targets)
+        if "all-linear" in wanted:
+            return set(LINEARS)
+        chosen = wanted & set(LINEARS)
+        for linear, parts in _PARTS.items():
+            named = wanted & parts
+            if named == parts:
+                chosen.add(linear)
+            elif named:
+                raise ConfigError(
+                    f"tuner.target_modules: {', '.join(sorted(named))} without {', '.join(sorted(parts - named))}",
+                    f"Megatron keeps {', '.join(sorted(parts))} in one matrix: name all of them, or {linear}.",
+                )
+        if unknown := wanted - set(LINEARS) - set().union(*_PARTS.values()):
+            known = ", ".join(("all-linear", *LINEARS, *sorted(set().union(*_PARTS.values()))))
+            raise ConfigError(f"tuner.target_modules: unknown {', '.join(sorted(unknown))}", f"Known: {known}.")
+        return chosen
+
+
+def add_adapters(model: PolicyModel, adapters: Adapters) -> None:
+    """Freeze every parameter of ``model`` and give the target layers adapters.
+
+    The values of A depend on the parameter's name and the seed alone, so every layout starts from the same adapters.
+    """
+    linears = adapters.linears()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    names = {id(parameter): name for name, parameter in local_parameters(model).items()}
+    for path, module in list(model.named_modules()):
+        if path.rsplit(".", 1)[-1] in linears:
+            _adapt(module, names[id(module.weight)], adapters)
+
+
+def adapted_layers(model: nn.Module) -> Iterator[AdaptedLinear]:
+    """The layers of ``model`` that have adapters."""
+    return (module for module in model.modules() if isinstance(module, AdaptedLinear))
+
+
+@contextlib.contextmanager
+def adapters_off(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, ``models`` compute what they did before they were adapted: the reference model."""
+    layers = [layer for model in models for layer in adapted_layers(model)]
+    for layer in layers:
+        layer.lora_on = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.lora_on = True
+
+
+class AdaptedLinear(nn.Module):
+    """What an adapted layer does beyond its own class; mixed into that class by :func:`add_adapters`."""
+
+    weight: Tensor
+    lora_a: Tensor
+    lora_b: Tensor
+    lora_kind: Kind
+    lora_scale: float
+    lora_dropout: float
+    lora_on: bool
+    lora_expert: bool
+    config: Any
+
+    def forward(self, input_: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The layer's own output and bias, with the adapter's part added to the output."""
+        output, bias = super().forward(input_, *args, **kwargs)
+        if isinstance(output, tuple):  # TransformerEngine's norm and layer in one: it was asked for the normed input
+            output, input_ = output
+        if not self.lora_on:
+            return output, bias
+        return output + self.lora_scale * F.linear(self._inner(input_), self.lora_b), bias
+
+    def merged(self) -> Tensor:
+        """This rank's shard of ``W + s B A``, in the weight's dtype."""
+        delta = self.lora_b.detach().float() @ self.lora_a.detach().float()
+        return (self.weight.detach().float() + self.lora_scale * delta).to(self.weight.dtype)
+
+    def _inner(self, input_: Tensor) -> Tensor:
+        """``A x`` as every rank needs it: [tokens of the output, batch, r]."""
+        parallel = self.config.sequence_parallel and not self.lora_expert
+        inner = F.linear(self._dropped(input_, split=parallel or self.lora_kind == "row"), self.lora_a)
+        if self.lora_expert or self.config.tensor_model_parallel_size == 1:
+            return inner
+        if self.lora_kind == "column":
+            gather = tp.gather_from_sequence_parallel_region
+            return gather(inner) if parallel else tp.copy_to_tensor_model_parallel_region(inner)
+        if parallel:
+            return tp.reduce_scatter_to_sequence_parallel_region(inner)
+        return tp.reduce_from_tensor_model_parallel_region(inner)
+
+    def _dropped(self, input_: Tensor, split: bool) -> Tensor:
+        """Dropout, with a mask that ranks share where they share the input."""
+        if not (self.lora_dropout and self.training and torch.is_grad_enabled()):
+            return input_
+        with tp.get_cuda_rng_tracker().fork() if split else contextlib.nullcontext():
+            return F.dropout(input_, self.lora_dropout)
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
+        """The layer's own entries and the adapter's, each with the axis that tensor-parallel ranks split."""
+        entries: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        axes = {"lora_b": 0} if self.lora_kind == "column" else {"lora_a": 1}
+        own = {name: getattr(self, name) for name in ("lora_a", "lora_b")}
+        return entries | make_sharded_tensors_for_checkpoint(own, prefix, axes, sharded_offsets)
+
+
+def _adapt(module: Any, name: str, adapters: Adapters) -> None:
+    kind: Kind = "row" if isinstance(module, _row_classes()) else "column"
+    rows, columns = module.weight.shape
+    expert = ".experts." in name
+    size, rank = mpu.get_tensor_model_parallel_world_size(), mpu.get_tensor_model_parallel_rank()
+    split = kind == "row" and not expert
+    whole = columns * size if split else columns
+    generator = torch.Generator().manual_seed(crc32(name.encode()) ^ adapters.seed)
+    a = (torch.rand(adapters.rank, whole, generator=generator) * 2 - 1) / math.sqrt(whole)  # as peft starts it
+    a = a[:, rank * columns : (rank + 1) * columns] if split else a
+    like = {"dtype": module.weight.dtype, "device": module.weight.device}
+    module.lora_a = nn.Parameter(a.to(**like).contiguous())
+    module.lora_b = nn.Parameter(torch.zeros(rows, adapters.rank, **like))
+    module.lora_kind, module.lora_scale, module.lora_dropout = kind, adapters.scale, adapters.dropout
+    module.lora_on, module.lora_expert = True, expert
+    if hasattr(module, "return_layernorm_output"):
+        module.return_layernorm_output = True
+    replicated, cut = (module.lora_a, module.lora_b) if kind == "column" else (module.lora_b, module.lora_a)
+    for parameter in (replicated, cut):
+        parameter.allreduce = not expert  # whether Megatron reduces it over all replicas or those of the experts
+    if not expert:
+        tp.set_tensor_model_parallel_attributes(cut, True, 0 if kind == "column" else 1, 1)
+        replicated.sequence_parallel = module.config.sequence_parallel
+    module.__class__ = type(f"Adapted{type(module).__name__}", (AdaptedLinear, type(module)), {})
+
+
+def _row_classes() -> tuple[type, ...]:
+    found: list[type] = [tp.RowParallelLinear]
+    with contextlib.suppress(ImportError):
+        from megatron.core.extensions.transformer_engine import TERowParallelLinear
+
+        found.append(TERowParallelLinear)
+    return tuple(found)
