@@ -45,9 +45,10 @@ _OPTIONS = (
         _Option(f"rollout.{key}", _on_servers, "has a meaning only with rollout.vllm_mode: server")
         for key in ("vllm_server_nodes", "vllm_server_port")
     ),
+    _Option("rollout.sleep_level", _colocated, "has a meaning only where trainer and vLLM share GPUs"),
     *(
-        _Option(f"rollout.{key}", _colocated, "has a meaning only where trainer and vLLM share GPUs")
-        for key in ("sleep_level", "offload_model", "offload_optimizer")
+        _Option(f"rollout.{key}", lambda cfg: not _on_servers(cfg), "has no meaning with rollout.vllm_mode: server")
+        for key in ("offload_model", "offload_optimizer")
     ),
     *(
         _Option(f"tuner.{key}", _adapters, "has a meaning only with tuner.tuner_type: lora")

@@ -127,7 +127,9 @@ class Rollout(Section):
     sleep_level: Literal[0, 1, 2] = Field(
         default=0, description="vLLM while training: 0 stays, 1 keeps its weights in host memory, 2 drops them"
     )
-    offload_model: bool = Field(default=False, description="training weights and gradients leave the GPU in rollouts")
+    offload_model: bool = Field(
+        default=False, description="training weights and gradients leave the GPU in rollouts; on a CPU a rehearsal"
+    )
     offload_optimizer: bool = Field(default=False, description="optimizer state leaves the GPU during rollouts")
     vllm_dtype: Precision = Field(default="bfloat16", description="precision of the rollout weights")
     vllm_tensor_parallel_size: int = Field(default=1, ge=1, description="ranks that share one vLLM engine")

@@ -17,9 +17,6 @@ def untrainable(cfg: RunConfig) -> list[str]:
         found.append("parallel.decoder_*_pipeline_num_layers: the trainer's stages are all of one size")
     if roll.vllm_mode == "server":
         found.append("rollout.vllm_mode is server: the trainer has vLLM in its own processes only; use colocate")
-    for key in ("sleep_level", "offload_model", "offload_optimizer"):
-        if getattr(roll, key):
-            found.append(f"rollout.{key}: the trainer keeps everything on the GPU")
     if tuner.tuner_type == "lora":
         found.append("tuner.tuner_type is lora: the trainer trains all parameters; use full")
     if tuner.freeze_parameters_regex:

@@ -169,7 +169,9 @@ class AdaptedLinear(nn.Module):
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
         """The layer's own entries and the adapter's, each with the axis that tensor-parallel ranks split."""
-        entries: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        entries: dict[str, Any] = super().sharded_state_dict(  # type: ignore[misc]  # of the class this is mixed into
+            prefix, sharded_offsets, metadata
+        )
         axes = {"lora_b": 0} if self.lora_kind == "column" else {"lora_a": 1}
         own = {name: getattr(self, name) for name in ("lora_a", "lora_b")}
         return entries | make_sharded_tensors_for_checkpoint(own, prefix, axes, sharded_offsets)

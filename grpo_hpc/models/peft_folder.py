@@ -38,8 +38,8 @@ def gather_adapters(models: Sequence[PolicyModel], layer_spec: str) -> dict[str,
     for entry in entries(weight_map(models[0].shape), layer_spec):
         if entry.name not in held:
             continue
-        shards = [held[entry.name][rank] for rank in sorted(held[entry.name])]
-        a, b = [shard[0] for shard in shards], [shard[1] for shard in shards]
+        pairs = [held[entry.name][rank] for rank in sorted(held[entry.name])]
+        a, b = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         columns = entry.layout.axis == 1
         whole_a = entry.layout.to_hf(a)[0] if columns else a[0]
         pieces = [b[0]] if columns else entry.layout.to_hf(b)

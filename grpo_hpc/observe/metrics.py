@@ -182,6 +182,12 @@ METRICS: dict[str, Metric] = {
     "time/sync": Metric(_SECONDS, "Handing the new weights to the engine.", "sync", ".1f"),
     "time/rollout": Metric(_SECONDS, "Sampling completions.", "rollout", ".1f"),
     "time/reward": Metric(_SECONDS, "Scoring them and gathering them from all ranks.", "reward", ".1f"),
+    "time/offload": Metric(
+        _SECONDS,
+        "Moving weights, optimizer state and engine on and off the device.",
+        "offload",
+        ".1f",
+    ),
     "time/logprob": Metric(_SECONDS, "Old and reference log-probabilities.", "logprob", ".1f"),
     "time/train": Metric(_SECONDS, "Forward, backward and optimizer step.", "train", ".1f"),
 }
@@ -191,6 +197,7 @@ PHASES: dict[str, str] = {
     "sync": "handing weights to the engine",
     "rollout": "sampling completions",
     "reward": "scoring completions",
+    "offload": "making room on the device",
     "logprob": "computing log-probabilities",
     "train": "training",
     "eval": "answering held-out prompts",

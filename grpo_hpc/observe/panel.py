@@ -24,7 +24,14 @@ _SAMPLING = (
     "throughput/train_tokens_per_s",
     "memory/peak_gib",
 )
-_PHASE_STYLES = {"sync": "magenta", "rollout": "cyan", "reward": "yellow", "logprob": "green", "train": "blue"}
+_PHASE_STYLES = {
+    "sync": "magenta",
+    "rollout": "cyan",
+    "reward": "yellow",
+    "offload": "red",
+    "logprob": "green",
+    "train": "blue",
+}
 _WORRYING = {"completions/clipped_ratio": 0.5, "reward/zero_variance_groups": 0.9}  # from here on shown in yellow
 _LABEL_WIDTH, _VALUE_WIDTH, _AXIS_WIDTH = 13, 11, 6
 _VISIBLE = 0.01

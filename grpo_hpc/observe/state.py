@@ -9,7 +9,7 @@ from typing import Any
 
 from grpo_hpc.observe.history import History, finite
 
-STEP_PHASES = ("sync", "rollout", "reward", "logprob", "train")
+STEP_PHASES = ("sync", "rollout", "reward", "offload", "logprob", "train")
 _RECENT_STEPS = 12
 
 

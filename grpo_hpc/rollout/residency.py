@@ -21,6 +21,9 @@ class Part(Enum):
     OPTIMIZER = "optimizer"
 
 
+ENGINE = frozenset({Part.ENGINE_WEIGHTS, Part.ENGINE_CACHE})
+
+
 class Use(Enum):
     """What the GPU is used for: weights to the engine, sampling, or log-probabilities, updates and saving."""
 
@@ -60,9 +63,13 @@ class Residency:
     def moves(self, now: frozenset[Part], use: Use) -> list[Move]:
         """How to get from ``now`` to ``use``: first what leaves, then what enters, each in a fixed order.
 
-        A sleeping engine's cache is of no use without its weights, so both leave together; weights alone are awake
-        only between the synchronisation and the rollout that follows it.
+        The engine sleeps as a whole, so what is awake of it leaves together; its parts wake one by one. The cache is
+        not there while weights are handed over: the training model is.
         """
         then = self.parts(use)
-        leave = [Move(part, enters=False) for part in Part if part in now - then]
-        return leave + [Move(part, enters=True) for part in Part if part in then - now]
+        leaving = now - then
+        if leaving & ENGINE:
+            leaving |= now & ENGINE
+        entering = then - (now - leaving)
+        leave = [Move(part, enters=False) for part in Part if part in leaving]
+        return leave + [Move(part, enters=True) for part in Part if part in entering]

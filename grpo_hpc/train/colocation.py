@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from grpo_hpc.models.policy import PolicyModel
 from grpo_hpc.rollout.engine import Engine
-from grpo_hpc.rollout.residency import Part, Residency, Use
+from grpo_hpc.rollout.residency import ENGINE, Part, Residency, Use
 from grpo_hpc.train.offload import HostCopy
 from grpo_hpc.train.platform import Platform
 from grpo_hpc.train.policy import TrainedPolicy
-
-_OF_ENGINE = {Part.ENGINE_WEIGHTS, Part.ENGINE_CACHE}
+from grpo_hpc.train.watch import PhaseClock
 
 
 class Colocation:
@@ -27,13 +26,18 @@ class Colocation:
     """
 
     def __init__(
-        self, residency: Residency, platform: Platform, policy: TrainedPolicy, reference: Sequence[PolicyModel]
+        self,
+        residency: Residency,
+        platform: Platform,
+        policy: TrainedPolicy,
+        reference: Sequence[PolicyModel],
+        clock: PhaseClock,
     ) -> None:
-        self._residency, self._platform, self._policy = residency, platform, policy
+        self._residency, self._platform, self._policy, self._clock = residency, platform, policy, clock
         models = [*policy.chunks, *reference]
         gradients = HostCopy(lambda: _gradients(policy), keep=False)
         weights = HostCopy(lambda: [p.data for model in models for p in model.parameters()])
-        state = HostCopy(lambda: _optimizer_state(policy))
+        state = HostCopy(lambda: (t for t in _optimizer_state(policy) if t.device.type == platform.device.type))
         self._copies = {Part.MODEL: (gradients, weights), Part.OPTIMIZER: (state,)}
         self._engine: Engine | None = None
         self._now = frozenset({Part.MODEL, Part.OPTIMIZER})
@@ -42,32 +46,34 @@ class Colocation:
     def attach(self, engine: Engine) -> None:
         """The engine has started, with weights and cache on the GPU."""
         self._engine = engine
-        self._now |= _OF_ENGINE
+        self._now |= ENGINE
 
     def enter(self, use: Use) -> None:
         """Make every part that ``use`` needs resident, and send away what is asked to leave."""
         moves = self._residency.moves(self._now, use)
-        self._move_out({move.part for move in moves if not move.enters})
-        for move in moves:
-            if move.enters:
-                self._move_in(move.part)
+        if not moves:
+            return
+        with self._clock.phase("offload"):
+            self._move_out(frozenset(move.part for move in moves if not move.enters))
+            for move in moves:
+                if move.enters:
+                    self._move_in(move.part)
 
-    def _move_out(self, parts: Iterable[Part]) -> None:
-        leaving = frozenset(parts)
+    def _move_out(self, leaving: frozenset[Part]) -> None:
         if not leaving:
             return
-        if self._engine is not None and leaving & _OF_ENGINE:
+        if self._engine is not None and leaving & ENGINE:
             self._engine.sleep()
         if Part.MODEL in leaving:
             self._policy.settle()
-        for part in leaving - _OF_ENGINE:
+        for part in leaving - ENGINE:
             for copy in self._copies[part]:
                 copy.leave()
         self._platform.empty_cache()  # what is only cached is not free for the other tenant
         self._now -= leaving
 
     def _move_in(self, part: Part) -> None:
-        if part in _OF_ENGINE:
+        if part in ENGINE:
             if self._engine is not None:
                 self._engine.wake(part)
         else:

@@ -17,8 +17,10 @@ from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.sinks import MetricSinks
 from grpo_hpc.rollout.collect import Collector, Tokenizer, fitting_rows
 from grpo_hpc.rollout.engine import ColocateEngine
+from grpo_hpc.rollout.residency import Residency
 from grpo_hpc.train import checkpoint
 from grpo_hpc.train.checkpoint import TrainerState
+from grpo_hpc.train.colocation import Colocation
 from grpo_hpc.train.parallel import init_model_parallel
 from grpo_hpc.train.platform import Platform, make_platform
 from grpo_hpc.train.policy import TrainedPolicy, build_model
@@ -76,7 +78,11 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         newest = checkpoint.newest(run_dir.checkpoints)
         moving = reference if cfg.algorithm.sync_ref_model else None
         state = checkpoint.load(newest, policy, platform, moving) if newest else TrainerState()
+        r = cfg.rollout
+        residency = Residency(r.sleep_level, r.offload_model, r.offload_optimizer)
+        colocation = Colocation(residency, platform, policy, reference or (), clock)
         engine = ColocateEngine(cfg, platform)
+        colocation.attach(engine)
         longest = engine.max_model_len - cfg.rollout.max_completion_length
         reporter = _reporter(run_dir, cfg, events)
         reporter.rewind(state.step)
@@ -84,6 +90,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
             policy=policy,
             reference=reference,
             engine=engine,
+            colocation=colocation,
             collector=Collector(cfg, engine, tokenizer),
             tokenizer=tokenizer,
             rows=_rows(cfg.data.train, cfg, tokenizer, longest, events),

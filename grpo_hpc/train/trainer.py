@@ -15,8 +15,10 @@ from grpo_hpc.models.hf_folder import write_hf_folder
 from grpo_hpc.models.policy import PolicyModel
 from grpo_hpc.rollout.collect import Collector, Tokenizer
 from grpo_hpc.rollout.engine import Engine
+from grpo_hpc.rollout.residency import Use
 from grpo_hpc.train import checkpoint
 from grpo_hpc.train.checkpoint import TrainerState
+from grpo_hpc.train.colocation import Colocation
 from grpo_hpc.train.lessons import Lesson, Lessons
 from grpo_hpc.train.optimizer import DTYPES
 from grpo_hpc.train.packing import packing_metrics
@@ -36,6 +38,7 @@ class Parts:
     policy: TrainedPolicy
     reference: list[PolicyModel] | None
     engine: Engine
+    colocation: Colocation
     collector: Collector
     tokenizer: Tokenizer
     rows: list[Row]
@@ -97,11 +100,12 @@ class Trainer:
         if self._parts.stop.agreed():
             return None
         if not self.state.rollout:
-            self._sync_weights()
+            self._prepare_engine()
             rollout = self._source.next(self.state)
             if self._parts.stop.agreed():
                 return None  # the same rollout is sampled again on resume: saving it would only cost time now
             self._accept(rollout)
+        self._parts.colocation.enter(Use.TRAIN)
         with self._clock.phase("logprob"):
             lesson = self._lessons.lesson(self.state.rollout, self.state.rollout_used)
         with self._clock.phase("train"):
@@ -127,6 +131,7 @@ class Trainer:
         """Make ``rollout`` the current one and complete it before the first update."""
         self.state.rollout, self.state.rollout_used = rollout.used, 0
         self.state.surplus, self.state.position = rollout.surplus, rollout.position
+        self._parts.colocation.enter(Use.TRAIN)
         with self._clock.phase("logprob"):
             self._lessons.prepare(rollout.used)
         self._rollout_metrics = rollout_metrics(rollout, dynamic=self._cfg.algorithm.dynamic_sample)
@@ -140,10 +145,13 @@ class Trainer:
                 f"nothing"
             )
 
-    def _sync_weights(self) -> None:
+    def _prepare_engine(self) -> None:
+        """Afterwards the engine is awake and holds the weights of now."""
         if self._parts.engine.version != self.state.step:
+            self._parts.colocation.enter(Use.SYNC)
             with self._clock.phase("sync"):
                 self._parts.engine.load_weights(self._parts.policy.exporter.tensors(), self.state.step)
+        self._parts.colocation.enter(Use.ROLLOUT)
 
     # -- evaluation, saving, reporting -------------------------------------------------------------------------------
 
@@ -151,13 +159,14 @@ class Trainer:
         """Greedy completions of the held-out rows, scored by the same reward functions."""
         if not self._parts.eval_rows:
             return
-        self._sync_weights()
+        self._prepare_engine()
         trajectories = self._source.sample(dict(enumerate(self._parts.eval_rows)), 1, "eval", greedy=True)
         self._clock.take()
         self._reporter.evaluation(self.state.step, evaluation_metrics(trajectories))
 
     def save(self) -> Path:
         """Write a checkpoint of the present state and drop those beyond ``save_total_limit``."""
+        self._parts.colocation.enter(Use.TRAIN)
         with self._clock.phase("save"):
             path = checkpoint.save(
                 self._checkpoints,
@@ -178,6 +187,7 @@ class Trainer:
 
     def export(self, target: Path) -> None:
         """Write the policy as a Hugging Face folder, in the training precision."""
+        self._parts.colocation.enter(Use.TRAIN)
         with self._clock.phase("export"):
             tensors = self._parts.policy.exporter.tensors()
             if dist.get_rank() == 0:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from runfiles import write_run
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = Path(__file__).parent / "plugins.py"
@@ -104,12 +105,15 @@ def test_what_a_run_leaves_behind(finished):
 
 
 def test_interrupted_and_killed_runs_resume_exactly(finished, tiny, tmp_path):
-    """Ctrl-C, then kill -9 at a random step, in the middle of a rollout or between two: the same losses as without."""
+    """Ctrl-C, then kill -9 at a random step, in the middle of a rollout or between two: the same losses as without.
+
+    Here everything that trains leaves its memory during rollouts, too, which must change nothing either.
+    """
     whole, _ = finished
     rng = random.Random()
     first, second = sorted(rng.sample(range(1, STEPS), 2))
     run_dir = tmp_path / "runs" / "broken"
-    launcher = start("submit", new_run(tmp_path, tiny("llama"), "broken"))
+    launcher = start("submit", new_run(tmp_path, tiny("llama"), "broken", offload_model=True, offload_optimizer=True))
     wait_for_step(run_dir, first, launcher)
     launcher.send_signal(signal.SIGINT)
     printed = launcher.communicate(timeout=120)[0]
@@ -131,6 +135,8 @@ def test_interrupted_and_killed_runs_resume_exactly(finished, tiny, tmp_path):
         assert row.keys() - VOLATILE == got[step].keys() - VOLATILE
         for name in row.keys() - VOLATILE:
             assert got[step][name] == pytest.approx(row[name], rel=1e-6, abs=1e-9), f"{name} of step {step}"
+    exported, expected = (load_file(path / "export" / "model.safetensors") for path in (run_dir, whole))
+    assert all(value.equal(expected[name]) for name, value in exported.items())
     count = len((run_dir / "completions.jsonl").read_text().splitlines())
     assert count == len((whole / "completions.jsonl").read_text().splitlines())
 

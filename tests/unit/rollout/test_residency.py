@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_hpc.rollout.residency import Move, Part, Residency, Use
+from grpo_hpc.rollout.residency import ENGINE, Move, Part, Residency, Use
 
 residencies = st.builds(
     Residency, sleep_level=st.sampled_from([0, 1, 2]), offload_model=st.booleans(), offload_optimizer=st.booleans()
@@ -37,6 +37,8 @@ def test_every_use_finds_what_it_needs(residency: Residency, uses: list[Use]) ->
 def test_out_before_in(residency: Residency, first: Use, second: Use) -> None:
     moves = residency.moves(residency.parts(first), second)
     assert sorted(moves, key=lambda move: move.enters) == moves
+    left = {move.part for move in moves if not move.enters} & ENGINE
+    assert not left or left == residency.parts(first) & ENGINE, "the engine sleeps as a whole"
     assert residency.moves(residency.parts(second), second) == []
 
 
@@ -63,4 +65,16 @@ def test_the_full_turn_of_a_sleeping_engine(level: int) -> None:
     assert residency.moves(residency.parts(Use.SYNC), Use.ROLLOUT) == [
         Move(Part.MODEL, enters=False),
         Move(Part.ENGINE_CACHE, enters=True),
+    ]
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_weights_reach_an_engine_that_has_just_started(level: int) -> None:
+    """Its cache must leave for the training model, and to do so the whole engine sleeps: its weights wake again."""
+    residency = Residency(sleep_level=level, offload_model=True)
+    assert residency.moves(residency.parts(Use.ROLLOUT), Use.SYNC) == [
+        Move(Part.ENGINE_WEIGHTS, enters=False),
+        Move(Part.ENGINE_CACHE, enters=False),
+        Move(Part.ENGINE_WEIGHTS, enters=True),
+        Move(Part.MODEL, enters=True),
     ]
