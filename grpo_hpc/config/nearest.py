@@ -45,9 +45,11 @@ def _candidates(sizes: Sizes, key: str) -> Iterator[int]:
     """Values worth a try for ``key``, nearest to the present one first."""
     now = _now(sizes, key)
     if key == "global_batch_size":
-        return _multiples(_step_unit(sizes), now)
+        unit = _step_unit(sizes)
+        # nothing above generation_batch_size divides it
+        return _multiples(unit, now, max(_REACH, (sizes.generation_batch_size or 0) // unit + 1))
     if key == "generation_batch_size":
-        return _multiples(sizes.global_batch_size, now)
+        return _multiples(sizes.global_batch_size, now, _REACH)
     per_replica = sizes.global_batch_size // max(1, sizes.world // sizes.footprint)
     limit = {
         "micro_batch_size": per_replica,
@@ -65,9 +67,9 @@ def _step_unit(sizes: Sizes) -> int:
     return sizes.num_generations * dp * sizes.micro_batch_size
 
 
-def _multiples(unit: int, now: int) -> Iterator[int]:
+def _multiples(unit: int, now: int, reach: int) -> Iterator[int]:
     below = now // unit
-    for distance in range(_REACH):
+    for distance in range(reach):
         if below - distance > 0:
             yield (below - distance) * unit
         yield (below + 1 + distance) * unit
