@@ -151,6 +151,10 @@ def _parallel(cfg: RunConfig) -> list[Problem]:
     if par.sequence_parallel and par.tensor_model_parallel_size == 1:
         text = "splits tokens over tensor-parallel ranks: it needs parallel.tensor_model_parallel_size of 2 or more"
         found.append(Problem("parallel.sequence_parallel", text))
+    etp, tp = par.expert_tensor_parallel_size, par.tensor_model_parallel_size
+    if etp not in (1, tp):
+        text = f"must be 1 or parallel.tensor_model_parallel_size = {tp}, got {etp}: other cuts give wrong gradients"
+        found.append(Problem("parallel.expert_tensor_parallel_size", text))
     if par.overlap_param_gather and not par.use_distributed_optimizer:
         text = "needs parallel.use_distributed_optimizer: without it every rank updates all parameters itself"
         found.append(Problem("parallel.overlap_param_gather", text))

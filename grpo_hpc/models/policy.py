@@ -19,6 +19,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch import Tensor
 
+from grpo_hpc.errors import ConfigError
 from grpo_hpc.models.attention import PackedSdpaAttention
 from grpo_hpc.models.families import family
 from grpo_hpc.models.head import LogprobHead, Scoring
@@ -33,9 +34,17 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
     Args:
         dtype: training precision of parameters and activations.
         options: what follows from the device (``Platform.transformer_options``) and from how the run saves memory.
+
+    Raises:
+        ConfigError: experts under tensor parallelism without sequence parallelism.
     """
     pipeline = mpu.get_pipeline_model_parallel_world_size()
     chunks = mpu.get_virtual_pipeline_model_parallel_world_size()
+    if shape.experts and mpu.get_tensor_model_parallel_world_size() > 1 and not options.get("sequence_parallel"):
+        raise ConfigError(
+            "a model with experts under tensor parallelism needs parallel.sequence_parallel: true: "
+            "else every rank would send all tokens to the experts"
+        )
     make = MLATransformerConfig if shape.mla else TransformerConfig
     fields: dict[str, Any] = {
         "num_layers": shape.layers,
@@ -64,6 +73,8 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
         "batch_p2p_comm": chunks is None,
         "context_parallel_size": mpu.get_context_parallel_world_size(),
         "cp_comm_type": "p2p",
+        "expert_model_parallel_size": mpu.get_expert_model_parallel_world_size(),
+        "expert_tensor_parallel_size": mpu.get_expert_tensor_parallel_world_size(),
         # packed micro-batches differ in length, so pipeline stages tell each other their shapes
         "variable_seq_lengths": pipeline > 1,
         "moe_token_dispatcher_type": "alltoall",  # the default is refused beside variable lengths, even without experts

@@ -99,6 +99,9 @@ def require_divisible(cfg: RunConfig, shape: ModelShape) -> None:
         ("parallel.pipeline_model_parallel_size", *_even_stages(cfg, shape.layers)),
         ("rollout.vllm_tensor_parallel_size", vllm_tp, {"query heads": shape.heads}),
     ]
+    if (chunks := cfg.parallel.virtual_pipeline_model_parallel_size) is not None:
+        per_stage = shape.layers // cfg.parallel.pipeline_model_parallel_size
+        checks.append(("parallel.virtual_pipeline_model_parallel_size", chunks, {"layers of a stage": per_stage}))
     found = [line for key, size, counts in checks for line in _indivisible(key, size, counts)]
     if found:
         raise PlanError("the model cannot be cut as asked:\n" + "\n".join(f"  {line}" for line in found))

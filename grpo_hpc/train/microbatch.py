@@ -32,7 +32,6 @@ class PackedBatch:
     Attributes:
         input_ids, position_ids, labels: [1, T]; positions start at 0 in each sequence.
         loss_mask: [1, T] bool, True where the label is a response token.
-        padding_mask: [1, T] bool, True on padding; None without any.
         scored: [n], which of the N scored tokens the True positions of ``loss_mask`` are.
         cu_seqlens: [S+1] int32, where sequences begin in the whole row, padding included.
         max_seqlen: longest sequence, padding included.
@@ -46,7 +45,6 @@ class PackedBatch:
     position_ids: Tensor
     labels: Tensor
     loss_mask: Tensor
-    padding_mask: Tensor | None
     scored: Tensor
     cu_seqlens: Tensor
     max_seqlen: int
@@ -68,7 +66,6 @@ def pack(trajectories: Sequence[Trajectory], device: torch.device, layout: RowLa
     labels: list[int] = []
     positions: list[int] = []
     mask: list[bool] = []
-    padding: list[bool] = []
     bounds = [0]
     for t, padded in zip(trajectories, layout.padded([t.tokens - 1 for t in trajectories]), strict=True):
         whole = t.prompt_tokens + t.response_tokens
@@ -77,7 +74,6 @@ def pack(trajectories: Sequence[Trajectory], device: torch.device, layout: RowLa
         labels += whole[1:] + [0] * filler
         positions += range(padded)
         mask += [False] * (len(t.prompt_tokens) - 1) + [True] * len(t.response_tokens) + [False] * filler
-        padding += [False] * (padded - filler) + [True] * filler
         bounds.append(len(inputs))
 
     lengths = [len(t.response_tokens) for t in trajectories]
@@ -102,7 +98,6 @@ def pack(trajectories: Sequence[Trajectory], device: torch.device, layout: RowLa
         position_ids=row(positions),
         labels=row(labels),
         loss_mask=row(mask),
-        padding_mask=row(padding) if any(padding) else None,
         scored=(scored.cumsum(0) - 1)[here][scored[here]].to(device),
         cu_seqlens=torch.tensor(bounds, dtype=torch.int32, device=device),
         max_seqlen=max(end - start for start, end in pairwise(bounds)),

@@ -26,6 +26,8 @@ def init_model_parallel(cfg: RunConfig, platform: Platform) -> None:
             pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
             virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
             context_parallel_size=parallel.context_parallel_size,
+            expert_model_parallel_size=parallel.expert_model_parallel_size,
+            expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
         )
         model_parallel_cuda_manual_seed(cfg.seed)
 
@@ -34,6 +36,8 @@ def model_options(cfg: RunConfig, platform: Platform) -> dict[str, Any]:
     """Options of Megatron's TransformerConfig that follow from the device and from how the run saves memory."""
     parallel = cfg.parallel
     options = platform.transformer_options() | {"sequence_parallel": parallel.sequence_parallel}
+    options["num_layers_in_first_pipeline_stage"] = parallel.decoder_first_pipeline_num_layers
+    options["num_layers_in_last_pipeline_stage"] = parallel.decoder_last_pipeline_num_layers
     if parallel.recompute_granularity is not None:
         options["recompute_granularity"] = parallel.recompute_granularity
     if parallel.recompute_granularity == "full":

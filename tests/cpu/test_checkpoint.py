@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 
 import pytest
+from layouts import LAYOUTS, MODELS, RESUMED
 from ranks import run_ranks
 from runfiles import write_run
 
 from grpo_hpc.train.checkpoint import is_complete, newest, prune
 
 
-@pytest.mark.parametrize("layout", ["data", "tensor_model_parallel_size", "pipeline_model_parallel_size"])
-def test_resumed_steps_are_equal_to_the_bit(layout, tiny, tmp_path):
-    ranks = {"nproc_per_node": 2} | ({} if layout == "data" else {layout: 2})
-    runs = [
-        write_run(tmp_path, tiny("llama"), name=f"run{choice}", use_distributed_optimizer=choice, **ranks)
-        for choice in (False, True)
-    ]
-    run_ranks("checkpoint", 2, tmp_path, *runs)
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed_steps_are_equal_to_the_bit(name, tiny, tmp_path):
+    # a process start each: Megatron's checkpoint writers do not survive a change of the process groups
+    case = LAYOUTS[name]
+    keys = {"use_distributed_optimizer": False, "nproc_per_node": 4} | case.keys
+    run_ranks("checkpoint", 4, tmp_path, write_run(tmp_path, tiny(*MODELS[case.model]), name=name, **keys))
 
 
 def fake_checkpoint(folder, step, files=("state.json",)):

@@ -1,6 +1,6 @@
 """Save after two optimizer steps, load into a fresh policy, and go on with both: they must stay equal to the bit.
 
-Arguments: output folder, run files of one layout. Prints what differs and fails.
+Arguments: output folder, run files for this number of ranks. Prints what differs and fails.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from gradients import my_share, packed, trajectories
 def main() -> None:
     import torch
     import torch.distributed as dist
+    from megatron.core import parallel_state as mpu
 
     from grpo_hpc.config import load_run
     from grpo_hpc.config.batch import schedule
@@ -26,8 +27,9 @@ def main() -> None:
     folder, runs = Path(sys.argv[1]), [load_run(file) for file in sys.argv[2:]]
     platform = make_platform(runs[0].resources.device)
     platform.init_distributed()
-    init_model_parallel(runs[0], platform)
     for cfg in runs:
+        mpu.destroy_model_parallel()
+        init_model_parallel(cfg, platform)
         plan = schedule(cfg)
         everything = trajectories(plan.global_batch_size, plan.num_generations)
         batches = packed(cfg, my_share(cfg, everything), platform)

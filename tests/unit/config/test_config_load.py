@@ -182,7 +182,6 @@ def test_config_is_frozen(run_file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("expert_model_parallel_size=2", "expert_model_parallel_size is 2"),
         ("vllm_mode=server", "vllm_mode is server"),
         ("tuner_type=lora", "tuner_type is lora"),
     ],

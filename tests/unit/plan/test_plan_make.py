@@ -108,7 +108,7 @@ def test_a_missing_planning_config_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["nproc_per_node=2", "expert_model_parallel_size=2"], "does not cut experts over ranks"),
+        (["tuner_type=lora"], "the trainer trains all parameters"),
         (["steps_per_generation=3", "train_iters=40"], "the last rollout serves 1 of 3 steps"),
         (["vllm_max_model_len=9000"], "beyond the model's longest sequence, 8192"),
         (["vllm_max_model_len=null"], "counted for sequences of 8192 tokens"),
