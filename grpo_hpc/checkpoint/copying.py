@@ -106,8 +106,15 @@ class Copier:
 
     def __init__(self, window: int) -> None:
         self._window = window
+        self._buffers: dict[str, Bytes] = {}
         self._handles: OrderedDict[tuple[Path, int], int] = OrderedDict()
         self._scratch: tuple[tuple[Path, int, int], Bytes] | None = None
+
+    def _buffer(self, use: str, nbytes: int) -> Bytes:
+        """Memory that is used again: fresh pages would cost as much as copying into them."""
+        if len(self._buffers.get(use, ())) < nbytes:
+            self._buffers[use] = np.empty(nbytes, np.uint8)
+        return self._buffers[use][:nbytes]
 
     def run(self, job: Job) -> list[str]:
         """Make the targets of a job.
@@ -133,7 +140,7 @@ class Copier:
     def digest(self, file: Path, offset: int, nbytes: int, crc: bool = False) -> str | int:
         """xxh3-128 of a part of a file, or its CRC-32."""
         digest, value, at = xxhash.xxh3_128(), 0, 0
-        buffer = np.empty(min(self._window, max(nbytes, 1)), np.uint8)
+        buffer = self._buffer("digest", min(self._window, max(nbytes, 1)))
         while at < nbytes:
             part = buffer[: min(len(buffer), nbytes - at)]
             self._read(file, offset + at, part)
@@ -148,7 +155,7 @@ class Copier:
         height, found = max(1, self._window // max(one.width, 1)), 0
         for first in range(0, one.rows, height):
             last = min(first + height, one.rows)
-            ours, theirs = self._part(one, first, last), self._part(other, first, last)
+            ours, theirs = self._part(one, first, last), self._part(other, first, last, "other")
             found += 0 if np.array_equal(ours, theirs) else int(np.count_nonzero(ours != theirs))
         return found
 
@@ -171,12 +178,13 @@ class Copier:
         self._scratch = None
         return [digest.hexdigest() for digest in digests]
 
-    def _part(self, target: Target, first: int, last: int) -> Bytes:
-        """Rows ``first:last`` of a target."""
+    def _part(self, target: Target, first: int, last: int, use: str = "part") -> Bytes:
+        """Rows ``first:last`` of a target, in the buffer ``use``."""
         blocks = [b for b in target.blocks if b.row < last and b.row + b.rows > first]
         filled = sum((min(last, b.row + b.rows) - max(first, b.row)) * b.width for b in blocks)
-        make = np.empty if filled == (last - first) * target.width else np.zeros
-        part = make((last - first, target.width), np.uint8)
+        part = self._buffer(use, (last - first) * target.width).reshape(last - first, target.width)
+        if filled < part.size:
+            part[:] = 0
         for block in blocks:
             top, bottom = max(first, block.row), min(last, block.row + block.rows)
             rows = part[top - first : bottom - first]
@@ -210,7 +218,7 @@ class Copier:
         key = (block.file, begin, rows * block.stride)
         if self._scratch is None or self._scratch[0] != key:
             self._scratch = None
-            whole = np.empty((rows, block.stride), np.uint8)
+            whole = self._buffer("scratch", rows * block.stride).reshape(rows, block.stride)
             self._read(block.file, begin, whole)
             self._scratch = (key, whole)
         return self._scratch[1][:, block.first_column : block.first_column + block.width]

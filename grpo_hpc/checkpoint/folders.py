@@ -11,6 +11,7 @@ import yaml
 
 from grpo_hpc.checkpoint import manifest
 from grpo_hpc.checkpoint.copying import Check
+from grpo_hpc.checkpoint.megatron_folder import read_checkpoint
 from grpo_hpc.checkpoint.safetensors_file import read_tensors
 from grpo_hpc.checkpoint.stored import Stored
 from grpo_hpc.errors import CheckpointError
@@ -71,8 +72,6 @@ def open_folder(path: Path, config: Path | None = None) -> Folder:
         raise CheckpointError(f"there is no folder {path}")
     place = _checkpoint_in(path)
     if (place / ".metadata").exists():
-        from grpo_hpc.checkpoint.megatron_folder import read_checkpoint
-
         tensors, objects = read_checkpoint(place)
         own = place / COMPANIONS
         found = config or (own if own.is_dir() else _trained_from(place))

@@ -1,75 +1,16 @@
-"""Megatron-Core's distributed checkpoints (``torch_dist``): reading their index, and writing one.
-
-The index ``.metadata`` is a pickle. It is read by an unpickler that knows the classes that belong there and nothing
-else, so a foreign file cannot run code.
-"""
+"""Megatron-Core's distributed checkpoints (``torch_dist``): their tensors as chunks, and the small files they need."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import pickle
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from grpo_hpc.checkpoint.index_file import METADATA, read_index
 from grpo_hpc.checkpoint.stored import ITEMSIZE, Chunk, Size, Stored
-from grpo_hpc.checkpoint.torch_file import locate
+from grpo_hpc.checkpoint.torch_file import locate, saved
 from grpo_hpc.errors import CheckpointError
-
-METADATA = ".metadata"
-_DCP = "torch.distributed.checkpoint."
-_KNOWN = {
-    (_DCP + "metadata", name)
-    for name in (
-        "Metadata",
-        "MetadataIndex",
-        "TensorStorageMetadata",
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "TensorProperties",
-        "StorageMeta",
-        "_MEM_FORMAT_ENCODING",
-    )
-} | {
-    *((_DCP + "planner", name) for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")),
-    (_DCP + "filesystem", "_StorageInfo"),
-    ("torch", "Size"),
-    ("torch", "device"),
-    ("torch.serialization", "_get_layout"),
-    ("collections", "OrderedDict"),
-    ("pathlib", "PosixPath"),
-    ("builtins", "set"),
-}
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    """Knows what an index is made of; dtypes are pickled as attributes of torch."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        import torch
-
-        if (module, name) in _KNOWN:
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        if name == "MCoreMetadata":
-            return super().find_class(_DCP + "metadata", "Metadata")
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in an index")
-
-
-def read_index(folder: Path) -> Any:
-    """The unpickled index of a checkpoint.
-
-    Raises:
-        CheckpointError: it cannot be read, or holds what does not belong there.
-    """
-    file = folder / METADATA
-    try:
-        return _IndexUnpickler(io.BytesIO(file.read_bytes())).load()
-    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged or no index of a distributed checkpoint: {error}") from error
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Stored], dict[str, tuple[Path, int, int]]]:
@@ -78,10 +19,16 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Stored], dict[str, tuple[Pa
     Raises:
         CheckpointError: a file is missing or truncated, or a chunk is damaged or there twice.
     """
-    index = read_index(folder)
+    try:
+        return _described(folder, read_index(folder))
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{folder / METADATA} is no index of a distributed checkpoint: {error}") from error
+
+
+def _described(folder: Path, index: Any) -> tuple[dict[str, Stored], dict[str, tuple[Path, int, int]]]:
     places: dict[tuple[str, Size], Any] = {}
     for key, place in index.storage_data.items():
-        at = (key.fqn, tuple(key.offset or ()))
+        at = (key.fqn, tuple(getattr(key, "offset", None) or ()))
         if at in places:
             raise CheckpointError(f"chunk {at[1]} of {key.fqn!r} is twice in {folder / METADATA}")
         places[at] = place
@@ -92,9 +39,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Stored], dict[str, tuple[Pa
             place = _placed(folder, places, sizes, name, ())
             objects[name] = (folder / place.relative_path, place.offset, place.length)
             continue
-        dtype = str(stored.properties.dtype).removeprefix("torch.")
-        if dtype not in ITEMSIZE:
-            raise CheckpointError(f"tensor {name!r} of {folder} has the dtype {dtype}, which is not supported")
+        dtype = stored.properties.state[0]
         chunks = []
         for chunk in stored.chunks:
             start = tuple(chunk.offsets)
@@ -107,6 +52,8 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Stored], dict[str, tuple[Pa
 def _sizes(folder: Path, names: set[str]) -> dict[str, int]:
     sizes = {}
     for name in sorted(names):
+        if Path(name).name != name:
+            raise CheckpointError(f"{folder / METADATA} names {name!r}, which is not in its folder")
         try:
             sizes[name] = (folder / name).stat().st_size
         except OSError as error:
@@ -132,40 +79,9 @@ def _chunk(folder: Path, place: Any, start: Size, size: Size, dtype: str) -> Chu
     return Chunk(file, offset, start, size, crc)
 
 
-def index_bytes(
-    tensors: Iterable[Stored], archives: dict[tuple[str, Size], tuple[str, int, int]], objects: Iterable[str]
-) -> bytes:
-    """``.metadata`` of a checkpoint.
-
-    Args:
-        archives: file, offset and length of every chunk by tensor and start, of every object by name and ().
-        objects: names of objects; those without an archive stand for the empty object, whose archive is ("", ()).
-    """
-    import torch
-    from torch.distributed.checkpoint import metadata as dcp
-    from torch.distributed.checkpoint.filesystem import _StorageInfo
-
-    described: dict[str, Any] = {}
-    storage: dict[Any, Any] = {}
-    for tensor in tensors:
-        chunks = [dcp.ChunkStorageMetadata(torch.Size(c.start), torch.Size(c.size)) for c in tensor.chunks]
-        properties = dcp.TensorProperties(dtype=getattr(torch, tensor.dtype))
-        described[tensor.name] = dcp.TensorStorageMetadata(properties, torch.Size(tensor.shape), chunks)
-        for chunk in tensor.chunks:
-            storage[dcp.MetadataIndex(tensor.name, chunk.start)] = _StorageInfo(*archives[tensor.name, chunk.start])
-    for name in objects:
-        described[name] = dcp.BytesStorageMetadata()
-        storage[dcp.MetadataIndex(name)] = _StorageInfo(*archives.get((name, ()), archives["", ()]))
-    return pickle.dumps(dcp.Metadata(described, storage_data=storage))
-
-
 def empty_object() -> bytes:
     """The extra state of Megatron's and TransformerEngine's layers, which hold nothing unless training is in FP8."""
-    import torch
-
-    empty = io.BytesIO()
-    torch.save([None], empty)
-    return empty.getvalue()
+    return saved([None])
 
 
 def config_bytes() -> bytes:
@@ -176,8 +92,4 @@ def config_bytes() -> bytes:
 
 def common_bytes() -> bytes:
     """``common.pt``: what Megatron keeps outside of tensors. A converted model has made no steps."""
-    import torch
-
-    out = io.BytesIO()
-    torch.save({"checkpoint_version": 3.0, "iteration": 0}, out)
-    return out.getvalue()
+    return saved({"checkpoint_version": 3.0, "iteration": 0})

@@ -14,6 +14,8 @@ from typing import Any
 
 from grpo_hpc.checkpoint.copying import Add, Check, Job, Target
 from grpo_hpc.checkpoint.folders import INDEX, Folder
+from grpo_hpc.checkpoint.index_file import METADATA, index_bytes
+from grpo_hpc.checkpoint.megatron_folder import empty_object
 from grpo_hpc.checkpoint.naming import Parallel
 from grpo_hpc.checkpoint.run import Plan
 from grpo_hpc.checkpoint.stored import FLOATING, ITEMSIZE, Block, Chunk, Size, Stored
@@ -79,8 +81,6 @@ class MegatronWriter:
 
     def plan(self, about: dict[str, Any], objects: Iterable[str], files: dict[str, bytes], checks: list[Check]) -> Plan:
         """The whole checkpoint: index, Megatron's own small files, ``files``, and the chunks."""
-        from grpo_hpc.checkpoint.megatron_folder import METADATA, empty_object, index_bytes
-
         small: list[tuple[str, int | None, bytes]] = []
         empty = empty_object()
         first = min(self._end)

@@ -28,7 +28,8 @@ from grpo_hpc.errors import CheckpointError
 JOURNAL = "journal.jsonl"
 _WORKER_BYTES = 60 * 2**20  # a worker that holds no data
 _BATCH = 32 * 2**20
-_LARGEST_WINDOW, _SMALLEST_WINDOW = 64 * 2**20, 2**20
+# what a processor's cache holds is digested and written fastest
+_LARGEST_WINDOW, _SMALLEST_WINDOW = 8 * 2**20, 2**20
 
 Progress = Callable[[int, int], None]
 

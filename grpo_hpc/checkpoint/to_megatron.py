@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from grpo_hpc.checkpoint.copying import Job
 from grpo_hpc.checkpoint.folders import COMPANIONS, Folder
+from grpo_hpc.checkpoint.megatron_folder import common_bytes, config_bytes
 from grpo_hpc.checkpoint.naming import Parallel, extra_states, is_uniform, layers_and_experts, slots
 from grpo_hpc.checkpoint.planning import MegatronWriter, about, companions, in_parts, model_dtype, placed
 from grpo_hpc.checkpoint.run import Plan
@@ -22,8 +23,6 @@ def plan_to_megatron(source: Folder, parallel: Parallel) -> Plan:
     Raises:
         CheckpointError: the tensors are not those that the configuration describes, or the layout does not fit.
     """
-    from grpo_hpc.checkpoint.megatron_folder import common_bytes, config_bytes
-
     shape = read_shape(source.path)
     parallel.require(shape)
     dtype = check_tensors(source, shape)

@@ -9,11 +9,13 @@ streamed to their place; read by hand, nothing is unpickled. CRCs are left at 0,
 from __future__ import annotations
 
 import math
+import pickle
 import struct
 import zipfile
 import zlib
 from io import SEEK_CUR, SEEK_END, RawIOBase
 from pathlib import Path
+from typing import Any
 
 from grpo_hpc.checkpoint.stored import ITEMSIZE, Size
 from grpo_hpc.errors import CheckpointError
@@ -40,22 +42,33 @@ def frame(dtype: str, shape: Size) -> tuple[bytes, bytes]:
     nbytes = math.prod(shape) * ITEMSIZE[dtype]
     if nbytes >= LARGEST:
         raise ValueError(f"{nbytes} bytes do not fit into one archive")
-    members: list[tuple[str, bytes | None, int]] = []
-    head = bytearray()
-    small = (("data.pkl", _pickled(dtype, shape)), ("byteorder", b"little"), ("version", b"3\n"))
-    for name, content in small:
-        members.append((name, content, len(head)))
-        head += _local(name, len(content), zlib.crc32(content), len(head)) + content
-    members.append(("data/0", None, len(head)))
-    head += _local("data/0", nbytes, 0, len(head))
-    tail = bytearray()
-    for name, data, at in members:
-        size, crc = (nbytes, 0) if data is None else (len(data), zlib.crc32(data))
+    return _archive(_pickled(dtype, shape), nbytes)
+
+
+def saved(value: Any) -> bytes:
+    """``torch.save`` of a value without tensors."""
+    return b"".join(_archive(pickle.dumps(value, 2), None))
+
+
+def _archive(pickled: bytes, nbytes: int | None) -> tuple[bytes, bytes]:
+    """The archive around ``nbytes`` of storage, or one without storage."""
+    head, tail = bytearray(), bytearray()
+    members: list[tuple[str, int, int, int]] = []  # name, size, checksum, place
+
+    def begin(name: str, size: int, crc: int) -> None:
+        members.append((name, size, crc, len(head)))
+        head.extend(_local(name, size, crc, len(head)))
+
+    for name, content in (("data.pkl", pickled), ("byteorder", b"little"), ("version", b"3\n")):
+        begin(name, len(content), zlib.crc32(content))
+        head.extend(content)
+    if nbytes is not None:
+        begin("data/0", nbytes, 0)
+    for name, size, crc, at in members:
         sizes = (crc, size, size, len(_full(name)))
-        tail += struct.pack("<I6H3I5H2I", 0x02014B50, *[0] * 6, *sizes, *[0] * 5, at)
-        tail += _full(name)
-    begin = len(head) + nbytes
-    tail += struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, len(members), len(members), len(tail), begin, 0)
+        tail += struct.pack("<I6H3I5H2I", 0x02014B50, *[0] * 6, *sizes, *[0] * 5, at) + _full(name)
+    end = len(head) + (nbytes or 0)
+    tail += struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, len(members), len(members), len(tail), end, 0)
     return bytes(head), bytes(tail)
 
 

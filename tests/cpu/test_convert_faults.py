@@ -176,6 +176,9 @@ def test_a_foreign_index_cannot_run_code(megatron, tmp_path):
     with pytest.raises(CheckpointError, match=r"posix.mkdir has no place in an index"):
         open_folder(megatron)
     assert not (tmp_path / "ran").exists()
+    (megatron / ".metadata").write_bytes(pickle.dumps({"not": "an index"}))
+    with pytest.raises(CheckpointError, match="is no index of a distributed checkpoint"):
+        open_folder(megatron)
     (megatron / ".metadata").write_bytes(b"\x80\x04nonsense")
     with pytest.raises(CheckpointError, match="damaged"):
         open_folder(megatron)
