@@ -15,7 +15,7 @@ EXIT_INTERRUPTED = 130
 
 # command: (module with a click command named `command`, help line)
 _COMMANDS = {
-    "plan": ("grpo_hpc.cli.plan", "Show ranks, batch sizes and memory of a run."),
+    "plan": ("grpo_hpc.cli.plan", "Show layout, batch sizes, memory and time of a run; search for better layouts."),
     "submit": ("grpo_hpc.cli.submit", "Start a run."),
     "image": ("grpo_hpc.cli.image", "Render, build and check container images."),
     "checkpoint": ("grpo_hpc.cli.checkpoint", "Convert, verify, merge, inspect and reshard checkpoints."),

@@ -2,26 +2,126 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import click
 
 
-@click.command("plan", short_help="Show ranks, batch sizes and memory of a run.")
-@click.argument("run", metavar="RUN")
-@click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def command(run: str, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show what the run file RUN would do: who does what, batch sizes, rough memory. Starts nothing."""
+@click.command("plan", short_help="Show layout, batch sizes, memory and time of a run; search for better layouts.")
+@click.argument("runs", metavar="RUN [RUN]...", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON (docs/planner.md has the schema).")
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the plan as one page with pictures."
+)
+@click.option(
+    "--explain",
+    multiple=True,
+    type=click.Choice(["batch", "memory", "time"]),
+    help="Show a part in full: the batch arithmetic in words, every memory term, every part of the time.",
+)
+@click.option(
+    "--average-completion",
+    type=click.IntRange(min=1),
+    metavar="TOKENS",
+    help="Length of completions on average, for the time estimate. [default: half of max_completion_length]",
+)
+@click.option(
+    "--search", is_flag=True, help="Look for better layouts: settings that change speed and memory, not learning."
+)
+@click.option("--nodes", metavar="FROM..TO", help="With --search: numbers of nodes to try, as in 1..64.")
+@click.option(
+    "--write", type=click.Path(dir_okay=False, path_type=Path), help="With --search: write the best run file here."
+)
+def command(
+    runs: tuple[str, ...],
+    as_json: bool,
+    html: Path | None,
+    explain: tuple[str, ...],
+    average_completion: int | None,
+    search: bool,
+    nodes: str | None,
+    write: Path | None,
+) -> None:
+    """Show what the run file RUN would do: who does what, batch sizes, memory, time. Starts nothing.
+
+    Two run files are shown side by side. KEY=VALUE after a run file changes its keys.
+    """
     from grpo_hpc.config import load_run
     from grpo_hpc.plan.make import make_plan
 
-    plan = make_plan(load_run(run, overrides))
+    files = _with_overrides(runs)
+    if search:
+        if len(files) != 1:
+            raise click.UsageError("--search takes one run file")
+        _search(*files[0], average_completion, nodes, write, as_json)
+        return
+    if nodes or write:
+        raise click.UsageError("--nodes and --write belong to --search")
+    plans = [make_plan(load_run(file, changes), average_completion) for file, changes in files]
     if as_json:
-        import json
+        found = [plan.to_dict() for plan in plans]
+        click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+        return
+    if html is not None:
+        from grpo_hpc.plan.html import write_html
 
-        click.echo(json.dumps(plan.to_dict(), indent=2))
+        write_html(plans, html)
+        click.echo(f"wrote {html}")
         return
     from rich.console import Console
 
-    from grpo_hpc.plan.show import show_plan
+    from grpo_hpc.plan.show import show_plan, show_side_by_side
 
-    show_plan(plan, Console())
+    console = Console()
+    if len(plans) == 1:
+        show_plan(plans[0], console, explain)
+    else:
+        show_side_by_side(plans, console)
+
+
+def _with_overrides(arguments: tuple[str, ...]) -> list[tuple[str, list[str]]]:
+    """Run files, each with the KEY=VALUE arguments that follow it."""
+    found: list[tuple[str, list[str]]] = []
+    for argument in arguments:
+        if "=" not in argument:
+            found.append((argument, []))
+        elif not found:
+            raise click.UsageError(f"name a run file before {argument}")
+        else:
+            found[-1][1].append(argument)
+    return found
+
+
+def _search(
+    file: str, changes: list[str], average: int | None, nodes: str | None, write: Path | None, as_json: bool
+) -> None:
+    from grpo_hpc.config import load_run
+    from grpo_hpc.plan.search import changed_run, search_run
+
+    cfg = load_run(file, changes)
+    results = search_run(cfg, average, _node_range(nodes) if nodes else None)
+    if as_json:
+        click.echo(json.dumps([result.to_dict() for result in results], indent=2))
+    else:
+        from rich.console import Console
+
+        from grpo_hpc.plan.show_search import show_results
+
+        show_results(results, Console())
+    best = next((result.best[0] for result in results if result.best), None)
+    if write is not None:
+        from grpo_hpc.config.load import dump_run
+        from grpo_hpc.errors import PlanError
+
+        if best is None:
+            raise PlanError("no layout fits, so there is no run file to write")
+        write.write_text(dump_run(changed_run(cfg, best.execution)))
+        click.echo(f"wrote {write}")
+
+
+def _node_range(text: str) -> range:
+    first, dots, last = text.partition("..")
+    if not (first.isdigit() and (last.isdigit() if dots else True) and int(first) > 0):
+        raise click.UsageError(f"--nodes wants FROM..TO, as in 1..64; got {text!r}")
+    return range(int(first), int(last or first) + 1)

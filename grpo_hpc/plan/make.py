@@ -1,10 +1,11 @@
-"""The plan of a run: topology, batch schedule, memory, and what to be warned of."""
+"""The plan of a run: topology, batch schedule, memory, time, and what to be warned of."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule, schedule
@@ -12,8 +13,65 @@ from grpo_hpc.config.library import model_config
 from grpo_hpc.config.support import untrainable
 from grpo_hpc.errors import PlanError
 from grpo_hpc.models.shape import ModelShape, read_shape
-from grpo_hpc.plan.memory import Term, memory_terms
-from grpo_hpc.plan.topology import Topology, make_topology
+from grpo_hpc.plan import memory, time
+from grpo_hpc.plan.hardware import Hardware, read_hardware
+from grpo_hpc.plan.memory import GIB, Memory
+from grpo_hpc.plan.rules import broken
+from grpo_hpc.plan.setup import Execution, Task, execution_of, task_of
+from grpo_hpc.plan.time import Times
+from grpo_hpc.plan.topology import Degrees, Server, Topology, make_servers, make_topology
+
+MARGIN = 0.05  # a plan that leaves less of the GPU free is called tight
+
+Verdict = Literal["fits", "tight", "does not fit"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes on its hardware.
+
+    Attributes:
+        hardware: None on CPUs, for which no time is estimated.
+    """
+
+    task: Task
+    execution: Execution
+    hardware: Hardware | None
+    memory: Memory
+    times: Times | None
+
+    @cached_property
+    def troubles(self) -> list[str]:
+        """Why the run does not fit; empty when it does."""
+        if self.hardware is None:
+            return []
+        found = []
+        peak, room = self.memory.peak, self.hardware.memory
+        if peak.total > room:
+            found.append(
+                f"the {peak.phase} phase needs {peak.total / GIB:.1f} GiB on a GPU of {self.hardware.memory_gib:g} GiB"
+            )
+        if self.memory.kv_tokens < self.task.longest:
+            found.append(
+                f"the KV cache holds {self.memory.kv_tokens:,} tokens, less than a sequence of {self.task.longest:,}: "
+                "give vLLM a larger share (rollout.vllm_gpu_memory_utilization) or more GPUs "
+                "(rollout.vllm_tensor_parallel_size)"
+            )
+        if self.memory.host.total > self.hardware.host_memory_gib * GIB:
+            found.append(
+                f"a node's host needs {self.memory.host.total / GIB:,.0f} GiB of "
+                f"{self.hardware.host_memory_gib:,.0f} GiB"
+            )
+        return found
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the run fits; tight ones may run out where an estimate is too low."""
+        if self.troubles:
+            return "does not fit"
+        if self.hardware and self.memory.peak.total > (1 - MARGIN) * self.hardware.memory:
+            return "tight"
+        return "fits"
 
 
 @dataclass(frozen=True)
@@ -21,13 +79,8 @@ class Plan:
     """What a run will do.
 
     Attributes:
-        name: name of the run.
-        device: ``cpu`` or ``cuda``.
-        topology: the rank grid.
-        schedule: batch sizes.
-        train_iters: optimizer steps.
-        shape: the model; None when its config is not on this machine.
-        memory: rough bytes of the fullest rank; empty when ``shape`` is None.
+        shape: the model; None when its config is not on this machine, and then there is no estimate.
+        servers: vLLM servers on nodes of their own; empty when vLLM shares the trainer's.
         warnings: what the reader should know before starting.
     """
 
@@ -37,95 +90,144 @@ class Plan:
     schedule: BatchSchedule
     train_iters: int
     shape: ModelShape | None
-    memory: tuple[Term, ...]
+    estimate: Estimate | None
+    servers: tuple[Server, ...]
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON-safe values; sizes in bytes, completions and prompts."""
+        """The plan as JSON-safe values (docs/planner.md has the schema); sizes in bytes, times in seconds."""
+        top = self.topology
         return {
             "name": self.name,
             "device": self.device,
             "topology": {
-                **self.topology.sizes,
-                "world_size": self.topology.world_size,
-                "ranks": [asdict(place) for place in self.topology.places],
+                **{axis: top.degrees.size(axis) for axis in ("tp", "cp", "dp", "pp", "ep", "etp", "edp", "vpp")},
+                "world_size": top.world_size,
+                "nproc_per_node": top.nproc_per_node,
+                "ranks": [asdict(place) for place in top.places],
+                "nodes_spanned": top.crossing(),
+                "servers": [asdict(server) for server in self.servers],
             },
             "schedule": {**asdict(self.schedule), "train_iters": self.train_iters},
-            "model": None if self.shape is None else {**asdict(self.shape), "parameters": self.shape.parameters()},
-            "memory_per_rank": [asdict(term) for term in self.memory],
+            "model": None if self.shape is None else _model(self.shape),
+            "estimate": None if self.estimate is None else _estimate(self.estimate),
             "warnings": list(self.warnings),
         }
 
 
-def make_plan(cfg: RunConfig) -> Plan:
+def _model(shape: ModelShape) -> dict[str, Any]:
+    counts = {"parameters": shape.parameters(), "active_parameters": shape.active_parameters()}
+    return {"family": shape.family, "layers": shape.layers, "hidden": shape.hidden, "vocab": shape.vocab, **counts}
+
+
+def _estimate(estimate: Estimate) -> dict[str, Any]:
+    m, t = estimate.memory, estimate.times
+    return {
+        "verdict": estimate.verdict,
+        "troubles": estimate.troubles,
+        "hardware": None if estimate.hardware is None else asdict(estimate.hardware),
+        "average_completion": estimate.task.average,
+        "memory": {
+            "phases": {use.phase: [asdict(term) for term in use.terms] for use in m.phases},
+            "peak": {"phase": m.peak.phase, "bytes": m.peak.total, "stage": m.stage},
+            "host": [asdict(term) for term in m.host.terms],
+            "servers": [asdict(term) for term in m.servers],
+            "kv_tokens": m.kv_tokens,
+            "checkpoint": m.checkpoint,
+        },
+        "time": None
+        if t is None
+        else {
+            "phases": {phase.name: [asdict(part) for part in phase.parts] for phase in t.phases},
+            "cycle": t.cycle,
+            "step": t.step,
+            "tokens_per_s_per_gpu": t.rate,
+            "mfu": t.mfu,
+        },
+    }
+
+
+def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
     """Plan a run.
 
     Reads the model's ``config.json`` from ``model.path``, or ``model.config`` while the folder is not there.
 
+    Args:
+        average: completion length on average, for the time estimate; half of the longest when absent.
+
     Raises:
-        ConfigError: the batch sizes do not fit together.
+        ConfigError: the batch sizes do not fit together, or there is no such hardware profile.
         PlanError: the model cannot be cut as asked.
         CheckpointError: the model's config cannot be read or its family is not supported.
     """
     sizes = schedule(cfg)
-    par, res = cfg.parallel, cfg.resources
-    topology = make_topology(
-        res.nodes,
-        res.nproc_per_node,
+    shape = find_shape(cfg)
+    estimate = None if shape is None else make_estimate(cfg, shape, sizes, average)
+    topology = make_topology(_degrees(cfg, sizes), cfg.resources.nproc_per_node)
+    roll = cfg.rollout
+    servers = (
+        make_servers(
+            cfg.resources.nodes,
+            roll.vllm_server_nodes,
+            cfg.resources.nproc_per_node,
+            roll.vllm_tensor_parallel_size,
+            roll.vllm_server_port,
+        )
+        if roll.vllm_mode == "server"
+        else []
+    )
+    warnings = [*untrainable(cfg), *_warnings(cfg, sizes, topology, shape)]
+    if estimate is not None:
+        warnings += _estimate_warnings(estimate)
+    return Plan(
+        cfg.name,
+        cfg.resources.device,
+        topology,
+        sizes,
+        cfg.batch.train_iters,
+        shape,
+        estimate,
+        tuple(servers),
+        tuple(warnings),
+    )
+
+
+def make_estimate(cfg: RunConfig, shape: ModelShape, sizes: BatchSchedule, average: int | None) -> Estimate:
+    """Memory and time of a run.
+
+    Raises:
+        PlanError: lists every rule that the model and the layout break, with the nearest values that keep it.
+    """
+    task = task_of(cfg, shape, sizes, average)
+    execution = execution_of(cfg, sizes, task)
+    if wrong := broken(shape, execution):
+        lines = [line for rule in wrong for line in rule.lines()]
+        raise PlanError("the model cannot be cut as asked:\n" + "\n".join(f"  {line}" for line in lines))
+    hardware = read_hardware(cfg.resources.gpu) if cfg.resources.device == "cuda" else None
+    return estimate_of(task, execution, hardware)
+
+
+def estimate_of(task: Task, execution: Execution, hardware: Hardware | None) -> Estimate:
+    """Memory and, on GPUs, time."""
+    times = None if hardware is None else time.estimate(task, execution, hardware)
+    return Estimate(task, execution, hardware, memory.estimate(task, execution, hardware), times)
+
+
+def _degrees(cfg: RunConfig, sizes: BatchSchedule) -> Degrees:
+    par = cfg.parallel
+    return Degrees(
+        sizes.world_size,
         tp=par.tensor_model_parallel_size,
         cp=par.context_parallel_size,
         pp=par.pipeline_model_parallel_size,
+        ep=par.expert_model_parallel_size,
+        etp=par.expert_tensor_parallel_size,
+        vpp=par.virtual_pipeline_model_parallel_size or 1,
     )
-    shape = _find_shape(cfg)
-    warnings = [*untrainable(cfg), *_warnings(cfg, sizes, topology, shape)]
-    memory: tuple[Term, ...] = ()
-    if shape is not None:
-        require_divisible(cfg, shape)
-        memory = tuple(memory_terms(cfg, shape, sizes))
-    return Plan(cfg.name, res.device, topology, sizes, cfg.batch.train_iters, shape, memory, tuple(warnings))
 
 
-def require_divisible(cfg: RunConfig, shape: ModelShape) -> None:
-    """Check that the model can be cut over the ranks as asked.
-
-    Raises:
-        PlanError: lists every size that does not divide, with the nearest sizes that do.
-    """
-    tp = cfg.parallel.tensor_model_parallel_size
-    vllm_tp = cfg.rollout.vllm_tensor_parallel_size
-    heads = {"query heads": shape.heads, "key/value heads": shape.kv_heads}
-    checks = [
-        ("parallel.tensor_model_parallel_size", tp, {**heads, "feed-forward width": shape.ffn}),
-        ("parallel.pipeline_model_parallel_size", *_even_stages(cfg, shape.layers)),
-        ("rollout.vllm_tensor_parallel_size", vllm_tp, {"query heads": shape.heads}),
-    ]
-    if (chunks := cfg.parallel.virtual_pipeline_model_parallel_size) is not None:
-        per_stage = shape.layers // cfg.parallel.pipeline_model_parallel_size
-        checks.append(("parallel.virtual_pipeline_model_parallel_size", chunks, {"layers of a stage": per_stage}))
-    found = [line for key, size, counts in checks for line in _indivisible(key, size, counts)]
-    if found:
-        raise PlanError("the model cannot be cut as asked:\n" + "\n".join(f"  {line}" for line in found))
-
-
-def _even_stages(cfg: RunConfig, layers: int) -> tuple[int, dict[str, int]]:
-    """Stages that must have equally many layers, and how many layers they share."""
-    par = cfg.parallel
-    ends = [n for n in (par.decoder_first_pipeline_num_layers, par.decoder_last_pipeline_num_layers) if n is not None]
-    what = "layers beside the first and last stage" if ends else "layers"
-    return max(par.pipeline_model_parallel_size - len(ends), 1), {what: layers - sum(ends)}
-
-
-def _indivisible(key: str, size: int, counts: dict[str, int]) -> list[str]:
-    broken = [f"{count} {what} / {size}, remainder {count % size}" for what, count in counts.items() if count % size]
-    if not broken:
-        return []
-    valid = [n for n in range(1, max(counts.values()) + 1) if all(count % n == 0 for count in counts.values())]
-    below, above = max(n for n in valid if n < size), next((n for n in valid if n > size), None)
-    nearest = f"{below} or {above}" if above is not None else str(below)
-    return [f"{key} = {size} must divide {' and '.join(counts)}: {'; '.join(broken)}", f"  nearest values: {nearest}"]
-
-
-def _find_shape(cfg: RunConfig) -> ModelShape | None:
+def find_shape(cfg: RunConfig) -> ModelShape | None:
+    """The model's shape, from its folder or from ``model.config``; None when neither is there."""
     folder = Path(cfg.model.path) / "config.json"
     if folder.is_file():
         return read_shape(folder)
@@ -149,8 +251,9 @@ def _warnings(cfg: RunConfig, sizes: BatchSchedule, topology: Topology, shape: M
             f"the last rollout serves {last} of {sizes.steps_per_rollout} steps: "
             f"train_iters {cfg.batch.train_iters} is not a multiple of steps_per_generation * num_iterations"
         )
-    if (spanned := topology.nodes_spanned("tp")) > 1:
-        found.append(f"tensor-parallel groups reach over {spanned} nodes: every layer waits for the network")
+    for name, waits in (("tp", "every layer waits"), ("ep", "every layer with experts waits")):
+        if (spanned := topology.nodes_spanned(name)) > 1:
+            found.append(f"{name} groups reach over {spanned} nodes: {waits} for the network")
     return found
 
 
@@ -166,3 +269,14 @@ def _length_warnings(cfg: RunConfig, shape: ModelShape) -> list[str]:
             f"rollout.vllm_max_model_len {longest} is beyond the model's longest sequence, {shape.max_position} tokens"
         ]
     return []
+
+
+def _estimate_warnings(estimate: Estimate) -> list[str]:
+    found = [f"does not fit: {trouble}" for trouble in estimate.troubles]
+    if estimate.verdict == "tight" and estimate.hardware:
+        free = 1 - estimate.memory.peak.total / estimate.hardware.memory
+        found.append(f"tight: the {estimate.memory.peak.phase} phase leaves {free:.1%} of the GPU free")
+    shape = estimate.task.shape
+    if (tp := estimate.execution.degrees.tp) > 1 and (rest := -shape.vocab % tp):
+        found.append(f"the vocabulary of {shape.vocab:,} rows is padded by {rest} to be cut by tp {tp}")
+    return found

@@ -1,125 +1,286 @@
-"""Rough memory of the fullest rank, term by term, each with the formula that it comes from.
+"""Memory of the fullest GPU and of a node's host, phase by phase, every term with the formula that it comes from.
 
-Weights, gradients and optimizer state follow Megatron-Core's mixed-precision layout; activations follow the per-layer
-count of Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models" (arXiv 2205.05198), without
-the score matrix, which no attention kernel in use keeps.
+State follows Megatron-Core's mixed-precision layout: parameters in the training precision, gradients in fp32, and, cut
+over the data-parallel ranks, fp32 master weights and Adam's moments. vLLM takes its share of the whole card and fills
+what its weights and graphs leave with KV cache.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from grpo_hpc.config import RunConfig
-from grpo_hpc.config.batch import BatchSchedule
-from grpo_hpc.models.shape import ModelShape
+from grpo_hpc.plan.activations import LOGITS_CHUNK, in_flight, kept, stage_bytes
+from grpo_hpc.plan.hardware import Hardware
+from grpo_hpc.plan.parameters import held, trained
+from grpo_hpc.plan.setup import Execution, Task
+from grpo_hpc.plan.topology import GROUPS
 
-_BYTES = {"float32": 4, "bfloat16": 2}
-_OPTIMIZER_BYTES = {"float32": 8, "bfloat16": 12}  # Adam's two moments; bf16 adds the fp32 master weights
-_GRADIENT_BYTES = 4  # gradients are accumulated in fp32 in both precisions
-_LOGITS_CHUNK = 1024  # tokens whose logits exist at a time
+GIB = 2**30
+CONTEXT = int(0.6 * GIB)  # CUDA context and loaded kernels of one process
+COMMUNICATOR = int(0.3 * GIB)  # NCCL's buffers of one process group
+WORKSPACE = int(0.2 * GIB)  # cuBLAS and TransformerEngine
+GRAPHS = int(0.8 * GIB)  # vLLM's CUDA graphs
+ENGINE_WORK = int(1.5 * GIB)  # vLLM's activations at its largest batch
+ASLEEP = int(0.5 * GIB)  # what a sleeping engine does not give back
+SLACK = 0.06  # share of passing allocations that the caching allocator cannot use again
+LIBRARIES = int(1.5 * GIB)  # of a rank on a CPU
+PROCESS = 6 * GIB  # host memory of one rank: Python, libraries, pinned buffers
+PHASES = ("start", "sync", "rollout", "logprob", "train", "save")
 
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a rank's memory.
-
-    Attributes:
-        where: ``training`` or ``rollout``.
-        formula: the formula with its numbers.
-    """
+    """One part of a memory estimate: its name, its bytes and the formula with its numbers."""
 
     name: str
-    where: str
     bytes: int
     formula: str
 
 
-def parameters_per_rank(shape: ModelShape, tp: int, pp: int) -> int:
-    """Parameters on the fullest rank: of its pipeline stage, cut by tp."""
-    layers = math.ceil(shape.layers / pp) * shape.layer_parameters()
-    embedding = shape.embedding_parameters()
-    if pp == 1:
-        return math.ceil(shape.parameters() / tp)
-    # the last stage holds the output matrix, whether tied or not, and the final norm
-    return math.ceil((layers + embedding + shape.hidden) / tp)
+@dataclass(frozen=True)
+class Use:
+    """Memory in one phase."""
+
+    phase: str
+    terms: tuple[Term, ...]
+
+    @property
+    def total(self) -> int:
+        return sum(term.bytes for term in self.terms)
 
 
-def memory_terms(cfg: RunConfig, shape: ModelShape, schedule: BatchSchedule) -> list[Term]:
-    """Bytes on the fullest rank, by name."""
-    tp, pp = cfg.parallel.tensor_model_parallel_size, cfg.parallel.pipeline_model_parallel_size
-    local = parameters_per_rank(shape, tp, pp)
-    training = [*_state_terms(cfg, local, schedule.dp), *_work_terms(cfg, shape)]
-    return [*training, *_rollout_terms(cfg, shape, schedule.completions_per_rank_per_rollout)]
+@dataclass(frozen=True)
+class Memory:
+    """What a run takes.
+
+    Attributes:
+        phases: of the fullest GPU that trains (and samples, when they share GPUs).
+        stage: the pipeline stage of that GPU.
+        host: of one node that trains.
+        servers: of a GPU of a vLLM server; empty when vLLM shares the trainer's GPUs.
+        kv_tokens: tokens that the KV cache of one engine holds.
+        checkpoint: bytes of one checkpoint.
+    """
+
+    phases: tuple[Use, ...]
+    stage: int
+    host: Use
+    servers: tuple[Term, ...]
+    kv_tokens: int
+    checkpoint: int
+
+    @property
+    def peak(self) -> Use:
+        return max(self.phases, key=lambda use: use.total)
 
 
-def _state_terms(cfg: RunConfig, local: int, dp: int) -> list[Term]:
-    """Weights, gradients and optimizer state of ``local`` parameters."""
-    width, state = _BYTES[cfg.model.dtype], _OPTIMIZER_BYTES[cfg.model.dtype]
-    terms = [
-        Term("weights", "training", local * width, f"{local:,} parameters * {width} B"),
-        Term("gradients", "training", local * _GRADIENT_BYTES, f"{local:,} parameters * {_GRADIENT_BYTES} B"),
-    ]
-    if cfg.parallel.use_distributed_optimizer:
-        formula = f"{local:,} parameters * {state} B / dp {dp}"
-        terms.append(Term("optimizer", "training", math.ceil(local * state / dp), formula))
-    else:
-        terms.append(Term("optimizer", "training", local * state, f"{local:,} parameters * {state} B"))
-    if cfg.algorithm.beta > 0:
-        terms.append(Term("reference model", "training", local * width, f"{local:,} parameters * {width} B"))
+def estimate(task: Task, execution: Execution, hardware: Hardware | None) -> Memory:
+    """The memory of a run on ``hardware``, or on CPUs, where every rank's share of the host's memory is meant."""
+    last = execution.degrees.pp - 1
+    stages = sorted({0, last // 2, last})
+    candidates = [(_phases(task, execution, hardware, stage), stage) for stage in stages]
+    phases, stage = max(candidates, key=lambda found: max(use.total for use in found[0]))
+    engine = engine_terms(task, execution, hardware)
+    kv = next(term.bytes for term in engine if term.name == "KV cache")
+    tokens = max(0, kv) // kv_bytes_per_token(task, execution) if kv > 0 else 0
+    host = _host(task, execution, phases)
+    everything = sum(held(task, execution, s).total for s in range(last + 1)) * execution.degrees.tp
+    saved = task.parameters if not task.lora_rank else everything
+    checkpoint = saved * task.width + _saved_state(task, execution)
+    return Memory(tuple(phases), stage, host, tuple(engine) if execution.server_nodes else (), tokens, checkpoint)
+
+
+def _phases(task: Task, execution: Execution, hardware: Hardware | None, stage: int) -> list[Use]:
+    model, optimizer = _model_terms(task, execution, stage), _optimizer_terms(task, execution, stage)
+    base = base_terms(execution)
+    colocated = not execution.server_nodes
+    engine = engine_terms(task, execution, hardware) if colocated else []
+    away = execution.sleep_level > 0
+    weights_only = [term for term in engine if term.name == "vLLM weights"]
+    residue = [Term("vLLM asleep", ASLEEP, "measured")] if colocated else []
+    stays = [*([] if execution.offload_model else model), *([] if execution.offload_optimizer else optimizer)]
+    resting = residue if away else engine
+    forward, train = _forward_terms(task, execution), _train_terms(task, execution, stage)
+    synced = [*base, *model, *([] if execution.offload_optimizer else optimizer), *_sync_terms(task)]
+    found = {
+        "start": [*base, *stays, *engine],
+        "sync": [*synced, *([*weights_only, *residue] if away else engine)],
+        "rollout": [*base, *stays, *engine],
+        "logprob": [*base, *model, *optimizer, *forward, *resting],
+        "train": [*base, *model, *optimizer, *train, *resting],
+        "save": [*base, *model, *optimizer, *resting],
+    }
+    return [Use(phase, tuple(found[phase])) for phase in PHASES]
+
+
+def training_bytes(task: Task, execution: Execution, stage: int) -> tuple[int, int, int]:
+    """Bytes of one stage without vLLM: while training; of model and gradients; of the optimizer's state."""
+    model = sum(term.bytes for term in _model_terms(task, execution, stage))
+    optimizer = sum(term.bytes for term in _optimizer_terms(task, execution, stage))
+    passing = sum(term.bytes for term in [*base_terms(execution), *_train_terms(task, execution, stage)])
+    return passing + model + optimizer, model, optimizer
+
+
+def base_terms(execution: Execution) -> list[Term]:
+    """What a process and its communication take before anything is loaded."""
+    if execution.kv_gib is not None:
+        return [Term("process", LIBRARIES, "1.5 GiB of Python and libraries")]
+    groups = sum(math.prod(execution.degrees.size(axis) for axis in axes) > 1 for axes in GROUPS.values())
+    terms = [Term("CUDA context", CONTEXT + WORKSPACE, "0.6 GiB context + 0.2 GiB work space of cuBLAS and TE")]
+    if groups:
+        terms.append(Term("NCCL", groups * COMMUNICATOR, f"{groups} process groups * 0.3 GiB"))
     return terms
 
 
-def _work_terms(cfg: RunConfig, shape: ModelShape) -> list[Term]:
-    """Activations of the micro-batches in flight (pp on the first stage), and one chunk of logits."""
-    par, width = cfg.parallel, _BYTES[cfg.model.dtype]
-    tp, pp, cp = par.tensor_model_parallel_size, par.pipeline_model_parallel_size, par.context_parallel_size
-    tokens = cfg.batch.micro_batch_size * sequence_length(cfg, shape) // cp
-    layers = math.ceil(shape.layers / pp)
-    # per token and layer: residual and norm inputs whole; query, key, value, attention output and MLP cut by tp
-    whole = 4 * shape.hidden
-    cut = 2 * (shape.heads + shape.kv_heads) * shape.head_dim + 4 * shape.ffn
-    activations = tokens * layers * pp * (whole + math.ceil(cut / tp)) * width
-    chunk = min(tokens, _LOGITS_CHUNK)
-    vocab = math.ceil(shape.vocab / tp)
-    return [
+def _model_terms(task: Task, execution: Execution, stage: int) -> list[Term]:
+    """Weights, gradients and the reference model."""
+    have, learn, w = held(task, execution, stage).total, trained(task, execution, stage).total, task.width
+    terms = [Term("weights", (have + _extra(have, learn)) * w, f"{have:,} parameters * {w} B")]
+    terms.append(Term("gradients", learn * 4, f"{learn:,} parameters * 4 B"))
+    if task.reference and not task.lora_rank:
+        terms.append(Term("reference model", have * w, f"{have:,} parameters * {w} B"))
+    return terms
+
+
+def _extra(have: int, learn: int) -> int:
+    """Adapters come on top of the frozen model."""
+    return learn if learn < have else 0
+
+
+def _optimizer_terms(task: Task, execution: Execution, stage: int) -> list[Term]:
+    own, d = trained(task, execution, stage), execution.degrees
+    master = 4 if task.width == 2 else 0
+    each = master + execution.moments
+    dp, edp = (d.dp * d.cp, d.edp) if execution.distributed_optimizer else (1, 1)
+    size = own.dense * each / dp + own.expert * each / edp
+    formula = f"{own.dense:,} parameters * ({master} + {execution.moments}) B / {dp}"
+    if own.expert:
+        formula += f" + {own.expert:,} of experts * {each} B / {edp}"
+    if execution.optimizer_on_host:
+        formula += f", {execution.optimizer_on_host:.0%} of it in host memory"
+    return [Term("optimizer", math.ceil(size * (1 - execution.optimizer_on_host)), formula)]
+
+
+def _tokens(execution: Execution) -> int:
+    return math.ceil(execution.micro_tokens / execution.degrees.cp)
+
+
+def _forward_terms(task: Task, execution: Execution) -> list[Term]:
+    """A forward pass without gradients: one layer's activations at a time."""
+    tokens, size = _tokens(execution), kept(task, execution).whole
+    layer = math.ceil(tokens * size)
+    terms = [Term("one layer", layer, f"{tokens:,} tokens * {size:,.0f} B"), *_logits(task, execution, 1)]
+    return [*terms, _slack(terms)]
+
+
+def _train_terms(task: Task, execution: Execution, stage: int) -> list[Term]:
+    tokens, size = _tokens(execution), kept(task, execution)
+    flying = in_flight(execution, stage, execution.micro_batches(task, task.longest))
+    one = stage_bytes(task, execution, stage, tokens)
+    layers = len(execution.stage_layers(task.shape.layers)[stage])
+    terms = [
         Term(
             "activations",
-            "training",
-            activations,
-            f"{tokens:,} tokens * {layers} layers * pp {pp} * ({whole:,} + {cut:,} / tp {tp}) * {width} B",
+            math.ceil(flying * one),
+            f"{flying:g} micro-batches in flight * {tokens:,} tokens * {one / max(tokens, 1):,.0f} B "
+            f"({layers} layers, recompute {execution.recompute})",
         ),
-        Term("logits", "training", 2 * chunk * vocab * 4, f"2 * {chunk:,} tokens * {vocab:,} entries * 4 B"),
+        Term("backward pass", math.ceil(tokens * size.whole), f"{tokens:,} tokens * {size.whole:,.0f} B of one layer"),
     ]
+    if execution.recompute == "full" and execution.group_layers > 1:
+        more = math.ceil(tokens * size.whole * (execution.group_layers - 1))
+        terms.append(Term("recomputed group", more, f"{execution.group_layers - 1} further layers of a group"))
+    if stage == execution.degrees.pp - 1:
+        terms += _logits(task, execution, 2)
+    return [*terms, _slack(terms)]
 
 
-def _rollout_terms(cfg: RunConfig, shape: ModelShape, completions: int) -> list[Term]:
-    """vLLM's weights and KV cache on one rank, whose engine generates ``completions`` per rollout."""
-    roll = cfg.rollout
-    width, tp = _BYTES[roll.vllm_dtype], roll.vllm_tensor_parallel_size
-    weights = math.ceil(shape.parameters() * width / tp)
-    terms = [Term("vLLM weights", "rollout", weights, f"{shape.parameters():,} parameters * {width} B / tp {tp}")]
-    if cfg.resources.device == "cpu":
-        size = int(roll.vllm_kv_cache_gib * 2**30)
-        terms.append(Term("KV cache", "rollout", size, f"{roll.vllm_kv_cache_gib:g} GiB (vllm_kv_cache_gib)"))
-    else:
-        per_token = kv_bytes_per_token(cfg, shape)
-        tokens = min(completions, roll.vllm_max_num_seqs or completions) * sequence_length(cfg, shape)
-        formula = f"{tokens:,} tokens * {per_token:,} B, if all completions run at once at full length"
-        terms.append(Term("KV cache", "rollout", tokens * per_token, formula))
-    return terms
+def _logits(task: Task, execution: Execution, copies: int) -> list[Term]:
+    """Logits exist for one chunk of scored tokens: in the training precision, and in fp32."""
+    rows, chunk = math.ceil(task.shape.vocab / execution.degrees.tp), min(LOGITS_CHUNK, _tokens(execution))
+    size = chunk * rows * (4 * copies + task.width)
+    return [Term("logits", size, f"{chunk:,} tokens * {rows:,} entries * ({copies} * 4 + {task.width}) B")]
 
 
-def kv_bytes_per_token(cfg: RunConfig, shape: ModelShape) -> int:
-    """Bytes that keys and values of one token take on one rank of an engine."""
-    heads = math.ceil(shape.kv_heads / cfg.rollout.vllm_tensor_parallel_size)
-    return 2 * shape.layers * heads * shape.head_dim * _BYTES[cfg.rollout.vllm_dtype]
+def _slack(terms: Iterable[Term]) -> Term:
+    passing = sum(term.bytes for term in terms)
+    return Term("allocator slack", math.ceil(SLACK * passing), f"{SLACK:.0%} of what comes and goes")
 
 
-def sequence_length(cfg: RunConfig, shape: ModelShape) -> int:
-    """Longest prompt + completion in tokens that the run file and the model allow."""
-    if cfg.rollout.vllm_max_model_len is not None:
-        return cfg.rollout.vllm_max_model_len
-    if cfg.data.max_length is not None:
-        return min(cfg.data.max_length + cfg.rollout.max_completion_length, shape.max_position)
-    return shape.max_position
+def _sync_terms(task: Task) -> list[Term]:
+    """The largest tensor whole, in both precisions."""
+    largest = max(task.counts.embedding, task.counts.mlp, task.counts.expert)
+    size = largest * (task.width + task.engine_width)
+    return [Term("tensor in transit", size, f"{largest:,} parameters * ({task.width} + {task.engine_width}) B")]
+
+
+def engine_terms(task: Task, execution: Execution, hardware: Hardware | None) -> list[Term]:
+    """vLLM on one GPU. A KV cache below zero means that its weights do not fit into its share."""
+    tp, w = execution.engine_tp, task.engine_width
+    weights = math.ceil(task.parameters * w / tp)
+    terms = [Term("vLLM weights", weights, f"{task.parameters:,} parameters * {w} B / {tp}")]
+    if hardware is None or execution.kv_gib is not None:
+        gib = execution.kv_gib or 0.0
+        return [*terms, Term("KV cache", int(gib * GIB), f"{gib:g} GiB (rollout.vllm_kv_cache_gib)")]
+    seqs = execution.max_num_seqs or 256
+    work = ENGINE_WORK + seqs * math.ceil(task.shape.vocab / tp) * 8
+    terms.append(
+        Term("vLLM activations", work, f"1.5 GiB + {seqs} sequences * {task.shape.vocab:,} logits * 8 B / {tp}")
+    )
+    if not execution.eager:
+        terms.append(Term("CUDA graphs", GRAPHS, "0.8 GiB"))
+    budget = int(execution.memory_share * hardware.memory)
+    rest = budget - sum(term.bytes for term in terms)
+    formula = f"{execution.memory_share:g} * {hardware.memory_gib:g} GiB - the terms above"
+    return [*terms, Term("KV cache", rest, formula)]
+
+
+def kv_bytes_per_token(task: Task, execution: Execution) -> int:
+    """Bytes that one token takes in the KV cache of one GPU; vLLM copies key/value heads that tp cannot split."""
+    s = task.shape
+    if s.mla:
+        return s.layers * (s.mla.kv_rank + s.mla.rope_dim) * task.engine_width
+    heads = max(1, math.ceil(s.kv_heads / execution.engine_tp))
+    return 2 * s.layers * heads * s.head_dim * task.engine_width
+
+
+def _host(task: Task, execution: Execution, phases: list[Use]) -> Use:
+    """Host memory of a node: what its ranks put there."""
+    n = execution.per_node
+    sizes = {term.name: term.bytes for term in next(use for use in phases if use.phase == "train").terms}
+    terms = [Term("processes", n * PROCESS, f"{n} ranks * 6 GiB")]
+    if execution.offload_model:
+        away = sizes["weights"] + sizes.get("reference model", 0)
+        terms.append(Term("model, offloaded", n * away, f"{n} ranks * {away / GIB:.2f} GiB; gradients are dropped"))
+    if execution.offload_optimizer:
+        terms.append(
+            Term("optimizer, offloaded", n * sizes["optimizer"], f"{n} ranks * {sizes['optimizer'] / GIB:.2f} GiB")
+        )
+    if (share := execution.optimizer_on_host) > 0:
+        resident = (
+            math.ceil(sizes["optimizer"] / (1 - share) * share) if share < 1 else _whole_optimizer(task, execution)
+        )
+        terms.append(Term("optimizer on the host", n * resident, f"{n} ranks * {resident / GIB:.2f} GiB"))
+    if execution.sleep_level == 1 and not execution.server_nodes:
+        weights = math.ceil(task.parameters * task.engine_width / execution.engine_tp)
+        terms.append(Term("sleeping vLLM weights", n * weights, f"{n} ranks * {weights / GIB:.2f} GiB"))
+    saving = sizes["weights"] + sizes["optimizer"]
+    terms.append(Term("checkpoint staging", n * saving, f"{n} ranks * {saving / GIB:.2f} GiB while saving"))
+    return Use("host", tuple(terms))
+
+
+def _whole_optimizer(task: Task, execution: Execution) -> int:
+    from dataclasses import replace
+
+    on_gpu = replace(execution, optimizer_on_host=0.0)
+    return max(_optimizer_terms(task, on_gpu, stage)[0].bytes for stage in range(execution.degrees.pp))
+
+
+def _saved_state(task: Task, execution: Execution) -> int:
+    """Bytes of optimizer state in a checkpoint."""
+    d = execution.degrees
+    own = [trained(task, execution, stage) for stage in range(d.pp)]
+    each = (4 if task.width == 2 else 0) + execution.moments
+    return sum(part.dense * d.tp + part.expert * d.ep * d.etp for part in own) * each

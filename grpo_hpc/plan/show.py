@@ -1,59 +1,149 @@
-"""The plan as tables for a terminal; made for 80 columns."""
+"""The plan for a terminal: rank grid, batch schedule, memory bars, the step as a timeline."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich import box
+from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from grpo_hpc.plan.make import Plan
-from grpo_hpc.plan.memory import Term
-from grpo_hpc.plan.topology import Topology
+from grpo_hpc.plan.explain import batch_lines
+from grpo_hpc.plan.make import Estimate, Plan
+from grpo_hpc.plan.memory import GIB, Term, Use
+from grpo_hpc.plan.time import Times
+from grpo_hpc.plan.topology import Place, Topology
 
-_MOST_RANKS = 16
+COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red", "bright_cyan", "bright_green", "bright_yellow", "white")
+VERDICTS = {"fits": "bold green", "tight": "bold yellow", "does not fit": "bold red"}
+_MOST_NODES = 4
+_BAR = 48
 
 
-def show_plan(plan: Plan, console: Console) -> None:
-    """Print ``plan``."""
-    console.print(Group(*_parts(plan)))
+def show_plan(plan: Plan, console: Console, explain: Sequence[str] = ()) -> None:
+    """Print ``plan``; ``explain`` names parts that are shown in full: ``batch``, ``memory``, ``time``."""
+    console.print(Group(*_parts(plan, explain)))
 
 
-def _parts(plan: Plan) -> Iterator[RenderableType]:
-    yield Text(f"{plan.name}: {_model_line(plan)}", style="bold")
-    yield _topology_table(plan.topology)
+def show_side_by_side(plans: Sequence[Plan], console: Console) -> None:
+    """Two or more plans in one table, a column each."""
+    table = _table("Side by side")
+    table.add_column("")
+    for plan in plans:
+        table.add_column(plan.name, justify="right")
+    rows = [dict(_figures(plan)) for plan in plans]
+    for label in dict.fromkeys(label for row in rows for label in row):
+        cells = [row.get(label, "-") for row in rows]
+        table.add_row(label, *cells, style="" if len(set(cells)) == 1 else "bold")
+    console.print(table)
+    for plan in plans:
+        for warning in plan.warnings:
+            console.print(Text(f"Note on {plan.name}: {warning}", style="yellow"))
+
+
+def _figures(plan: Plan) -> Iterator[tuple[str, str]]:
+    d, s = plan.topology.degrees, plan.schedule
+    yield "GPUs that train" if plan.device == "cuda" else "ranks", f"{d.world}"
+    if plan.estimate is not None and plan.estimate.hardware is not None:
+        yield "GPU", plan.estimate.hardware.name
+    yield "tp x cp x pp x dp", f"{d.tp} x {d.cp} x {d.pp} x {d.dp}"
+    yield "etp x ep x edp", f"{d.etp} x {d.ep} x {d.edp}"
+    yield "completions per step", f"{s.global_batch_size:,}"
+    yield "completions per rollout", f"{s.generation_batch_size:,}"
+    if plan.estimate is None:
+        return
+    yield "verdict", plan.estimate.verdict
+    for use in plan.estimate.memory.phases:
+        yield f"memory, {use.phase}", f"{use.total / GIB:.1f} GiB"
+    yield "host memory of a node", f"{plan.estimate.memory.host.total / GIB:,.0f} GiB"
+    if times := plan.estimate.times:
+        for phase in times.phases:
+            yield f"time, {phase.name}", f"{phase.seconds:.1f} s"
+        yield "time of a step", f"{times.step:.1f} s"
+        yield "tokens/s per GPU", f"{times.rate:,.0f}"
+
+
+def _parts(plan: Plan, explain: Sequence[str]) -> Iterator[RenderableType]:
+    yield _headline(plan)
+    yield _grid(plan)
+    yield _groups(plan.topology)
     yield _schedule_table(plan)
-    if plan.memory:
-        yield _memory_table(plan.memory)
+    if "batch" in explain:
+        yield Text("\n".join(batch_lines(plan)) + "\n")
+    if plan.estimate is not None:
+        yield from _estimate(plan.estimate, explain)
     for warning in plan.warnings:
         yield Text(f"Note: {warning}", style="yellow")
 
 
-def _model_line(plan: Plan) -> str:
-    ranks = plan.topology.world_size
-    where = _count(ranks, "CPU rank" if plan.device == "cpu" else "GPU")
-    if plan.shape is None:
-        return where
-    return f"{plan.shape.family}, {plan.shape.parameters() / 1e6:,.1f} M parameters, on {where}"
+def _headline(plan: Plan) -> Text:
+    where = _count(plan.topology.world_size, "CPU rank" if plan.device == "cpu" else "GPU")
+    text = Text(f"{plan.name}: ", style="bold")
+    if plan.shape is not None:
+        active = plan.shape.active_parameters()
+        size = f"{plan.shape.parameters() / 1e6:,.1f} M parameters"
+        size += f" ({active / 1e6:,.1f} M active)" if active != plan.shape.parameters() else ""
+        text.append(f"{plan.shape.family}, {size}, ")
+    text.append(f"on {where}")
+    if plan.estimate is not None and plan.estimate.hardware is not None:
+        text.append(f" ({plan.estimate.hardware.name}): ")
+        text.append(plan.estimate.verdict, style=VERDICTS[plan.estimate.verdict])
+    return text
 
 
 def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", title_style="bold cyan", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
-def _topology_table(topology: Topology) -> Table:
-    sizes = topology.sizes
-    table = _table(f"Topology: tp {sizes['tp']}  cp {sizes['cp']}  dp {sizes['dp']}  pp {sizes['pp']}")
-    for column in ("rank", "node", "tp", "cp", "dp", "pp"):
-        table.add_column(column, justify="right")
-    for place in topology.places[:_MOST_RANKS]:
-        table.add_row(*(str(value) for value in (place.rank, place.node, place.tp, place.cp, place.dp, place.pp)))
-    if (hidden := topology.world_size - _MOST_RANKS) > 0:
-        table.caption = f"and {hidden} more ranks (see --json)"
-        table.caption_justify = "left"
-    return table
+# -- topology ---------------------------------------------------------------------------------------------------------
+
+
+def _grid(plan: Plan) -> RenderableType:
+    """Nodes as boxes, GPUs as cells; the colour is the pipeline stage, or the replica when there is one stage."""
+    top = plan.topology
+    shown = top.places[: _MOST_NODES * top.nproc_per_node]
+    nodes: dict[int, list[Place]] = {}
+    for place in shown:
+        nodes.setdefault(place.node, []).append(place)
+    boxes = [Panel(_cells(places, top), title=f"node {node}", expand=False) for node, places in nodes.items()]
+    for node in sorted({server.node for server in plan.servers})[:_MOST_NODES]:
+        lines = [
+            f"GPU {server.gpus[0]}-{server.gpus[-1]}: vLLM tp {len(server.gpus) * server.nodes}, port {server.port}"
+            for server in plan.servers
+            if server.node == node
+        ]
+        boxes.append(Panel(Text("\n".join(lines), style="bright_blue"), title=f"node {node}: vLLM", expand=False))
+    parts: list[RenderableType] = [Columns(boxes)]
+    if hidden := (top.world_size - len(shown)) // top.nproc_per_node:
+        parts.append(Text(f"and {hidden} more nodes like these (--json has every rank)", style="dim"))
+    return Group(*parts)
+
+
+def _cells(places: Sequence[Place], top: Topology) -> Text:
+    axes = [axis for axis in ("tp", "cp", "dp", "pp", "ep") if top.degrees.size(axis) > 1] or ["dp"]
+    text = Text()
+    for number, place in enumerate(places):
+        style = COLOURS[(place.pp if top.degrees.pp > 1 else place.dp) % len(COLOURS)]
+        text.append(f"{place.rank:>3} " + " ".join(f"{axis}{getattr(place, axis)}" for axis in axes), style=style)
+        text.append("\n" if number % 2 and number + 1 < len(places) else "   " if number + 1 < len(places) else "")
+    return text
+
+
+def _groups(top: Topology) -> RenderableType:
+    crossing = top.crossing()
+    if not crossing:
+        return Text("")
+    inside = [name for name, nodes in crossing.items() if nodes == 1]
+    across = [f"{name} (up to {nodes} nodes)" for name, nodes in crossing.items() if nodes > 1]
+    lines = [f"groups inside a node: {', '.join(inside)}"] if inside else []
+    lines += [f"groups over nodes: {', '.join(across)}"] if across else []
+    return Text("\n".join(lines) + "\n")
+
+
+# -- batch ------------------------------------------------------------------------------------------------------------
 
 
 def _schedule_table(plan: Plan) -> Table:
@@ -81,23 +171,98 @@ def _schedule_table(plan: Plan) -> Table:
     return table
 
 
-def _memory_table(terms: tuple[Term, ...]) -> Table:
-    table = _table("Memory of the fullest rank, roughly")
+# -- memory and time --------------------------------------------------------------------------------------------------
+
+
+def _estimate(estimate: Estimate, explain: Sequence[str]) -> Iterator[RenderableType]:
+    memory = estimate.memory
+    yield _memory_bars(estimate)
+    full = "memory" in explain
+    for use in memory.phases if full else [memory.peak]:
+        yield _terms_table(f"Memory of the {use.phase} phase, stage {memory.stage}", use.terms)
+    yield _terms_table("Host memory of a node", memory.host.terms)
+    if memory.servers:
+        yield _terms_table("Memory of a vLLM server's GPU", memory.servers)
+    if estimate.hardware is not None:
+        yield Text(
+            f"KV cache of an engine: {memory.kv_tokens:,} tokens. A checkpoint: {memory.checkpoint / 1e9:,.1f} GB, "
+            f"about {memory.checkpoint / 1e9 / estimate.hardware.disk_gb_per_s / estimate.execution.nodes:,.0f} s.\n"
+        )
+    if estimate.times is not None:
+        yield _timeline(estimate.times)
+        if "time" in explain:
+            yield _time_table(estimate.times)
+
+
+def _memory_bars(estimate: Estimate) -> RenderableType:
+    """One stacked bar per phase; the mark is the end of the GPU."""
+    uses, capacity = estimate.memory.phases, estimate.hardware.memory if estimate.hardware else 0
+    scale = max(capacity, *(use.total for use in uses)) / _BAR
+    names = list(dict.fromkeys(term.name for use in uses for term in use.terms))
+    style = {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(names)}
+    table = _table("Memory of the fullest GPU" if capacity else "Memory of the fullest rank")
+    for column in ("phase", "", "GiB"):
+        table.add_column(column, justify="right" if column == "GiB" else "left", no_wrap=True)
+    for use in uses:
+        table.add_row(use.phase, _bar(use, scale, style, capacity), f"{use.total / GIB:,.1f}")
+    legend = Text("  ").join(Text(f"█ {name}", style=style[name]) for name in names)
+    end = Text(f"\n│ end of the GPU: {capacity / GIB:.1f} GiB", style="dim") if capacity else Text()
+    return Group(table, Text.assemble(legend, end, "\n"))
+
+
+def _bar(use: Use, scale: float, style: dict[str, str], capacity: int) -> Text:
+    text, at, reached = Text(), 0.0, 0
+    for term in use.terms:
+        at += max(term.bytes, 0) / scale
+        cells = round(at) - reached
+        text.append("█" * cells, style=style[term.name])
+        reached += max(cells, 0)
+    end = round(capacity / scale)
+    if capacity and reached < end:
+        text.append("·" * (end - reached - 1) + "│", style="dim")
+    return text
+
+
+def _terms_table(title: str, terms: Sequence[Term]) -> Table:
+    table = _table(title)
     table.add_column("term", no_wrap=True)
     table.add_column("GiB", justify="right")
     table.add_column("from", style="dim")
-    for where in ("training", "rollout"):
-        chosen = [term for term in terms if term.where == where]
-        for term in chosen:
-            table.add_row(term.name, _gib(term.bytes), term.formula)
-        table.add_row(f"all of {where}", _gib(sum(term.bytes for term in chosen)), "", style="bold", end_section=True)
-    table.add_row("together", _gib(sum(term.bytes for term in terms)), "", style="bold")
+    for term in terms:
+        table.add_row(term.name, f"{term.bytes / GIB:,.2f}", term.formula)
+    table.add_row("together", f"{sum(term.bytes for term in terms) / GIB:,.2f}", "", style="bold")
+    return table
+
+
+def _timeline(times: Times) -> RenderableType:
+    """The cycle of one rollout and its steps as one bar."""
+    line, rows = Text(), []
+    for number, phase in enumerate(times.phases):
+        if not phase.parts:
+            continue
+        colour = COLOURS[number]
+        line.append("█" * max(1, round(64 * phase.seconds / times.cycle)), style=colour)
+        share = f"{phase.seconds:,.1f} s ({phase.seconds / times.cycle:.0%})"
+        rows.append(Text.assemble(("█ ", colour), f"{phase.name}: {share}, bound by {phase.bound}"))
+    head = (
+        f"Time of a rollout and its {_count(times.steps, 'step')}: {times.cycle:,.1f} s, {times.rate:,.0f} tokens/s "
+        f"per GPU, {times.mfu:.0%} of the matrix rate in training"
+    )
+    return Group(Text(head, style="bold cyan"), line, *rows, Text())
+
+
+def _time_table(times: Times) -> Table:
+    table = _table("Time, part by part")
+    table.add_column("phase")
+    table.add_column("part")
+    table.add_column("s", justify="right")
+    table.add_column("bound by")
+    table.add_column("from", style="dim")
+    for phase in times.phases:
+        for part in phase.parts:
+            table.add_row(phase.name, part.name, f"{part.seconds:,.2f}", part.bound, part.formula)
     return table
 
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" + ("s" if number != 1 else "")
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.2f}"

@@ -32,7 +32,7 @@ def run(*args: str) -> int:
 def test_plan_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("plan", QUICKSTART, "model.path=nowhere") == 0
     out = capsys.readouterr().out
-    assert "Topology" in out
+    assert "node 0" in out
     assert "Batch schedule: 20 optimizer steps" in out
 
 

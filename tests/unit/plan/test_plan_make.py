@@ -7,87 +7,37 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from grpo_hpc.config import RunConfig, load_run
-from grpo_hpc.errors import CheckpointError, PlanError
-from grpo_hpc.models.shape import read_shape
+from grpo_hpc.errors import CheckpointError, ConfigError, PlanError
+from grpo_hpc.plan.html import write_html
 from grpo_hpc.plan.make import Plan, make_plan
-from grpo_hpc.plan.memory import parameters_per_rank
-from grpo_hpc.plan.show import show_plan
-
-CONFIGS = Path(__file__).parents[3] / "configs"
-SMOLLM2 = CONFIGS / "models" / "SmolLM2-135M-Instruct.json"
+from grpo_hpc.plan.show import show_plan, show_side_by_side
+from tests.unit.plan.planning import CONFIGS, SMOLLM2, quickstart, shipped
 
 
-def quickstart(*overrides: str) -> RunConfig:
-    elsewhere = ["model.path=no-such-folder", f"model.config={SMOLLM2}"]
-    return load_run(CONFIGS / "quickstart.yaml", [*elsewhere, *overrides])
-
-
-def shown(plan: Plan) -> str:
+def shown(*plans: Plan, explain: tuple[str, ...] = ()) -> str:
     out = io.StringIO()
-    show_plan(plan, Console(file=out, width=80))
+    console = Console(file=out, width=80)
+    if len(plans) == 1:
+        show_plan(plans[0], console, explain)
+    else:
+        show_side_by_side(plans, console)
     return out.getvalue()
-
-
-def sizes(plan: Plan) -> dict[str, int]:
-    return {term.name: term.bytes for term in plan.memory}
-
-
-def test_smollm2_has_the_parameters_that_transformers_counts() -> None:
-    assert read_shape(SMOLLM2).parameters() == 134_515_008
-
-
-def test_state_bytes_in_fp32_with_and_without_the_distributed_optimizer() -> None:
-    count = 134_515_008
-    cut = sizes(make_plan(quickstart()))
-    whole = sizes(make_plan(quickstart("use_distributed_optimizer=false")))
-    assert cut["weights"] == cut["gradients"] == 4 * count
-    assert (cut["optimizer"], whole["optimizer"]) == (4 * count, 8 * count)
-
-
-def test_state_bytes_in_bf16_on_gpus() -> None:
-    plan = make_plan(quickstart("device=cuda", "dtype=bfloat16", "nproc_per_node=4", "micro_batch_size=2"))
-    found, count = sizes(plan), 134_515_008
-    assert (found["weights"], found["gradients"], found["optimizer"]) == (2 * count, 4 * count, 3 * count)
-    # 16 completions of 128 tokens; keys and values of 30 layers, 3 heads, 64 wide, 2 bytes
-    assert found["KV cache"] == 16 * 128 * 2 * 30 * 3 * 64 * 2
-
-
-def test_reference_model_is_counted_only_with_kl() -> None:
-    assert "reference model" not in sizes(make_plan(quickstart()))
-    with_kl = sizes(make_plan(quickstart("beta=0.01")))
-    assert with_kl["reference model"] == with_kl["weights"]
-
-
-def test_every_formula_gives_its_bytes() -> None:
-    for term in make_plan(quickstart("beta=0.1")).memory:
-        arithmetic = term.formula.split(" (vllm")[0].replace(",", "").replace(" GiB", f" * {2**30}")
-        for word in ("parameters", "tokens", "layers", "entries", "dp", "tp", "pp", "B"):
-            arithmetic = arithmetic.replace(f" {word}", " ").replace(f"{word} ", "")
-        assert eval(arithmetic) == pytest.approx(term.bytes, rel=1e-6), term
-
-
-def test_stages_hold_all_layers_and_both_embeddings() -> None:
-    shape = read_shape(SMOLLM2)
-    half = parameters_per_rank(shape, tp=1, pp=2)
-    assert half == 15 * shape.layer_parameters() + shape.embedding_parameters() + shape.hidden
-    assert parameters_per_rank(shape, tp=3, pp=1) == shape.parameters() // 3
 
 
 def test_indivisible_models_are_refused_with_nearest_sizes() -> None:
     with pytest.raises(PlanError) as caught:
-        make_plan(quickstart("nproc_per_node=8", "tp=8".replace("tp", "tensor_model_parallel_size")))
+        make_plan(quickstart("nproc_per_node=8", "tensor_model_parallel_size=8"))
     text = str(caught.value)
-    assert "9 query heads / 8, remainder 1; 3 key/value heads / 8, remainder 3" in text
+    assert "9 query heads / 8, remainder 1" in text
     assert "nearest values: 3" in text
-    with pytest.raises(PlanError, match="30 layers / 4, remainder 2") as caught:
+    with pytest.raises(PlanError, match="30 / 4, remainder 2") as caught:
         make_plan(quickstart("nproc_per_node=4", "pipeline_model_parallel_size=4"))
     assert "nearest values: 3 or 5" in str(caught.value)
 
 
 def test_a_plan_without_the_model_says_so() -> None:
     plan = make_plan(quickstart("model.config=null"))
-    assert plan.memory == ()
+    assert plan.estimate is None
     assert "no memory estimate: no-such-folder/config.json is not on this machine" in plan.warnings[0]
     assert "no memory estimate" in shown(plan)
 
@@ -100,15 +50,17 @@ def test_a_model_folder_comes_before_the_planning_config(tmp_path: Path) -> None
     assert plan.shape.layers == 2
 
 
-def test_a_missing_planning_config_is_an_error() -> None:
+def test_missing_files_are_errors() -> None:
     with pytest.raises(CheckpointError, match=r"nowhere\.json"):
         make_plan(quickstart("model.config=nowhere.json"))
+    with pytest.raises(ConfigError, match="no hardware profile 'h1000'") as caught:
+        make_plan(shipped("qwen3_8b", "gpu=h1000"))
+    assert "Did you mean h100?" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["tuner_type=lora"], "the trainer trains all parameters"),
         (["steps_per_generation=3", "train_iters=40"], "the last rollout serves 1 of 3 steps"),
         (["vllm_max_model_len=9000"], "beyond the model's longest sequence, 8192"),
         (["vllm_max_model_len=null"], "counted for sequences of 8192 tokens"),
@@ -120,13 +72,64 @@ def test_warnings(overrides: list[str], expected: str) -> None:
     assert any(expected in warning for warning in make_plan(quickstart(*overrides)).warnings)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "verdict", "why"),
+    [
+        ([], "fits", None),
+        (["vllm_gpu_memory_utilization=0.02"], "does not fit", "KV cache"),
+        (
+            ["gpu=a100-40", "tensor_model_parallel_size=1", "sequence_parallel=false"],
+            "does not fit",
+            "the train phase needs",
+        ),
+    ],
+)
+def test_verdicts(overrides: list[str], verdict: str, why: str | None) -> None:
+    estimate = make_plan(shipped("qwen3_8b", *overrides)).estimate
+    assert estimate is not None
+    assert estimate.verdict == verdict, estimate.troubles
+    assert why is None or any(why in trouble for trouble in estimate.troubles)
+
+
+def test_shipped_runs_fit_their_hardware() -> None:
+    for file in sorted(CONFIGS.glob("*.yaml")):
+        estimate = make_plan(shipped(file.stem)).estimate
+        assert estimate is not None, file
+        assert estimate.verdict == "fits", (file, estimate.troubles)
+
+
 def test_to_dict_is_json_and_agrees_with_the_plan() -> None:
-    plan = make_plan(quickstart())
+    plan = make_plan(shipped("qwen3_30b_a3b"))
     values = json.loads(json.dumps(plan.to_dict()))
-    assert values["schedule"]["prompts_per_rollout"] == 8
-    assert values["topology"]["ranks"][1] == {"rank": 1, "node": 0, "tp": 0, "cp": 0, "dp": 1, "pp": 0}
-    assert values["model"]["parameters"] == 134_515_008
-    assert [term["name"] for term in values["memory_per_rank"]] == [term.name for term in plan.memory]
+    assert values["schedule"]["prompts_per_rollout"] == 1
+    assert values["topology"]["ranks"][5] == {
+        "rank": 5, "node": 0, "tp": 1, "cp": 0, "dp": 0, "pp": 1, "etp": 0, "ep": 1, "edp": 0
+    }  # fmt: skip
+    assert values["model"]["parameters"] == 30_532_122_624
+    assert plan.estimate is not None
+    peak = values["estimate"]["memory"]["peak"]
+    assert peak["bytes"] == sum(term["bytes"] for term in values["estimate"]["memory"]["phases"][peak["phase"]])
+    assert values["estimate"]["time"]["cycle"] == pytest.approx(
+        sum(part["seconds"] for parts in values["estimate"]["time"]["phases"].values() for part in parts)
+    )
+
+
+def documented(values: object, path: str = "") -> set[str]:
+    """Dotted names of all values; lists are written as their elements."""
+    if isinstance(values, list):
+        return set().union(*(documented(value, path) for value in values)) if values else {path}
+    if isinstance(values, dict) and path.rsplit(".", 1)[-1] not in ("phases", "nodes_spanned"):
+        return set().union(*(documented(value, f"{path}.{key}".lstrip(".")) for key, value in values.items()))
+    if isinstance(values, dict):
+        return set().union(*(documented(value, f"{path}.*") for value in values.values()))
+    return {path}
+
+
+def test_the_page_has_every_name_of_the_json() -> None:
+    page = (CONFIGS.parent / "docs" / "planner.md").read_text()
+    for name in ("qwen3_30b_a3b", "qwen3_8b_server"):
+        for path in documented(make_plan(shipped(name)).to_dict()):
+            assert f"`{path}`" in page, f"docs/planner.md does not mention {path}"
 
 
 def test_tables_fit_80_columns_and_name_prompts_and_completions() -> None:
@@ -134,5 +137,35 @@ def test_tables_fit_80_columns_and_name_prompts_and_completions() -> None:
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "8 completions per prompt" in text
     assert "micro 1 * dp 32 * accumulation 8" in text
-    assert "and 16 more ranks" in text
     assert "…" not in text
+
+
+def test_explanations() -> None:
+    plan = make_plan(shipped("qwen3_8b_server"))
+    text = " ".join(shown(plan, explain=("batch", "memory", "time")).split())
+    assert "512 completions (generation_batch_size)" in text
+    assert "8 vLLM engines share them: 512 / 8 = 64 completions each" in text
+    assert "cut into 512 / 256 = 2 optimizer steps" in text
+    for part in ("Memory of the sync phase", "Memory of a vLLM server's GPU", "Time, part by part", "pipeline" * 0):
+        assert part in text
+    assert "node 1: vLLM" in text
+
+
+def test_two_plans_side_by_side() -> None:
+    text = shown(make_plan(shipped("qwen3_8b")), make_plan(shipped("qwen3_8b_server")))
+    assert "qwen3_8b_server" in text
+    assert "tokens/s per GPU" in text
+
+
+def test_the_page_is_whole_and_escapes_names(tmp_path: Path) -> None:
+    import xml.etree.ElementTree as ElementTree
+
+    cfg = shipped("qwen3_30b_a3b").model_copy(update={"name": "<b>&co"})
+    write_html([make_plan(cfg)], tmp_path / "plan.html")
+    page = (tmp_path / "plan.html").read_text()
+    assert "<b>&co" not in page
+    assert "&lt;b&gt;&amp;co" in page
+    assert "http" not in page and "<script" not in page
+    for svg in page.split("<svg")[1:]:
+        ElementTree.fromstring("<svg" + svg.split("</svg>")[0] + "</svg>")
+    assert page.count("<rect") > 8 + 20
