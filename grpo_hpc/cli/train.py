@@ -54,4 +54,4 @@ def _estimators() -> list[Entry]:
 def _rewards() -> list[Entry]:
     from grpo_hpc.rewards.registry import described
 
-    return [(name, summary, {}) for name, summary in described().items()]
+    return described()

@@ -6,7 +6,7 @@ out. Rules that tie several keys together live in :mod:`grpo_hpc.config.rules` a
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -221,6 +221,9 @@ class Rewards(Section):
     reward_funcs: list[str] = Field(min_length=1, description="registered names or path/to/file.py:function")
     reward_weights: list[float] | None = Field(
         default=None, description="one weight per reward function; absent: all 1"
+    )
+    reward_params: dict[str, dict[str, Any]] = Field(
+        default={}, description="parameters by reward function; `grpo-hpc train --list rewards` shows them"
     )
 
 

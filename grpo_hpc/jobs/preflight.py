@@ -28,7 +28,7 @@ def preflight(cfg: RunConfig, profile: Profile) -> None:
     check_model_folder(Path(cfg.model.path))
     for rows in filter(None, (cfg.data.train, cfg.data.eval)):
         check_rows(rows)
-    check_names(cfg.rewards.reward_funcs)
+    check_names(cfg.rewards.reward_funcs, cfg.rewards.reward_params)
     if profile.executor == "local" and profile.runtime == "none":  # elsewhere the nodes have them, or the image
         _check_packages(cfg)
 

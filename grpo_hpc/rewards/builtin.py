@@ -13,7 +13,7 @@ from grpo_hpc.rewards.registry import reward
 _NUMBER = re.compile(r"(?:(?<![\w)\]])[-\u2212])?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?")
 
 
-@reward("exact_number")
+@reward("exact_number", source="this package")
 def exact_number(completions: list[str], answer: list[Any]) -> list[float | None]:
     """1 where the last number of the completion equals the column ``answer``, else 0.
 

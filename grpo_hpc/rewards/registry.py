@@ -6,8 +6,9 @@ A reward function takes completions and returns one number (or None: no score) f
     def short(completions: list[str]) -> list[float | None]:
         return [1.0 if len(text) < 100 else 0.0 for text in completions]
 
-It may ask for more by naming parameters: every column of the data set (as a list with one value per completion),
-``prompts`` (the chats), ``finish_reasons`` and ``completion_ids``; or for all of them by ``**columns``.
+It may ask for more by naming it before the star: every column of the data set (as a list with one value per
+completion), ``prompts`` (the chats), ``finish_reasons`` and ``completion_ids``; or for all of them by ``**columns``.
+Keyword-only arguments are parameters (:mod:`grpo_hpc.rewards.parameters`).
 A run file names built-in functions by their registered name and others by ``path/to/file.py:function``.
 """
 
@@ -15,67 +16,111 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from grpo_hpc.errors import ConfigError
+from grpo_hpc.rewards.parameters import check_given, checked, in_source, shown
 
+OFFERED = ("completions", "prompts", "finish_reasons", "completion_ids")  # besides the columns of the data
 RewardFunction = Callable[..., Sequence[float | None]]
 
+Parameters = Mapping[str, Mapping[str, Any]]  # values of parameters by the column name of their function
+
+_BUILT_IN = ("accuracy", "builtin", "lengths", "texts")
+_OF_THE_RUN = ("max_completion_length",)
 _registered: dict[str, RewardFunction] = {}
+_sources: dict[str, str] = {}
 
 
-def reward(name: str) -> Callable[[RewardFunction], RewardFunction]:
-    """Decorator: make a function known under ``name``."""
+def reward(name: str, *, source: str = "") -> Callable[[RewardFunction], RewardFunction]:
+    """Decorator: make a function known under ``name``; ``source`` says where it comes from."""
 
     def register(function: RewardFunction) -> RewardFunction:
-        _registered[name] = function
+        _registered[name], _sources[name] = function, source
         return function
 
     return register
 
 
-def resolve(names: Sequence[str]) -> dict[str, RewardFunction]:
+def resolve(
+    names: Sequence[str], given: Parameters | None = None, run: Mapping[str, Any] | None = None
+) -> dict[str, RewardFunction]:
     """The functions that ``names`` mean, in that order, by column name (registered name or function name).
 
+    Args:
+        given: parameters from the run file; they are bound to the functions.
+        run: values of the run that stand in for parameters of the same name.
+
     Raises:
-        ConfigError: a name is unknown, a file cannot be loaded, or two functions have the same name.
+        ConfigError: a name is unknown, a file cannot be loaded, two functions have the same name, or a parameter is
+            wrong.
     """
-    check_names(names)
-    return {_column(name): _load(name) if _is_file(name) else _registered[name] for name in names}
+    check_names(names, given)
+    found = {_column(name): _load(name) if _is_file(name) else _registered[name] for name in names}
+    return {
+        column: partial(function, **values)
+        if (values := checked(column, function, (given or {}).get(column, {}), run or {}))
+        else function
+        for column, function in found.items()
+    }
 
 
 def registered_names() -> list[str]:
     """Names of the built-in functions, sorted."""
-    from grpo_hpc.rewards import builtin  # noqa: F401  (registers the built-in functions)
-
+    _register_built_in()
     return sorted(_registered)
 
 
-def described() -> dict[str, str]:
-    """What each registered function rewards: the first line of its docstring."""
-    return {name: (_registered[name].__doc__ or "").strip().partition("\n")[0] for name in registered_names()}
+def described() -> list[tuple[str, str, dict[str, str]]]:
+    """Name, first line of the docstring, and source, columns and parameters of each registered function."""
+    return [(name, _summary(_registered[name]), _details(name)) for name in registered_names()]
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Check that :func:`resolve` will find ``names``; files are parsed, not run.
+def _summary(function: RewardFunction) -> str:
+    return (function.__doc__ or "").strip().partition("\n")[0]
+
+
+def _details(name: str) -> dict[str, str]:
+    function = _registered[name]
+    asked = inspect.signature(function).parameters.values()
+    columns = [p.name for p in asked if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in OFFERED]
+    details = {"source": _sources[name], "columns": ", ".join(columns), "parameters": shown(function)}
+    return {label: text for label, text in details.items() if text}
+
+
+def _register_built_in() -> None:
+    for module in _BUILT_IN:
+        importlib.import_module(f"grpo_hpc.rewards.{module}")
+
+
+def check_names(names: Sequence[str], given: Parameters | None = None) -> None:
+    """Check that :func:`resolve` will find ``names`` and their parameters; files are parsed, not run.
 
     Raises:
-        ConfigError: as for :func:`resolve`.
+        ConfigError: as for :func:`resolve`; types of the parameters of functions in files are left to it.
     """
-    from grpo_hpc.rewards import builtin  # noqa: F401  (registers the built-in functions)
-
+    _register_built_in()
     taken: dict[str, str] = {}
     for name in names:
-        _check_file(name) if _is_file(name) else _check_registered(name)
+        parameters = (given or {}).get(_column(name), {})
+        _check_file(name, parameters) if _is_file(name) else _check_registered(name, parameters)
         column = _column(name)
         if column in taken:
             both = "is named twice" if taken[column] == name else f"is also the name of {taken[column]}"
             raise ConfigError(f"the reward function {name} {both}", "Every reward function needs a name of its own.")
         taken[column] = name
+    for column in given or {}:
+        if column not in taken:
+            close = difflib.get_close_matches(column, taken, n=1)
+            hint = f"Did you mean {close[0]}?" if close else f"There is {', '.join(taken)}."
+            raise ConfigError(f"rewards.reward_params: {column!r} is not among rewards.reward_funcs", hint)
 
 
 def _is_file(name: str) -> bool:
@@ -86,8 +131,9 @@ def _column(name: str) -> str:
     return name.rpartition(":")[2]
 
 
-def _check_registered(name: str) -> None:
+def _check_registered(name: str, given: Mapping[str, Any]) -> None:
     if name in _registered:
+        checked(name, _registered[name], given, dict.fromkeys(_OF_THE_RUN, 1))
         return
     close = difflib.get_close_matches(name, _registered, n=1)
     hint = f"Did you mean {close[0]}?" if close else f"Known are {', '.join(sorted(_registered))}."
@@ -99,7 +145,7 @@ def _parts(name: str) -> tuple[Path, str]:
     return Path(file).expanduser(), function
 
 
-def _check_file(name: str) -> None:
+def _check_file(name: str, given: Mapping[str, Any]) -> None:
     if ":" not in name:
         raise ConfigError(f"the reward function {name!r} names a file only", f"Name its function: {name}:function")
     path, function = _parts(name)
@@ -115,6 +161,9 @@ def _check_file(name: str) -> None:
         close = difflib.get_close_matches(function, names, n=1)
         hint = f"Did you mean {close[0]}?" if close else f"It defines {', '.join(sorted(names)) or 'nothing'}."
         raise ConfigError(f"{path} has no function {function!r}", hint)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == function:
+            check_given(function, *in_source(node), given, _OF_THE_RUN)
 
 
 def _names_in(tree: ast.Module) -> set[str]:

@@ -11,7 +11,7 @@ from numbers import Real
 from typing import Any
 
 from grpo_hpc.errors import RewardError
-from grpo_hpc.rewards.registry import RewardFunction
+from grpo_hpc.rewards.registry import OFFERED, RewardFunction
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,7 @@ class RewardBatch:
 
     def keywords(self) -> dict[str, list[Any]]:
         """Everything, by the name a reward function knows it by."""
-        own = ("completions", "prompts", "finish_reasons", "completion_ids")
-        return self.columns | {name: getattr(self, name) for name in own}
+        return self.columns | {name: getattr(self, name) for name in OFFERED}
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,11 @@ def _column(name: str, function: RewardFunction, batch: RewardBatch) -> list[flo
 
 def _wanted(name: str, function: RewardFunction, offered: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Those of ``offered`` that the function declares, or all of them when it takes ``**columns``."""
-    parameters = inspect.signature(function).parameters.values()
+    everything = inspect.signature(function).parameters.values()
+    own = {parameter.name for parameter in everything if parameter.kind is parameter.KEYWORD_ONLY}
+    parameters = [parameter for parameter in everything if parameter.name not in own]
     for parameter in parameters:
         required = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        required |= parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
         if required and parameter.name not in offered:
             close = difflib.get_close_matches(parameter.name, offered, n=1)
             meant = f"Did you mean {close[0]}? " if close else ""
@@ -101,7 +101,7 @@ def _wanted(name: str, function: RewardFunction, offered: dict[str, list[Any]]) 
                 f"{meant}There is: {', '.join(sorted(offered))}.",
             )
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return offered
+        return {column: values for column, values in offered.items() if column not in own}
     return {parameter.name: offered[parameter.name] for parameter in parameters if parameter.name in offered}
 
 

@@ -70,7 +70,8 @@ class Collector:
     def __init__(self, cfg: RunConfig, engine: Engine, tokenizer: Tokenizer) -> None:
         self._seed = cfg.seed
         self._engine, self._tokenizer = engine, tokenizer
-        self._functions = resolve(cfg.rewards.reward_funcs)
+        run = {"max_completion_length": cfg.rollout.max_completion_length}
+        self._functions = resolve(cfg.rewards.reward_funcs, cfg.rewards.reward_params, run)
         self._weights = cfg.rewards.reward_weights
         self._replica_size = cfg.rollout.vllm_tensor_parallel_size
 

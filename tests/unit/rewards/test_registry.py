@@ -61,3 +61,36 @@ def test_checking_does_not_run_the_file(tmp_path):
     path.write_text("from math import sqrt as root\nif True:\n    f = root\nraise SystemExit\n")
     check_names([f"{path}:f"])
     check_names([f"{path}:root"])
+
+
+WITH_PARAMETERS = """
+def short(completions, *, longest: int = 3, unit: float):
+    return [float(len(text) <= longest) * unit for text in completions]
+"""
+
+
+def test_parameters_are_bound_checked_and_required(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(WITH_PARAMETERS)
+    name = f"{path}:short"
+    found = resolve([name], {"short": {"longest": 1, "unit": 2.0}})
+    assert found["short"](["a", "bb"]) == [2.0, 0.0]
+    for given, said in [
+        ({"short": {"unit": 1.0, "longst": 1}}, "Did you mean longest?"),
+        ({"short": {}}, "needs unit"),
+        ({"shirt": {}, "short": {"unit": 1.0}}, "Did you mean short?"),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            check_names([name], given)
+        assert said in str(caught.value)
+    with pytest.raises(ConfigError, match=r"short\.longest.*got '4'"):
+        resolve([name], {"short": {"unit": 1.0, "longest": "4"}})
+
+
+def test_parameters_of_built_in_functions_are_checked_before_the_start():
+    with pytest.raises(ConfigError, match="needs soft_cache_length"):
+        check_names(["soft_overlong"])
+    with pytest.raises(ConfigError, match=r"n_grams.*got 0"):
+        check_names(["repetition"], {"repetition": {"n_grams": 0}})
+    found = resolve(["soft_overlong"], {"soft_overlong": {"soft_cache_length": 5}}, {"max_completion_length": 10})
+    assert found["soft_overlong"](completion_ids=[[1] * 10]) == [-1.0]
