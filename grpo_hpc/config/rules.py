@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from grpo_hpc.config import algorithm
+from grpo_hpc.config.adapters import target_linears
 from grpo_hpc.config.problems import Problem
 from grpo_hpc.config.sections import RunConfig
+from grpo_hpc.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ _OPTIONS = (
     *(
         _Option(f"tuner.{key}", _adapters, "has a meaning only with tuner.tuner_type: lora")
         for key in ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "use_rslora")
+    ),
+    _Option(
+        "tuner.freeze_parameters_regex",
+        lambda cfg: not _adapters(cfg),
+        "has no meaning with tuner.tuner_type: lora, which trains nothing but adapters",
     ),
     _Option(
         "rollout.vllm_gpu_memory_utilization",
@@ -123,7 +131,17 @@ def _reasons(cfg: RunConfig) -> dict[str, str]:
 def problems(cfg: RunConfig) -> list[Problem]:
     """Every broken rule of ``cfg``."""
     cuts = (_parallel, _pipeline, _token_budget)
-    parts = (meaningless_but_given, _device, *cuts, _optimizer_device, _optimizer, _rollout, _rest, algorithm.problems)
+    parts = (
+        meaningless_but_given,
+        _device,
+        *cuts,
+        _optimizer_device,
+        _optimizer,
+        _rollout,
+        _tuner,
+        _rest,
+        algorithm.problems,
+    )
     return [problem for part in parts for problem in part(cfg)]
 
 
@@ -239,6 +257,26 @@ def _rollout(cfg: RunConfig) -> list[Problem]:
             f"{prompt} + {roll.max_completion_length} = {needed}, got {roll.vllm_max_model_len}"
         )
         found.append(Problem("rollout.vllm_max_model_len", text))
+    return found
+
+
+def _tuner(cfg: RunConfig) -> list[Problem]:
+    found: list[Problem] = []
+    if _adapters(cfg):
+        try:
+            target_linears(cfg.tuner.target_modules)
+        except ConfigError as error:
+            found.append(Problem("tuner.target_modules", error.message))
+        if cfg.checkpoint.reshardable:
+            text = "cannot be combined with tuner.tuner_type: lora: adapters are read in the layout they were saved in"
+            found.append(Problem("checkpoint.reshardable", text))
+        if cfg.algorithm.sync_ref_model:
+            text = "cannot be combined with tuner.tuner_type: lora, where the reference is the policy without adapters"
+            found.append(Problem("algorithm.sync_ref_model", text))
+    try:
+        re.compile(cfg.tuner.freeze_parameters_regex or "")
+    except re.error as error:
+        found.append(Problem("tuner.freeze_parameters_regex", f"is no regular expression: {error}"))
     return found
 
 

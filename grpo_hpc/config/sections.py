@@ -260,7 +260,9 @@ class Tuner(Section):
     lora_alpha: float = Field(default=32.0, gt=0, description="adapters are scaled by lora_alpha / lora_rank")
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the input of the adapters")
     target_modules: list[str] = Field(
-        default=["all-linear"], min_length=1, description="modules with adapters, by their last name or a regex"
+        default=["all-linear"],
+        min_length=1,
+        description="layers with adapters, by Hugging Face's or Megatron's names",
     )
     use_rslora: bool = Field(default=False, description="scale by lora_alpha / sqrt(lora_rank) (arXiv 2312.03732)")
     freeze_parameters_regex: str | None = Field(

@@ -9,13 +9,8 @@ from grpo_hpc.errors import ConfigError
 def untrainable(cfg: RunConfig) -> list[str]:
     """One sentence for each thing in ``cfg`` that the trainer cannot do."""
     found: list[str] = []
-    roll, tuner = cfg.rollout, cfg.tuner
-    if roll.vllm_mode == "server":
+    if cfg.rollout.vllm_mode == "server":
         found.append("rollout.vllm_mode is server: the trainer has vLLM in its own processes only; use colocate")
-    if tuner.tuner_type == "lora":
-        found.append("tuner.tuner_type is lora: the trainer trains all parameters; use full")
-    if tuner.freeze_parameters_regex:
-        found.append("tuner.freeze_parameters_regex: the trainer trains all parameters")
     return found
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from zlib import crc32
@@ -32,14 +32,6 @@ from grpo_hpc.models.movers import local_parameters
 from grpo_hpc.models.policy import PolicyModel
 
 Kind = Literal["column", "row"]
-LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
-# what Hugging Face calls the parts of Megatron's stacked matrices
-_PARTS = {
-    "linear_qkv": {"q_proj", "k_proj", "v_proj"},
-    "linear_proj": {"o_proj"},
-    "linear_fc1": {"gate_proj", "up_proj"},
-    "linear_fc2": {"down_proj"},
-}
 
 
 @dataclass(frozen=True)
@@ -47,15 +39,15 @@ class Adapters:
     """Which adapters a model gets.
 
     Attributes:
-        targets: ``all-linear``, Megatron names (``linear_qkv`` ...) or Hugging Face names (``q_proj`` ...).
-        dropout: on the input of the adapters, in training only.
+        dropout: on the input of the adapters, in training mode only.
+        linears: Megatron's names of the layers (``linear_qkv`` ...).
         seed: of A; B starts at zero, so training starts from the base model.
     """
 
     rank: int
     alpha: float
     dropout: float
-    targets: tuple[str, ...]
+    linears: frozenset[str]
     rslora: bool
     seed: int
 
@@ -63,48 +55,47 @@ class Adapters:
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
-    def linears(self) -> set[str]:
-        """The Megatron layers that ``targets`` mean.
 
-        Raises:
-            ConfigError: a name is unknown, or names a part of a matrix that Megatron keeps in one piece.
-        """
-        wanted = set(self.targets)
-        if "all-linear" in wanted:
-            return set(LINEARS)
-        chosen = wanted & set(LINEARS)
-        for linear, parts in _PARTS.items():
-            named = wanted & parts
-            if named == parts:
-                chosen.add(linear)
-            elif named:
-                raise ConfigError(
-                    f"tuner.target_modules: {', '.join(sorted(named))} without {', '.join(sorted(parts - named))}",
-                    f"Megatron keeps {', '.join(sorted(parts))} in one matrix: name all of them, or {linear}.",
-                )
-        if unknown := wanted - set(LINEARS) - set().union(*_PARTS.values()):
-            known = ", ".join(("all-linear", *LINEARS, *sorted(set().union(*_PARTS.values()))))
-            raise ConfigError(f"tuner.target_modules: unknown {', '.join(sorted(unknown))}", f"Known: {known}.")
-        return chosen
-
-
-def add_adapters(model: PolicyModel, adapters: Adapters) -> None:
-    """Freeze every parameter of ``model`` and give the target layers adapters.
+def add_adapters(chunks: Sequence[PolicyModel], adapters: Adapters) -> None:
+    """Freeze every parameter of the model and give the target layers adapters.
 
     The values of A depend on the parameter's name and the seed alone, so every layout starts from the same adapters.
+
+    Raises:
+        ConfigError: a target layer is of a kind that cannot be adapted.
     """
-    linears = adapters.linears()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    names = {id(parameter): name for name, parameter in local_parameters(model).items()}
-    for path, module in list(model.named_modules()):
-        if path.rsplit(".", 1)[-1] in linears:
-            _adapt(module, names[id(module.weight)], adapters)
+    shape = chunks[0].shape
+    if shape.mla:
+        raise ConfigError(f"{shape.family} has multi-head latent attention, whose matrices cannot have adapters yet")
+    if shape.experts is not None and adapters.linears & {"linear_fc1", "linear_fc2"}:
+        raise ConfigError(
+            f"tuner.target_modules names linear layers of {shape.family}'s experts, which cannot have adapters yet",
+            "Use target_modules: [linear_qkv, linear_proj].",
+        )
+    for chunk in chunks:
+        for parameter in chunk.parameters():
+            parameter.requires_grad_(False)
+    names = {id(parameter): name for name, parameter in local_parameters(chunks).items()}
+    for chunk in chunks:
+        for path, module in list(chunk.named_modules()):
+            if path.rsplit(".", 1)[-1] in adapters.linears:
+                _adapt(module, names[id(module.weight)], adapters)
 
 
 def adapted_layers(model: nn.Module) -> Iterator[AdaptedLinear]:
     """The layers of ``model`` that have adapters."""
     return (module for module in model.modules() if isinstance(module, AdaptedLinear))
+
+
+def merged_values(chunks: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """What others see of a parameter: merged with its adapter, if it has one."""
+    layers = {id(layer.weight): layer for chunk in chunks for layer in adapted_layers(chunk)}
+
+    def value(parameter: Tensor) -> Tensor:
+        layer = layers.get(id(parameter))
+        return parameter.detach() if layer is None else layer.merged()
+
+    return value
 
 
 @contextlib.contextmanager
@@ -130,7 +121,6 @@ class AdaptedLinear(nn.Module):
     lora_scale: float
     lora_dropout: float
     lora_on: bool
-    lora_expert: bool
     config: Any
 
     def forward(self, input_: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -143,15 +133,15 @@ class AdaptedLinear(nn.Module):
         return output + self.lora_scale * F.linear(self._inner(input_), self.lora_b), bias
 
     def merged(self) -> Tensor:
-        """This rank's shard of ``W + s B A``, in the weight's dtype."""
+        """This rank's shard of ``W + s B A`` in float32: in bfloat16 a small adapter would be lost."""
         delta = self.lora_b.detach().float() @ self.lora_a.detach().float()
-        return (self.weight.detach().float() + self.lora_scale * delta).to(self.weight.dtype)
+        return self.weight.detach().float() + self.lora_scale * delta
 
     def _inner(self, input_: Tensor) -> Tensor:
         """``A x`` as every rank needs it: [tokens of the output, batch, r]."""
-        parallel = self.config.sequence_parallel and not self.lora_expert
+        parallel = self.config.sequence_parallel
         inner = F.linear(self._dropped(input_, split=parallel or self.lora_kind == "row"), self.lora_a)
-        if self.lora_expert or self.config.tensor_model_parallel_size == 1:
+        if self.config.tensor_model_parallel_size == 1:
             return inner
         if self.lora_kind == "column":
             gather = tp.gather_from_sequence_parallel_region
@@ -162,7 +152,7 @@ class AdaptedLinear(nn.Module):
 
     def _dropped(self, input_: Tensor, split: bool) -> Tensor:
         """Dropout, with a mask that ranks share where they share the input."""
-        if not (self.lora_dropout and self.training and torch.is_grad_enabled()):
+        if not (self.lora_dropout and self.training):
             return input_
         with tp.get_cuda_rng_tracker().fork() if split else contextlib.nullcontext():
             return F.dropout(input_, self.lora_dropout)
@@ -180,9 +170,8 @@ class AdaptedLinear(nn.Module):
 def _adapt(module: Any, name: str, adapters: Adapters) -> None:
     kind: Kind = "row" if isinstance(module, _row_classes()) else "column"
     rows, columns = module.weight.shape
-    expert = ".experts." in name
     size, rank = mpu.get_tensor_model_parallel_world_size(), mpu.get_tensor_model_parallel_rank()
-    split = kind == "row" and not expert
+    split = kind == "row"
     whole = columns * size if split else columns
     generator = torch.Generator().manual_seed(crc32(name.encode()) ^ adapters.seed)
     a = (torch.rand(adapters.rank, whole, generator=generator) * 2 - 1) / math.sqrt(whole)  # as peft starts it
@@ -191,15 +180,12 @@ def _adapt(module: Any, name: str, adapters: Adapters) -> None:
     module.lora_a = nn.Parameter(a.to(**like).contiguous())
     module.lora_b = nn.Parameter(torch.zeros(rows, adapters.rank, **like))
     module.lora_kind, module.lora_scale, module.lora_dropout = kind, adapters.scale, adapters.dropout
-    module.lora_on, module.lora_expert = True, expert
+    module.lora_on = True
     if hasattr(module, "return_layernorm_output"):
         module.return_layernorm_output = True
     replicated, cut = (module.lora_a, module.lora_b) if kind == "column" else (module.lora_b, module.lora_a)
-    for parameter in (replicated, cut):
-        parameter.allreduce = not expert  # whether Megatron reduces it over all replicas or those of the experts
-    if not expert:
-        tp.set_tensor_model_parallel_attributes(cut, True, 0 if kind == "column" else 1, 1)
-        replicated.sequence_parallel = module.config.sequence_parallel
+    tp.set_tensor_model_parallel_attributes(cut, True, 0 if kind == "column" else 1, 1)
+    replicated.sequence_parallel = module.config.sequence_parallel
     module.__class__ = type(f"Adapted{type(module).__name__}", (AdaptedLinear, type(module)), {})
 
 

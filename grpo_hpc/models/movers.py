@@ -23,16 +23,18 @@ Meta = tuple[tuple[int, ...], torch.dtype]
 # the number of an expert on its rank, in the local layer spec and in TransformerEngine's grouped one
 _EXPERT = re.compile(r"(?<=\.mlp\.experts\.local_experts\.)\d+(?=\.)|(?<=\.mlp\.experts\.linear_fc[12]\.weight)\d+$")
 
+_ADAPTER = re.compile(r"\.lora_[ab]$")
+
 
 def local_parameters(chunks: Sequence[PolicyModel]) -> dict[str, Tensor]:
-    """This rank's parameters, and the router's correction biases, by their global names.
+    """This rank's parameters without adapters, and the router's correction biases, by their global names.
 
     Layers are counted from 0 over all pipeline stages, experts from 0 over all expert-parallel ranks.
     """
     renamed = {}
     for chunk in chunks:
         first_expert = _first_expert(chunk)
-        named: list[tuple[str, Tensor]] = list(chunk.named_parameters())
+        named: list[tuple[str, Tensor]] = [item for item in chunk.named_parameters() if not _ADAPTER.search(item[0])]
         named += [(name, buffer) for name, buffer in chunk.named_buffers() if name.endswith("expert_bias")]
         for name, parameter in named:
             if name.startswith("decoder.layers."):
@@ -104,7 +106,8 @@ class HfExporter:
     What no rank holds (a vision tower that is not trained) is not streamed.
 
     Args:
-        values: what to stream of each parameter, such as its gradient; by default the parameter itself.
+        values: what to stream of each parameter, such as its gradient; by default the parameter itself. Asked for when
+            the parameter's turn comes.
     """
 
     def __init__(
@@ -113,8 +116,8 @@ class HfExporter:
         layer_spec: str,
         values: Callable[[Tensor], Tensor] = lambda p: p.detach(),
     ) -> None:
-        self._parameters = {name: values(parameter) for name, parameter in local_parameters(chunks).items()}
-        held = {name: (tuple(p.shape), p.dtype) for name, p in self._parameters.items()}
+        self._parameters, self._values = local_parameters(chunks), values
+        held = {name: (tuple(p.shape), p.dtype) for name, p in self._shown()}
         self._stages = _gather_objects(held, mpu.get_pipeline_model_parallel_group())
         experts = _gather_objects({name: m for s in self._stages for name, m in s.items()}, _expert_group())
         self._experts = experts
@@ -131,11 +134,16 @@ class HfExporter:
             whole = _gather(shard, entry) if entry.layout.sharded else [shard]
             yield from zip(entry.hf_names, entry.layout.to_hf(whole), strict=True)
 
+    def _shown(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, self._values(parameter)) for name, parameter in self._parameters.items())
+
     def _over(
         self, group: dist.ProcessGroup, holders: list[dict[str, Meta]], name: str, held: Tensor | None = None
     ) -> Tensor:
         """The tensor from the first rank of ``group`` that has it; where none has, an empty one of its shape."""
-        mine = self._parameters.get(name) if held is None else held
+        mine = held
+        if held is None and name in self._parameters:
+            mine = self._values(self._parameters[name])
         owner = next((rank for rank, names in enumerate(holders) if name in names), None)
         if mine is None or (owner is not None and owner != dist.get_rank(group)):
             shape, dtype = self._meta[name]

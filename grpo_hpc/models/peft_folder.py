@@ -7,7 +7,8 @@ written with a copy of it and with its own rows of B. The product is the same to
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,16 @@ PREFIX = "base_model.model."
 _Held = dict[str, dict[int, tuple[Tensor, Tensor]]]  # by weight and tensor-parallel rank: A and B
 
 
-def gather_adapters(models: Sequence[PolicyModel], layer_spec: str) -> dict[str, Tensor]:
-    """All adapters under peft's names, on the first rank; empty on the others. Collective."""
+def gather_adapters(
+    models: Sequence[PolicyModel], layer_spec: str, values: Callable[[Tensor], Tensor] = lambda p: p.detach()
+) -> dict[str, Tensor]:
+    """All adapters under peft's names, on the first rank; empty on the others. Collective.
+
+    Args:
+        values: what to gather of each parameter, such as its gradient; by default the parameter itself.
+    """
     parts: list[_Held | None] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(_held(models), parts)
+    dist.gather_object(_held(models, values), parts)
     held: _Held = {}
     for part in parts or []:
         for name, shards in (part or {}).items():
@@ -45,33 +52,30 @@ def gather_adapters(models: Sequence[PolicyModel], layer_spec: str) -> dict[str,
         pieces = [b[0]] if columns else entry.layout.to_hf(b)
         for hf_name, piece in zip(entry.hf_names, pieces, strict=True):
             module = PREFIX + hf_name.removesuffix(".weight")
-            found[f"{module}.lora_A.weight"] = whole_a.contiguous()
-            found[f"{module}.lora_B.weight"] = piece.contiguous()
+            found[f"{module}.lora_A.weight"] = whole_a.clone()
+            found[f"{module}.lora_B.weight"] = piece.clone()
     return found
 
 
-def _held(models: Sequence[PolicyModel]) -> _Held:
+def _held(models: Sequence[PolicyModel], values: Callable[[Tensor], Tensor]) -> _Held:
     """What this rank holds, if it is the first of those that hold the same."""
-    held: _Held = {}
-    for model in models:
-        weights = {id(parameter): name for name, parameter in local_parameters(model).items()}
-        for layer in adapted_layers(model):
-            first = (
-                mpu.get_expert_data_parallel_rank()
-                if layer.lora_expert
-                else mpu.get_data_parallel_rank(with_context_parallel=True)
-            )
-            place = 0 if layer.lora_expert else mpu.get_tensor_model_parallel_rank()
-            if first == 0:
-                pair = (layer.lora_a.detach().cpu(), layer.lora_b.detach().cpu())
-                held[weights[id(layer.weight)]] = {place: pair}
-    return held
+    if mpu.get_data_parallel_rank(with_context_parallel=True):
+        return {}
+    names = {id(parameter): name for name, parameter in local_parameters(models).items()}
+    place = mpu.get_tensor_model_parallel_rank()
+    return {
+        names[id(layer.weight)]: {place: (values(layer.lora_a).cpu(), values(layer.lora_b).cpu())}
+        for model in models
+        for layer in adapted_layers(model)
+    }
 
 
 def write_adapter(folder: Path, tensors: dict[str, Tensor], adapters: Adapters, base: str) -> None:
-    """Write ``adapter_model.safetensors`` and ``adapter_config.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    """Write ``adapter_model.safetensors`` and ``adapter_config.json``; the folder appears when it is whole."""
+    building = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    save_file(tensors, building / "adapter_model.safetensors", metadata={"format": "pt"})
     targets = sorted({name.removesuffix(".lora_A.weight").rsplit(".", 1)[-1] for name in tensors if ".lora_A." in name})
     config: dict[str, Any] = {
         "peft_type": "LORA",
@@ -85,4 +89,6 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], adapters: Adapters, 
         "bias": "none",
         "inference_mode": True,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (building / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    building.rename(folder)

@@ -2,7 +2,7 @@
 
 Layout of one checkpoint, ``checkpoints/step_00000020/``::
 
-    megatron/       model, optimizer and a moving reference, megatron-core's distributed checkpoint
+    megatron/       model (or its adapters), optimizer and a moving reference, megatron-core's distributed checkpoint
     state.json      step, sample position, half-used rollout, completions carried over
     manifest.json   every file with its size; written last
 
@@ -153,11 +153,18 @@ def _sharded_state(
 ) -> dict[str, Any]:
     metadata = {"distrib_optim_sharding_type": sharding}
     policy.settle()
-    parts = [chunk.sharded_state_dict(metadata=metadata) for chunk in policy.chunks]
+    parts = [_trained(policy, chunk.sharded_state_dict(metadata=metadata)) for chunk in policy.chunks]
     models = dict(zip(_names("model", policy.chunks), parts, strict=True))
     optimizer = policy.optimizer.sharded_state_dict(models, is_loading=loading, metadata=metadata)
     references = [chunk.sharded_state_dict(prefix=_REFERENCE, metadata=metadata) for chunk in reference or ()]
     return {**models, "optimizer": optimizer, **dict(zip(_names("reference", references), references, strict=True))}
+
+
+def _trained(policy: TrainedPolicy, entries: dict[str, Any]) -> dict[str, Any]:
+    """All of ``entries``, or the adapters alone where they are what is trained."""
+    if policy.adapters is None:
+        return entries
+    return {name: entry for name, entry in entries.items() if name.endswith((".lora_a", ".lora_b"))}
 
 
 def _write_manifest(folder: Path, step: int) -> None:

@@ -74,7 +74,8 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         init_model_parallel(cfg, platform)
         tokenizer = Tokenizer(cfg.model.path)
         policy = TrainedPolicy(cfg, platform, clock.progress)
-        reference = [chunk.eval() for chunk in build_model(cfg, platform)] if cfg.algorithm.beta else None
+        second = cfg.algorithm.beta > 0 and policy.adapters is None  # else it is the policy without adapters
+        reference = [chunk.eval() for chunk in build_model(cfg, platform)] if second else None
         newest = checkpoint.newest(run_dir.checkpoints)
         moving = reference if cfg.algorithm.sync_ref_model else None
         state = checkpoint.load(newest, policy, platform, moving) if newest else TrainerState()
@@ -123,7 +124,14 @@ def _reporter(run_dir: RunDir, cfg: RunConfig, events: EventLog | None) -> Repor
 
 def _closing_lines(run_dir: RunDir, cfg: RunConfig, saved: Path | None) -> list[str]:
     lines = [f"checkpoint  {saved}"] if saved else []
-    if cfg.checkpoint.export:
+    if cfg.checkpoint.export and cfg.tuner.tuner_type == "lora":
+        lines += [
+            f"adapters    {run_dir.export}",
+            f"  serve it  vllm serve {cfg.model.path} --enable-lora --max-lora-rank {cfg.tuner.lora_rank} "
+            f"--lora-modules {cfg.name}={run_dir.export}",
+            f"  load it   peft.AutoPeftModelForCausalLM.from_pretrained({str(run_dir.export)!r})",
+        ]
+    elif cfg.checkpoint.export:
         lines += [
             f"export      {run_dir.export}",
             f"  serve it  vllm serve {run_dir.export}",

@@ -17,13 +17,11 @@ from grpo_hpc.algo.corrections import entropy_threshold
 from grpo_hpc.algo.real import slopes
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
-from grpo_hpc.models.policy import PolicyModel
 from grpo_hpc.rollout.collect import gather_lists
 from grpo_hpc.rollout.trajectory import Trajectory
 from grpo_hpc.train.microbatch import PackedBatch, pack
 from grpo_hpc.train.objective import objective_of
 from grpo_hpc.train.packing import MicroBatch, Packing, with_gradient
-from grpo_hpc.train.pipeline import forward_scores
 from grpo_hpc.train.platform import Platform
 from grpo_hpc.train.policy import TrainedPolicy
 from grpo_hpc.train.signal import set_advantages, set_token_weights
@@ -55,7 +53,7 @@ class Lessons:
     """Makes lessons. Every method is collective over all ranks and gives every rank the same.
 
     Args:
-        reference: the reference model; None without a KL term.
+        reference: gives the reference model's scores; None without a KL term.
     """
 
     def __init__(
@@ -64,7 +62,7 @@ class Lessons:
         schedule: BatchSchedule,
         platform: Platform,
         policy: TrainedPolicy,
-        reference: Sequence[PolicyModel] | None,
+        reference: Scores | None,
         packing: Packing,
     ) -> None:
         self._cfg, self._schedule, self._platform = cfg, schedule, platform
@@ -77,10 +75,11 @@ class Lessons:
         in_reward = self._cfg.algorithm.kl_in_reward
         if not in_reward:
             set_advantages(self._cfg, rollout)
-        if in_reward or self._schedule.steps_per_rollout > 1:
+        dropped = self._cfg.tuner.lora_dropout > 0  # the log-probabilities in training are then others
+        if in_reward or dropped or self._schedule.steps_per_rollout > 1:
             self._fill("old_logprobs", self._policy.scores, rollout)
-        if (reference := self._reference) is not None:
-            self._fill("ref_logprobs", lambda batches: forward_scores(reference, batches, self._platform), rollout)
+        if self._reference is not None:
+            self._fill("ref_logprobs", self._reference, rollout)
         if in_reward:
             set_advantages(self._cfg, rollout)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -27,8 +28,21 @@ def forward_scores(chunks: Sequence[PolicyModel], batches: Sequence[PackedBatch]
     def keep(_batch: PackedBatch, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return output.sum(), unused_token_count(), output.detach().float().cpu()
 
-    with platform.megatron(), torch.no_grad():
+    with platform.megatron(), torch.no_grad(), _evaluating(chunks):
         return run_schedule(chunks, batches, keep, forward_only=True)
+
+
+@contextlib.contextmanager
+def _evaluating(chunks: Sequence[PolicyModel]) -> Iterator[None]:
+    """Inside, the model is in evaluation mode: nothing is dropped."""
+    modes = [chunk.training for chunk in chunks]
+    for chunk in chunks:
+        chunk.eval()
+    try:
+        yield
+    finally:
+        for chunk, mode in zip(chunks, modes, strict=True):
+            chunk.train(mode)
 
 
 def run_schedule(

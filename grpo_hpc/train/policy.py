@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch import Tensor
 
 from grpo_hpc.algo.measure import MAXIMA, SUMS, measure, step_values
 from grpo_hpc.algo.objective import TokenData
 from grpo_hpc.config import RunConfig
 from grpo_hpc.models.hf_folder import HfFolder
+from grpo_hpc.models.lora import adapters_off, merged_values
 from grpo_hpc.models.movers import HfExporter, load_hf
 from grpo_hpc.models.policy import PolicyModel, layer_spec, transformer_config
 from grpo_hpc.models.shape import read_shape
@@ -33,6 +36,7 @@ from grpo_hpc.train.optimizer import (
 from grpo_hpc.train.parallel import model_options
 from grpo_hpc.train.pipeline import Progress, forward_scores, run_schedule, sum_gradients, unused_token_count
 from grpo_hpc.train.platform import Platform
+from grpo_hpc.train.tuner import adapters_of, choose_trained
 
 
 def build_model(cfg: RunConfig, platform: Platform) -> list[PolicyModel]:
@@ -62,6 +66,8 @@ class TrainedPolicy:
     def __init__(self, cfg: RunConfig, platform: Platform, progress: Progress | None = None) -> None:
         self._cfg, self._platform, self._progress = cfg, platform, progress
         self.chunks = build_model(cfg, platform)
+        self.adapters = adapters_of(cfg)
+        choose_trained(cfg, self.chunks, platform.layer_spec)
         for chunk in self.chunks:
             chunk.entropy_gradient = cfg.algorithm.entropy_coef != 0.0
         self._objective = objective_of(cfg)
@@ -73,7 +79,7 @@ class TrainedPolicy:
         config.grad_scale_func = self.optimizer.scale_loss
         config.finalize_model_grads_func = sum_gradients
         self._schedule = lr_schedule(cfg, self.optimizer)
-        self._exporter = HfExporter(self.chunks, platform.layer_spec)
+        self._exporter = HfExporter(self.chunks, platform.layer_spec, merged_values(self.chunks))
         self._parameters_travel = False  # whether some may still be on their way from the ranks that updated them
 
     @property
@@ -94,7 +100,7 @@ class TrainedPolicy:
         """Restore weights, optimizer state and learning-rate schedule as ``step`` optimizer steps left them."""
         self.settle()
         for chunk, state in zip(self.chunks, models, strict=True):
-            chunk.load_state_dict(state)
+            chunk.load_state_dict(state, strict=self.adapters is None)  # the base is not in a checkpoint of adapters
         expect_no_step_counters(self.optimizer)
         self.optimizer.load_state_dict(optimizer)
         # Megatron's distributed optimizer loses the step counters of torch's Adam, and lets parameters share one
@@ -111,6 +117,11 @@ class TrainedPolicy:
         self.settle()
         return forward_scores(self.chunks, batches, self._platform)
 
+    def base_scores(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
+        """:meth:`scores` without adapters: those of the model that the run started from."""
+        with adapters_off(self.chunks):
+            return self.scores(batches)
+
     def accumulate(self, batches: Sequence[PackedBatch], threshold: float = -torch.inf) -> list[tuple[Tensor, Tensor]]:
         """Forward and backward of one optimizer step: afterwards every gradient is complete and reduced.
 
@@ -122,10 +133,18 @@ class TrainedPolicy:
         """
         loss = partial(self._loss, threshold)
         with self._platform.megatron():
+            if self.adapters is not None and self.adapters.dropout:
+                self._seed_dropout()
             for chunk in self.ddp:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
             return run_schedule(self.ddp, batches, loss, forward_only=False, progress=self._progress)
+
+    def _seed_dropout(self) -> None:
+        """Masks of their own for every step and replica, which a resumed run draws again."""
+        replica = mpu.get_data_parallel_rank(with_context_parallel=True), mpu.get_pipeline_model_parallel_rank()
+        place = (self._cfg.seed, self._schedule.num_steps, *replica)
+        model_parallel_cuda_manual_seed(crc32(repr(place).encode()))
 
     def update(self, batches: Sequence[PackedBatch], threshold: float = -torch.inf) -> dict[str, float]:
         """One optimizer step; returns its metrics, over all tokens of all ranks."""

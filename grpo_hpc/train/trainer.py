@@ -12,6 +12,8 @@ from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
 from grpo_hpc.data.rows import Row
 from grpo_hpc.models.hf_folder import write_hf_folder
+from grpo_hpc.models.lora import Adapters
+from grpo_hpc.models.peft_folder import gather_adapters, write_adapter
 from grpo_hpc.models.policy import PolicyModel
 from grpo_hpc.rollout.collect import Collector, Tokenizer
 from grpo_hpc.rollout.engine import Engine
@@ -19,10 +21,11 @@ from grpo_hpc.rollout.residency import Use
 from grpo_hpc.train import checkpoint
 from grpo_hpc.train.checkpoint import TrainerState
 from grpo_hpc.train.colocation import Colocation
-from grpo_hpc.train.lessons import Lesson, Lessons
+from grpo_hpc.train.lessons import Lesson, Lessons, Scores
 from grpo_hpc.train.optimizer import DTYPES
 from grpo_hpc.train.packing import packing_metrics
 from grpo_hpc.train.parallel import packing_of
+from grpo_hpc.train.pipeline import forward_scores
 from grpo_hpc.train.platform import Platform
 from grpo_hpc.train.policy import TrainedPolicy
 from grpo_hpc.train.reference import mix_into
@@ -36,7 +39,7 @@ class Parts:
     """What a trainer is put together from (see :mod:`grpo_hpc.train.entry`)."""
 
     policy: TrainedPolicy
-    reference: list[PolicyModel] | None
+    reference: list[PolicyModel] | None  # None without a KL term, and where it is the policy without its adapters
     engine: Engine
     colocation: Colocation
     collector: Collector
@@ -65,10 +68,18 @@ class Trainer:
         self.state = state
         self._packing = packing_of(cfg)
         self._source = RolloutSource(cfg, schedule, parts.collector, parts.tokenizer, parts.rows, parts.clock)
-        self._lessons = Lessons(cfg, schedule, platform, parts.policy, parts.reference, self._packing)
+        self._lessons = Lessons(cfg, schedule, platform, parts.policy, self._reference_scores(), self._packing)
         self._clock, self._reporter = parts.clock, parts.reporter
         self._rollout_metrics: dict[str, float] = {}  # of a rollout whose first step is not logged yet
         self._clock.step = state.step + 1
+
+    def _reference_scores(self) -> Scores | None:
+        policy, reference = self._parts.policy, self._parts.reference
+        if not self._cfg.algorithm.beta:
+            return None
+        if reference is None:
+            return policy.base_scores
+        return lambda batches: forward_scores(reference, batches, self._platform)
 
     def run(self) -> bool:
         """Train to the last step; True when it got there, False when it was asked to stop."""
@@ -186,16 +197,28 @@ class Trainer:
         return self._parts.reference if self._cfg.algorithm.sync_ref_model else None
 
     def export(self, target: Path) -> None:
-        """Write the policy as a Hugging Face folder, in the training precision."""
+        """Write the policy as a Hugging Face folder, or its adapters as a peft folder, in the training precision."""
         self._parts.colocation.enter(Use.TRAIN)
         with self._clock.phase("export"):
-            tensors = self._parts.policy.exporter.tensors()
-            if dist.get_rank() == 0:
-                origin = {"run": self._cfg.name, "step": str(self.state.step), "base_model": self._cfg.model.path}
-                write_hf_folder(tensors, target, Path(self._cfg.model.path), origin, DTYPES[self._cfg.model.dtype])
-            for _ in tensors:
-                pass
+            if self._parts.policy.adapters is None:
+                self._export_model(target)
+            else:
+                self._export_adapters(target, self._parts.policy.adapters)
             dist.barrier()
+
+    def _export_model(self, target: Path) -> None:
+        tensors = self._parts.policy.exporter.tensors()
+        if dist.get_rank() == 0:
+            origin = {"run": self._cfg.name, "step": str(self.state.step), "base_model": self._cfg.model.path}
+            write_hf_folder(tensors, target, Path(self._cfg.model.path), origin, DTYPES[self._cfg.model.dtype])
+        for _ in tensors:
+            pass
+
+    def _export_adapters(self, target: Path, adapters: Adapters) -> None:
+        self._parts.policy.settle()
+        tensors = gather_adapters(self._parts.policy.chunks, self._platform.layer_spec)
+        if dist.get_rank() == 0:
+            write_adapter(target, tensors, adapters, self._cfg.model.path)
 
     def close(self) -> None:
         """Shut the engine down; nothing may be asked of the trainer afterwards."""

@@ -20,6 +20,7 @@ def write_run(folder: Path, model: Path, **changed: Any) -> Path:
         "algorithm": {},
         "rewards": {"reward_funcs": ["exact_number"]},
         "optimizer": {"lr": 1e-3},
+        "tuner": {},
         "checkpoint": {},
         "evaluation": {},
         "logging": {},

@@ -42,7 +42,7 @@ def one_lesson(cfg, platform):
 
     plan = schedule(cfg)
     policy = TrainedPolicy(cfg, platform)
-    lessons = Lessons(cfg, plan, platform, policy, policy.chunks, packing_of(cfg))
+    lessons = Lessons(cfg, plan, platform, policy, policy.scores, packing_of(cfg))
     rollout = trajectories(plan.generation_batch_size, plan.num_generations)
     for t in rollout:
         t.reward, t.finish_reason = t.advantage, "length" if t.position % 3 == 1 and t.sample == 0 else "stop"

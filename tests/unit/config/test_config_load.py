@@ -183,7 +183,6 @@ def test_config_is_frozen(run_file: Path) -> None:
     ("override", "named"),
     [
         ("vllm_mode=server", "vllm_mode is server"),
-        ("tuner_type=lora", "tuner_type is lora"),
     ],
 )
 def test_what_is_planned_but_cannot_be_trained_yet(run_file: Path, override: str, named: str) -> None:

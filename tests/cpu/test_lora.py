@@ -1,0 +1,91 @@
+"""Adapters: equal to one rank under every axis, to peft in gradient and output, and the base never moves."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+import torch
+from ranks import run_ranks
+from runfiles import write_run
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+LORA = {"tuner_type": "lora", "lora_rank": 4, "lora_alpha": 8.0, "use_distributed_optimizer": False}
+FULL = {"recompute_granularity": "full"}
+TP2 = {"tensor_model_parallel_size": 2}
+LAYOUTS = {
+    "dp2-sharded": {"use_distributed_optimizer": True},
+    "tp2": TP2,
+    "tp2-sp-full": TP2 | {"sequence_parallel": True} | FULL,
+    "pp2-full": {"pipeline_model_parallel_size": 2} | FULL,
+    "cp2-sharded": {"context_parallel_size": 2, "use_distributed_optimizer": True},
+    "dropout": {"lora_dropout": 0.3, **TP2, "sequence_parallel": True} | FULL,
+}
+
+
+@pytest.fixture(scope="module")
+def results(tiny, tmp_path_factory):
+    """Folder, tensors and numbers by layout; "one" is a single rank."""
+    folder, model = tmp_path_factory.mktemp("lora"), tiny("llama")
+    one = write_run(folder, model, name="one", **LORA)
+    run_ranks("lora", 1, folder, one)
+    runs = [write_run(folder, model, name=n, nproc_per_node=2, **(LORA | keys)) for n, keys in LAYOUTS.items()]
+    run_ranks("lora", 2, folder, *runs)
+    return folder, {name: read(folder / f"{name}.safetensors") for name in ("one", *LAYOUTS)}
+
+
+def read(path):
+    with safe_open(path, "pt") as file:
+        return load_file(path), {key: ast.literal_eval(value) for key, value in file.metadata().items()}
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "dropout"])
+def test_layout_equals_one_rank(layout, results):
+    (want, want_numbers), (got, numbers) = results[1]["one"], results[1][layout]
+    assert numbers == pytest.approx(want_numbers, rel=1e-5)
+    assert got.keys() == want.keys()
+    for name, value in got.items():
+        limit = 1e-4 if name.startswith("adapter/") else 1e-5  # Adam's first steps enlarge rounding
+        assert (value - want[name]).norm() <= limit * want[name].norm(), name
+
+
+def test_dropout_changes_the_gradient(results):
+    (one, _), (dropped, _) = results[1]["one"], results[1]["dropout"]
+    name = next(name for name in one if name.startswith("grad/") and "lora_B" in name)
+    assert (one[name] - dropped[name]).norm() > 0.05 * one[name].norm()
+
+
+@pytest.mark.parametrize("layout", ["one", *LAYOUTS])
+def test_the_base_never_moves(layout, results, tiny):
+    tensors, _ = results[1][layout]
+    for name, value in load_file(tiny("llama") / "model.safetensors").items():
+        assert tensors[f"base/{name}"].equal(value)
+        assert tensors[f"merged/{name}"].equal(value) == ("proj" not in name), name
+
+
+def test_checkpoints_hold_adapters_alone(results, tiny):
+    folder, _ = results
+    size = sum(file.stat().st_size for file in (folder / "one-checkpoints").rglob("*.distcp"))
+    assert 0 < size < 0.5 * (tiny("llama") / "model.safetensors").stat().st_size
+
+
+def test_the_saved_folder_is_a_peft_model(results, tiny):
+    """With the last adapters in it, peft gives the logits of the merged weights."""
+    from peft import PeftModel
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    folder, tensors = results[0], results[1]["one"][0]
+    last = {n.removeprefix("adapter/"): v for n, v in tensors.items() if n.startswith("adapter/")}
+    save_file(last, folder / "peft" / "adapter_model.safetensors", metadata={"format": "pt"})
+    tokens = torch.arange(40, 72)[None]
+    with torch.no_grad():
+        base = AutoModelForCausalLM.from_pretrained(tiny("llama"), dtype=torch.float32)
+        before = base(tokens).logits
+        got = PeftModel.from_pretrained(base, folder / "peft").eval()(tokens).logits
+        merged = AutoModelForCausalLM.from_pretrained(tiny("llama"), dtype=torch.float32)
+        weights = {n.removeprefix("merged/"): v for n, v in tensors.items() if n.startswith("merged/")}
+        merged.load_state_dict(weights, strict=False)
+        want = merged(tokens).logits
+    assert (got - want).abs().max() <= 1e-4 < (got - before).abs().max()

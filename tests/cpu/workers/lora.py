@@ -1,0 +1,108 @@
+"""Adapters trained for two steps: gradients, adapters and merged weights, and what a checkpoint brings back.
+
+Arguments: output folder, run files for this number of ranks. Each gives OUTPUT/<name>.safetensors, which must not
+depend on the layout; a single rank compares its gradients with peft's and leaves a peft folder in OUTPUT/peft.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from gradients import gather_gradients, my_share, packed, trajectories
+
+
+def main() -> None:
+    import torch.distributed as dist
+    from megatron.core import parallel_state as mpu
+    from safetensors.torch import save_file
+
+    from grpo_hpc.config import load_run
+    from grpo_hpc.train.parallel import init_model_parallel
+    from grpo_hpc.train.platform import make_platform
+
+    folder, runs = Path(sys.argv[1]), [load_run(file) for file in sys.argv[2:]]
+    platform = make_platform("cpu")
+    platform.init_distributed()
+    for cfg in runs:
+        mpu.destroy_model_parallel()
+        init_model_parallel(cfg, platform)
+        tensors, values = two_steps(cfg, platform, folder)
+        if dist.get_rank() == 0:
+            metadata = {key: repr(value) for key, value in values.items()}
+            save_file(tensors, folder / f"{cfg.name}.safetensors", metadata=metadata)
+    dist.barrier()
+
+
+def two_steps(cfg, platform, folder):
+    import torch.distributed as dist
+
+    from grpo_hpc.config.batch import schedule
+    from grpo_hpc.models.movers import HfExporter
+    from grpo_hpc.models.peft_folder import gather_adapters, write_adapter
+    from grpo_hpc.train import checkpoint
+    from grpo_hpc.train.checkpoint import TrainerState
+    from grpo_hpc.train.policy import TrainedPolicy
+    from grpo_hpc.train.signal import set_token_weights
+
+    def everywhere(policy, values=lambda p: p.detach()):
+        return gather_adapters(policy.chunks, platform.layer_spec, values)
+
+    plan, policy = schedule(cfg), TrainedPolicy(cfg, platform)
+    everything = trajectories(plan.global_batch_size, plan.num_generations)
+    set_token_weights(cfg, plan, everything)
+    batches = packed(cfg, my_share(cfg, everything), platform)
+    start = policy.scores(batches)
+    policy.update(batches)  # B is no longer zero, so A has a gradient
+    assert all(one.equal(other) for one, other in zip(start, policy.base_scores(batches), strict=True))
+    assert not any(one.equal(other) for one, other in zip(start, policy.scores(batches), strict=True))
+    between = everywhere(policy)
+    policy.accumulate(batches)
+    if cfg.parallel.use_distributed_optimizer:
+        gather_gradients(policy.ddp)
+    gradients = everywhere(policy, lambda p: p.main_grad)
+    if dist.get_world_size() == 1 and not cfg.tuner.lora_dropout:
+        write_adapter(folder / "peft", between, policy.adapters, cfg.model.path)
+        compare_with_peft(cfg, folder / "peft", everything, gradients)
+
+    saved = checkpoint.save(folder / f"{cfg.name}-checkpoints", policy, TrainerState(step=1), platform)
+    resumed = TrainedPolicy(cfg, platform)
+    checkpoint.load(saved, resumed, platform)
+    numbers, again = policy.update(batches), resumed.update(batches)
+    assert numbers == again, (numbers, again)
+    after, of_resumed = everywhere(policy), everywhere(resumed)
+    assert all(value.equal(of_resumed[name]) for name, value in after.items())
+    frozen = {name: v.clone() for name, v in HfExporter(policy.chunks, platform.layer_spec).tensors()}
+    merged = {name: v.clone() for name, v in policy.exporter.tensors()}
+    tensors = {f"grad/{n}": v for n, v in gradients.items()} | {f"adapter/{n}": v for n, v in after.items()}
+    tensors |= {f"base/{n}": v for n, v in frozen.items()} | {f"merged/{n}": v for n, v in merged.items()}
+    return {name: value.contiguous() for name, value in tensors.items()}, numbers
+
+
+def compare_with_peft(cfg, adapter, everything, gradients):
+    """The gradient of the loss, one sequence at a time through transformers and peft."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, adapter, is_trainable=True).eval()  # eval: no dropout
+    for t in everything:
+        tokens = torch.tensor([t.prompt_tokens + t.response_tokens])
+        logits = model(tokens).logits[0, len(t.prompt_tokens) - 1 : -1] / cfg.rollout.temperature
+        logprobs = logits.log_softmax(-1).gather(-1, torch.tensor(t.response_tokens)[:, None])[:, 0]
+        (-t.token_weight * t.advantage * logprobs.sum()).backward()
+    theirs = {n.replace(".default", ""): p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert theirs.keys() == gradients.keys()
+    for stacked in (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)):
+        for name, ours in gradients.items():
+            if f".{stacked[0]}.lora_A" in name:  # one A of ours stands for several of peft's
+                want = sum(theirs[name.replace(stacked[0], part)] for part in stacked)
+                assert (ours - want).norm() <= 1e-4 * want.norm(), name
+    for name, ours in gradients.items():
+        if ".lora_B." in name:
+            assert ours.any() and (ours - theirs[name]).norm() <= 1e-4 * theirs[name].norm(), name
+
+
+if __name__ == "__main__":
+    main()
