@@ -195,4 +195,4 @@ def _row_classes() -> tuple[type, ...]:
         from megatron.core.extensions.transformer_engine import TERowParallelLinear
 
         found.append(TERowParallelLinear)
-    return tuple(found)
+    return tuple(kind for kind in found if isinstance(kind, type))  # no class where TransformerEngine is not

@@ -43,7 +43,7 @@ def read(path):
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "dropout"])
 def test_layout_equals_one_rank(layout, results):
     (want, want_numbers), (got, numbers) = results[1]["one"], results[1][layout]
-    assert numbers == pytest.approx(want_numbers, rel=1e-5)
+    assert numbers == pytest.approx(want_numbers, rel=1e-4, abs=1e-7)
     assert got.keys() == want.keys()
     for name, value in got.items():
         limit = 1e-4 if name.startswith("adapter/") else 1e-5  # Adam's first steps enlarge rounding
