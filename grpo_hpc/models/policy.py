@@ -82,7 +82,10 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
         "calculate_per_token_loss": True,
         "gradient_accumulation_fusion": False,
     }
-    return make(**fields | family(shape.family).megatron(shape) | dict(options))
+    fields |= family(shape.family).megatron(shape) | dict(options)
+    if shape.mla:
+        fields["apply_rope_fusion"] = False  # Megatron fuses it for latent attention with YaRN scaling only
+    return make(**fields)
 
 
 def layer_spec(

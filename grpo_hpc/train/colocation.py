@@ -42,6 +42,7 @@ class Colocation:
         self._engine: Engine | None = None
         self._now = frozenset({Part.MODEL, Part.OPTIMIZER})
         self._move_out(self._now - residency.parts(Use.ROLLOUT))
+        platform.empty_cache()  # an engine looks for free memory when it starts
 
     def attach(self, engine: Engine) -> None:
         """The engine has started, with weights and cache on the GPU."""
@@ -69,11 +70,11 @@ class Colocation:
         for part in leaving - ENGINE:
             for copy in self._copies[part]:
                 copy.leave()
-        self._platform.empty_cache()  # what is only cached is not free for the other tenant
         self._now -= leaving
 
     def _move_in(self, part: Part) -> None:
         if part in ENGINE:
+            self._platform.empty_cache()  # what the trainer has only cached is not free for the engine
             if self._engine is not None:
                 self._engine.wake(part)
         else:

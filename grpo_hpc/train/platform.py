@@ -59,8 +59,8 @@ class Platform:
         """Options of Megatron's TransformerConfig that follow from the device."""
         if self.is_cuda:
             return {
-                "apply_rope_fusion": False,
-                "bias_activation_fusion": False,
+                "apply_rope_fusion": True,
+                "bias_activation_fusion": True,  # of gate and up; there need not be a bias
                 "masked_softmax_fusion": False,
                 "moe_grouped_gemm": True,
             }
