@@ -289,6 +289,10 @@ def _rest(cfg: RunConfig) -> list[Problem]:
             f"({', '.join(rewards.reward_funcs)}), {len(rewards.reward_weights)} weights"
         )
         found.append(Problem("rewards.reward_weights", text))
+    columns = [name.rpartition(":")[2] for name in rewards.reward_funcs]
+    for name in sorted(rewards.reward_failure.keys() - set(columns)):
+        text = f"{name!r} is not among rewards.reward_funcs: {', '.join(columns)}"
+        found.append(Problem("rewards.reward_failure", text))
     if cfg.evaluation.eval_steps is not None and cfg.data.eval is None:
         found.append(Problem("evaluation.eval_steps", "needs rows to evaluate on: give data.eval"))
     if cfg.checkpoint.save_total_limit is not None and cfg.checkpoint.save_steps is None:

@@ -225,6 +225,13 @@ class Rewards(Section):
     reward_params: dict[str, dict[str, Any]] = Field(
         default={}, description="parameters by reward function; `grpo-hpc train --list rewards` shows them"
     )
+    reward_failure: dict[str, Literal["zero", "nan", "fail"]] = Field(
+        default={}, description="by reward function, a completion it fails on: 0, no score (default), or the run ends"
+    )
+    reward_workers: int = Field(default=2, ge=1, description="processes that call reward functions, for each rank")
+    reward_concurrency: int = Field(default=32, ge=1, description="calls of async functions at a time, for each rank")
+    reward_timeout: float = Field(default=60.0, gt=0, description="seconds that a function has for one completion")
+    reward_retries: int = Field(default=1, ge=0, description="further attempts at a completion after a failure")
 
 
 class Optimizer(Section):

@@ -49,6 +49,10 @@ METRICS: dict[str, Metric] = {
     ),
     "rewards/<name>/mean": Metric("", "Mean of one reward function, over the completions it gave a score.", "<name>"),
     "rewards/<name>/std": Metric("", "Standard deviation of one reward function over them.", "<name> spread"),
+    "rewards/<name>/failures": Metric(
+        "", "Completions that the function failed on after all retries, time-outs included.", "<name> failed", ".0f"
+    ),
+    "rewards/<name>/timeouts": Metric("", "Those of them that ran out of time.", "<name> timed out", ".0f"),
     "eval/<name>/mean": Metric(
         "",
         "The same for one greedy completion of each held-out prompt, with the weights of this step.",
@@ -208,13 +212,13 @@ PHASES: dict[str, str] = {
 
 def lookup(name: str) -> Metric | None:
     """The table's entry for the metric ``name``, or None; names of reward functions fill in ``<name>``."""
-    pattern = re.sub(r"^(rewards|eval)/.+/(mean|std)$", r"\1/<name>/\2", name)
+    pattern = re.sub(r"^(rewards|eval)/.+/(mean|std|failures|timeouts)$", r"\1/<name>/\2", name)
     return METRICS.get(pattern)
 
 
 def reward_name(name: str) -> str:
     """``exact`` of ``rewards/exact/mean`` or ``eval/exact/mean``."""
-    return name.partition("/")[2].removesuffix("/mean").removesuffix("/std")
+    return name.partition("/")[2].rpartition("/")[0]
 
 
 def markdown() -> str:

@@ -196,7 +196,6 @@ def _load(name: str) -> RewardFunction:
     except Exception as error:
         raise ConfigError(f"importing {path} failed: {type(error).__name__}: {error}") from error
     found = getattr(module, function)
-    if not callable(found) or inspect.iscoroutinefunction(found):
-        kind = "an async function" if callable(found) else f"a {type(found).__name__}"
-        raise ConfigError(f"{function!r} in {path} is {kind}, not a plain function")
+    if not callable(found):
+        raise ConfigError(f"{function!r} in {path} is a {type(found).__name__}, not a function")
     return found

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 from grpo_hpc.errors import RewardError
-from grpo_hpc.rewards.registry import OFFERED, RewardFunction
+from grpo_hpc.rewards.pool import Outcome, Task, WorkerPool
+from grpo_hpc.rewards.registry import OFFERED
+
+Policy = Literal["zero", "nan", "fail"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class RewardBatch:
     finish_reasons: list[str]
     completion_ids: list[list[int]]
 
-    def keywords(self) -> dict[str, list[Any]]:
-        """Everything, by the name a reward function knows it by."""
-        return self.columns | {name: getattr(self, name) for name in OFFERED}
+    def only(self, index: int) -> dict[str, list[Any]]:
+        """Everything about one completion, by the name a reward function knows it by."""
+        everything = self.columns | {name: getattr(self, name) for name in OFFERED}
+        return {name: values[index : index + 1] for name, values in everything.items()}
 
 
 @dataclass(frozen=True)
@@ -43,111 +44,97 @@ class RewardTable:
 
     Attributes:
         columns: by function name, one score per completion; None where the function gave none.
-        totals: weighted sum per completion over the functions that gave a score.
+        totals: weighted sum per completion over the functions that gave a score; NaN where none did.
+        failures: per completion, by function name: ``error``, ``timeout`` or ``killed``, a colon, and what happened.
+        first: by function name, its first failure in words.
     """
 
     columns: dict[str, list[float | None]]
     totals: list[float]
+    failures: list[dict[str, str]]
+    first: dict[str, str]
 
 
-def score(functions: Mapping[str, RewardFunction], weights: Sequence[float] | None, batch: RewardBatch) -> RewardTable:
-    """Call every function on ``batch`` and add up what they return.
+def score(
+    pool: WorkerPool,
+    names: Sequence[str],
+    weights: Sequence[float] | None,
+    policies: Mapping[str, Policy],
+    batch: RewardBatch,
+) -> RewardTable:
+    """Call every function on every completion of ``batch`` and add up what they return.
 
     Args:
+        names: of the functions' columns.
         weights: one per function, in their order; None means 1 each.
+        policies: by name, what becomes of a completion that a function fails on: score 0, no score (``nan``, the
+            default), or the end of the run.
 
     Raises:
-        RewardError: a function failed or returned something that is no reward, or a completion got no score at all.
+        RewardError: a function failed whose policy is ``fail``.
     """
-    columns = {name: _column(name, function, batch) for name, function in functions.items()}
-    chosen = weights or [1.0] * len(columns)
-    totals = []
-    for index in range(len(batch.completions)):
-        scores = [column[index] for column in columns.values()]
-        if all(value is None for value in scores):
-            raise RewardError(f"no reward function gave a score for {_sample(batch, index)}: all returned None")
-        totals.append(sum(w * value for w, value in zip(chosen, scores, strict=True) if value is not None))
-    return RewardTable(columns, totals)
-
-
-def _column(name: str, function: RewardFunction, batch: RewardBatch) -> list[float | None]:
-    keywords = _wanted(name, function, batch.keywords())
-    try:
-        returned = function(**keywords)
-    except Exception as error:
-        hint = error.hint if isinstance(error, RewardError) else _origin(error)
-        what = f"{_first_failing(function, keywords, batch)}: {_describe(error)}"
-        raise RewardError(f"the reward function {name!r} failed on {what}", hint) from error
     count = len(batch.completions)
-    if not isinstance(returned, list | tuple):
-        raise RewardError(f"the reward function {name!r} returned a {type(returned).__name__}, not a list of numbers")
-    if len(returned) != count:
-        raise RewardError(f"the reward function {name!r} returned {len(returned)} scores for {count} completions")
-    return [_number(name, value, batch, index) for index, value in enumerate(returned)]
+    outcomes = iter(pool.run([Task(name, batch.only(index)) for name in names for index in range(count)]))
+    table = {name: [next(outcomes) for _ in range(count)] for name in names}
+    first = {name: index for name in names if (index := _first_failure(table[name])) is not None}
+    for name, index in first.items():
+        if policies.get(name) == "fail":
+            raise RewardError(_sentence(name, table[name][index], batch, index), table[name][index].hint)
+    columns = {name: [_score(o, policies.get(name, "nan")) for o in column] for name, column in table.items()}
+    return RewardTable(
+        columns,
+        [_total([column[index] for column in columns.values()], weights) for index in range(count)],
+        [
+            {name: f"{o.failure}: {_told(o, batch, index)}" for name in names if (o := table[name][index]).failure}
+            for index in range(count)
+        ],
+        {name: _sentence(name, table[name][index], batch, index) for name, index in first.items()},
+    )
 
 
-def _wanted(name: str, function: RewardFunction, offered: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Those of ``offered`` that the function declares, or all of them when it takes ``**columns``."""
-    everything = inspect.signature(function).parameters.values()
-    own = {parameter.name for parameter in everything if parameter.kind is parameter.KEYWORD_ONLY}
-    parameters = [parameter for parameter in everything if parameter.name not in own]
-    for parameter in parameters:
-        required = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        if required and parameter.name not in offered:
-            close = difflib.get_close_matches(parameter.name, offered, n=1)
-            meant = f"Did you mean {close[0]}? " if close else ""
-            raise RewardError(
-                f"the reward function {name!r} asks for {parameter.name!r}, which is no column of the data",
-                f"{meant}There is: {', '.join(sorted(offered))}.",
-            )
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return {column: values for column, values in offered.items() if column not in own}
-    return {parameter.name: offered[parameter.name] for parameter in parameters if parameter.name in offered}
+def require_scores(names: Iterable[str], totals: Sequence[float], failures: Sequence[Mapping[str, str]]) -> None:
+    """Check that a whole rollout can be learnt from: a bad completion is no reason to end a run, a bad function is.
 
-
-def _first_failing(function: RewardFunction, keywords: dict[str, list[Any]], batch: RewardBatch) -> str:
-    """Which completion makes the function fail: each is tried alone until one does."""
-    for index in range(len(batch.completions)):
-        try:
-            function(**{name: values[index : index + 1] for name, values in keywords.items()})
-        except Exception:
-            return _sample(batch, index)
-    return f"a batch of {len(batch.completions)} completions, though on none of them alone"
-
-
-def _number(name: str, value: Any, batch: RewardBatch, index: int) -> float | None:
-    if value is None:
-        return None
-    if not isinstance(value, Real):
+    Raises:
+        RewardError: a function raised an error on every completion, or no completion has a score.
+    """
+    for name, what in failures[0].items():
+        if len(failures) > 1 and all(failed.get(name, "").startswith("error:") for failed in failures):
+            raise RewardError(f"the reward function {name!r} failed on all {len(failures)} completions; {what}")
+    if all(map(math.isnan, totals)):
         raise RewardError(
-            f"the reward function {name!r} returned a {type(value).__name__} for {_sample(batch, index)}",
-            "A score must be a number, or None for no score.",
+            f"none of {len(totals)} completions got a score: {', '.join(names)} returned None or nan, or failed",
+            "A column that the function needs may be empty in these rows.",
         )
-    number = float(value)
-    if not math.isfinite(number):
-        raise RewardError(
-            f"the reward function {name!r} returned {number} for {_sample(batch, index)}",
-            "A score must be finite; return None for no score.",
-        )
-    return number
+
+
+def _total(scores: Sequence[float | None], weights: Sequence[float] | None) -> float:
+    if all(value is None for value in scores):
+        return math.nan
+    chosen = weights or [1.0] * len(scores)
+    return sum(w * value for w, value in zip(chosen, scores, strict=True) if value is not None)
+
+
+def _score(outcome: Outcome, policy: Policy) -> float | None:
+    return 0.0 if outcome.failure and policy == "zero" else outcome.score
+
+
+def _first_failure(outcomes: Sequence[Outcome]) -> int | None:
+    return next((index for index, outcome in enumerate(outcomes) if outcome.failure), None)
+
+
+def _told(outcome: Outcome, batch: RewardBatch, index: int) -> str:
+    return f"{outcome.text} ({_sample(batch, index)}) {outcome.hint}".strip()
+
+
+def _sentence(name: str, outcome: Outcome, batch: RewardBatch, index: int) -> str:
+    return f"the reward function {name!r} failed on completion {index} ({_sample(batch, index)}): {outcome.text}"
 
 
 def _sample(batch: RewardBatch, index: int) -> str:
     prompt = " ".join(str(batch.prompts[index][-1]["content"]).split())
-    return f"completion {index} (prompt {_short(prompt)!r}, completion {_short(batch.completions[index])!r})"
+    return f"prompt {_short(prompt)!r}, completion {_short(batch.completions[index])!r}"
 
 
 def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _describe(error: Exception) -> str:
-    return error.message if isinstance(error, RewardError) else f"{type(error).__name__}: {error}"
-
-
-def _origin(error: Exception) -> str:
-    """Where the error was raised, for people who wrote the function."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"Raised at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}." if trace is not None else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from grpo_hpc.config import RunConfig
 from grpo_hpc.data.rows import Row
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.rewards.registry import resolve
+from grpo_hpc.rewards.pool import WorkerPool
 from grpo_hpc.rewards.score import RewardBatch, score
 from grpo_hpc.rollout.engine import Completion, Engine, Request
 from grpo_hpc.rollout.trajectory import Trajectory
@@ -68,11 +69,17 @@ class Collector:
     """
 
     def __init__(self, cfg: RunConfig, engine: Engine, tokenizer: Tokenizer) -> None:
+        """Also starts a process for the reward functions.
+
+        Raises:
+            ConfigError: they cannot be loaded.
+        """
         self._seed = cfg.seed
         self._engine, self._tokenizer = engine, tokenizer
-        run = {"max_completion_length": cfg.rollout.max_completion_length}
-        self._functions = resolve(cfg.rewards.reward_funcs, cfg.rewards.reward_params, run)
-        self._weights = cfg.rewards.reward_weights
+        self._rewards = cfg.rewards
+        self._pool = _pool(cfg)
+        self._pool.start()
+        self._columns = [name.rpartition(":")[2] for name in cfg.rewards.reward_funcs]
         self._replica_size = cfg.rollout.vllm_tensor_parallel_size
 
     def sample(self, prompts: Sequence[Prompt], samples: int, *, greedy: bool = False) -> list[Trajectory]:
@@ -100,8 +107,10 @@ class Collector:
             return
         chosen = [rows[t.position] for t in trajectories]
         table = score(
-            self._functions,
-            self._weights,
+            self._pool,
+            self._columns,
+            self._rewards.reward_weights,
+            self._rewards.reward_failure,
             RewardBatch(
                 completions=[t.text for t in trajectories],
                 prompts=[row.messages for row in chosen],
@@ -113,6 +122,13 @@ class Collector:
         for number, trajectory in enumerate(trajectories):
             trajectory.rewards = {name: column[number] for name, column in table.columns.items()}
             trajectory.reward = table.totals[number]
+            trajectory.failures = table.failures[number]
+        for sentence in table.first.values():
+            print(sentence, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """End the processes that call reward functions."""
+        self._pool.close()
 
     def gather(self, mine: list[Trajectory]) -> list[Trajectory]:
         """Everybody's trajectories on every rank, ordered by position and sample."""
@@ -137,6 +153,19 @@ class Collector:
         """Depends on the run's seed and the completion's place alone: equal after a resume, whatever the layout."""
         digest = hashlib.blake2b(f"{self._seed}/{position}/{sample}".encode(), digest_size=4).digest()
         return int.from_bytes(digest, "big") >> 1
+
+
+def _pool(cfg: RunConfig) -> WorkerPool:
+    r = cfg.rewards
+    return WorkerPool(
+        r.reward_funcs,
+        r.reward_params,
+        {"max_completion_length": cfg.rollout.max_completion_length},
+        workers=r.reward_workers,
+        concurrency=r.reward_concurrency,
+        timeout=r.reward_timeout,
+        retries=r.reward_retries,
+    )
 
 
 def gather_lists(mine: list[Any]) -> list[Any]:

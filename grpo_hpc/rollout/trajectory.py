@@ -22,7 +22,8 @@ class Trajectory:
         weight_version: optimizer steps behind the weights that sampled it.
         text: the response as text, without special tokens.
         rewards: one column per reward function; None where a function gave no score.
-        reward: the weighted total.
+        failures: by reward function that failed on it, ``error``, ``timeout`` or ``killed``, a colon, and why.
+        reward: the weighted total; NaN where no function gave a score.
         advantage: relative to its group.
         token_weight: of each of its tokens in the loss of its optimizer step; 0 when it is filtered out.
         old_logprobs: of the trainer, before the first update on this rollout; None when it was not needed.
@@ -39,6 +40,7 @@ class Trajectory:
     weight_version: int
     text: str
     rewards: dict[str, float | None] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
     reward: float = 0.0
     advantage: float = 0.0
     token_weight: float = 1.0

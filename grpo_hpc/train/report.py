@@ -87,7 +87,7 @@ def rollout_metrics(rollout: Rollout, *, dynamic: bool) -> dict[str, float]:
             "dynamic/filled_groups": float(rollout.filled),
             "dynamic/carried_completions": float(len(rollout.surplus)),
         }
-    return metrics | _reward_columns(sampled, "rewards")
+    return metrics | _reward_columns(sampled, "rewards") | _reward_failures(sampled)
 
 
 def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -138,6 +138,16 @@ def _reward_columns(trajectories: Sequence[Trajectory], prefix: str, *, deviatio
     return metrics
 
 
+def _reward_failures(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Per reward function, completions that it failed on, and those of them that ran out of time."""
+    metrics = {}
+    for name in trajectories[0].rewards:
+        kinds = [t.failures[name].partition(":")[0] for t in trajectories if name in t.failures]
+        metrics[f"rewards/{name}/failures"] = float(len(kinds))
+        metrics[f"rewards/{name}/timeouts"] = float(kinds.count("timeout"))
+    return metrics
+
+
 def _completion_row(t: Trajectory, row: Row, dropped: bool) -> dict[str, object]:
     return {
         "prompt_id": t.prompt_id,
@@ -146,6 +156,7 @@ def _completion_row(t: Trajectory, row: Row, dropped: bool) -> dict[str, object]
         "completion": t.text,
         "reward": t.reward,
         "rewards": t.rewards,
+        "failures": t.failures,
         "advantage": None if dropped else t.advantage,
         "dropped": dropped,
         "tokens": len(t.response_tokens),

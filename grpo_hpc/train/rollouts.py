@@ -12,6 +12,7 @@ from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
 from grpo_hpc.data.rows import Row
 from grpo_hpc.data.sampler import PromptSampler
+from grpo_hpc.rewards.score import require_scores
 from grpo_hpc.rollout.collect import Collector, Prompt, Tokenizer
 from grpo_hpc.rollout.trajectory import Trajectory
 from grpo_hpc.train.checkpoint import TrainerState
@@ -122,7 +123,9 @@ class RolloutSource:
             dist.barrier()  # so that waiting for the slowest replica counts as rollout
         with self._clock.phase("reward"):
             self._collector.score(mine, rows)
-            return self._collector.gather(mine)
+            everything = self._collector.gather(mine)
+            require_scores(everything[0].rewards, [t.reward for t in everything], [t.failures for t in everything])
+            return everything
 
 
 def _groups(trajectories: Sequence[Trajectory]) -> list[Group]:

@@ -223,6 +223,7 @@ class Trainer:
     def close(self) -> None:
         """Shut the engine down; nothing may be asked of the trainer afterwards."""
         dist.barrier()
+        self._parts.collector.close()
         self._parts.engine.close()
 
     def _log_step(self, values: dict[str, float], lesson: Lesson, seconds: float) -> None:

@@ -178,13 +178,12 @@ def test_layouts_sample_and_learn_the_same(layout, finished, tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("function", "said"),
-    [("raises", "this reward divides by nothing"), ("not_a_number", "nan")],
+    [("raises", "this reward divides by nothing (prompt 'Say"), ("not_a_number", "completions got a score")],
 )
 def test_a_broken_reward_ends_the_run_with_one_message(function, said, tiny, tmp_path):
     done = call("submit", new_run(tmp_path, tiny("llama"), "broken", reward_funcs=[f"{PLUGINS}:{function}"]))
     assert done.returncode == 2, done.stdout + done.stderr
     assert said in done.stderr and function in done.stderr and "Traceback" not in done.stdout + done.stderr
-    assert "Say " in done.stderr, "the message shows on which prompt"
 
 
 def test_mistakes_are_found_before_anything_starts(finished, tiny, tmp_path):

@@ -46,6 +46,12 @@ def test_names_in_the_trainer_are_in_the_table():
     names = re.findall(r'"([a-z_]+(?:/[a-z_]+)*)"(?::|\] =)', (package / "train" / "report.py").read_text())
     names += re.findall(r'"([a-z_0-9]+/[a-z_0-9]+)": ', (package / "algo" / "measure.py").read_text())
     rows = {"prompt_id", "sample", "messages", "completion", "rewards", "advantage", "tokens", "finish_reason"}
-    rows |= {"mean_rollout_logprob", "weight_version", "reward", "dropped"}  # keys of completions.jsonl, not metrics
+    rows |= {
+        "mean_rollout_logprob",
+        "weight_version",
+        "reward",
+        "dropped",
+        "failures",
+    }  # keys of completions.jsonl, not metrics
     assert len(names) > 40
     assert [name for name in names if name not in rows and lookup(name) is None] == []

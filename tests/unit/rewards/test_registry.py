@@ -52,8 +52,7 @@ def test_files_that_are_wrong(own, tmp_path):
     assert "broken.py:2" in message_of(check_names, [f"{broken}:f"])
     assert "names a file only" in message_of(check_names, [str(own)])
     assert "ValueError: no luck" in message_of(resolve, [f"{failing}:f"])
-    assert "is a int, not a plain function" in message_of(resolve, [f"{own}:limit"])
-    assert "is an async function" in message_of(resolve, [f"{own}:slow"])
+    assert "is a int, not a function" in message_of(resolve, [f"{own}:limit"])
 
 
 def test_checking_does_not_run_the_file(tmp_path):

@@ -1,4 +1,4 @@
-"""Scoring: what functions are given, how scores add up, and what is said when a function misbehaves."""
+"""Scoring: how scores add up, and what becomes of failures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from decimal import Decimal
 import pytest
 
 from grpo_hpc.errors import RewardError
-from grpo_hpc.rewards.score import RewardBatch, score
+from grpo_hpc.rewards.calling import only_score, wanted
+from grpo_hpc.rewards.pool import WorkerPool
+from grpo_hpc.rewards.score import RewardBatch, require_scores, score
 
 BATCH = RewardBatch(
     completions=["one", "two"],
@@ -17,86 +19,86 @@ BATCH = RewardBatch(
     finish_reasons=["stop", "length"],
     completion_ids=[[5], [6, 7]],
 )
+OWN = """
+def first(completions):
+    return [1.0 if completions[0] == "one" else None]
+
+def second(answer):
+    return [1 / (answer[0] - 2)]
+
+def broken(completions):
+    raise KeyError("always")
+"""
 
 
-def fails(function, batch=BATCH):
-    with pytest.raises(RewardError) as caught:
-        score({"mine": function}, None, batch)
-    assert "mine" in str(caught.value)
-    return str(caught.value)
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    path = tmp_path_factory.mktemp("own") / "own.py"
+    path.write_text(OWN)
+    pool = WorkerPool([f"{path}:{name}" for name in ("first", "second", "broken")], workers=1)
+    yield pool
+    pool.close()
 
 
 def test_functions_get_what_they_declare():
-    seen = {}
+    def narrow(completions, answer, missing=None, *, answers=3): ...
 
-    def narrow(completions, answer, finish_reasons, missing=None):
-        seen["narrow"] = (completions, answer, finish_reasons, missing)
-        return [0, 0]
+    def wide(*, answer=3, **everything): ...
 
-    def wide(**everything):
-        seen["wide"] = set(everything)
-        return [0, 0]
-
-    score({"narrow": narrow, "wide": wide}, None, BATCH)
-    assert seen["narrow"] == (["one", "two"], [1, 2], ["stop", "length"], None)
-    assert seen["wide"] == {"completions", "prompts", "answer", "finish_reasons", "completion_ids"}
+    offered = BATCH.only(1)
+    assert wanted("narrow", narrow, offered) == {"completions": ["two"], "answer": [2]}
+    assert set(wanted("wide", wide, offered)) == {"completions", "prompts", "finish_reasons", "completion_ids"}
+    assert offered["completion_ids"] == [[6, 7]] and offered["finish_reasons"] == ["length"]
 
 
-def test_weights_and_absent_scores():
-    functions = {"a": lambda completions: [1.0, None], "b": lambda completions: (True, 0.5)}
-    table = score(functions, [2.0, 10.0], BATCH)
-    assert table.columns == {"a": [1.0, None], "b": [1.0, 0.5]}
-    assert table.totals == [12.0, 5.0]
-    assert score(functions, None, BATCH).totals == [2.0, 0.5]
+@pytest.mark.parametrize(
+    ("policy", "column", "totals"),
+    [("nan", [-1.0, None], [2.0 - 10.0, None]), ("zero", [-1.0, 0.0], [2.0 - 10.0, 0.0])],
+)
+def test_weights_absent_scores_and_policies(own, policy, column, totals):
+    table = score(own, ["first", "second"], [2.0, 10.0], {"second": policy}, BATCH)
+    assert table.columns == {"first": [1.0, None], "second": column}
+    assert [None if math.isnan(total) else total for total in table.totals] == totals
+    assert table.failures[0] == {} and table.failures[1]["second"].startswith("error: ZeroDivisionError: ")
+    assert "completion 1 (prompt 'question 2', completion 'two'): ZeroDivisionError" in table.first["second"]
 
 
-def test_no_score_at_all():
-    with pytest.raises(RewardError, match="no reward function gave a score for completion 1"):
-        score({"a": lambda completions: [1.0, None]}, None, BATCH)
+def test_a_failure_can_end_the_run(own):
+    with pytest.raises(RewardError, match="'second' failed on completion 1") as caught:
+        score(own, ["first", "second"], None, {"second": "fail"}, BATCH)
+    assert "own.py:" in caught.value.hint
+
+
+def test_a_whole_rollout_must_teach_something():
+    bad = {"broken": "error: KeyError"}
+    require_scores(["broken"], [math.nan, 1.0], [bad, {}])
+    require_scores(["broken"], [1.0, 0.0], [bad, {"broken": "timeout: 3 s"}])
+    with pytest.raises(RewardError, match="'broken' failed on all 2 completions; error: KeyError"):
+        require_scores(["broken"], [0.0, 0.0], [bad, bad])
+    with pytest.raises(RewardError, match="none of 2 completions got a score: broken returned"):
+        require_scores(["broken"], [math.nan, math.nan], [{}, {}])
 
 
 @pytest.mark.parametrize(
     ("returned", "said"),
     [
-        ([1.0], "1 scores for 2 completions"),
+        ([1.0, 2.0], "2 scores for 1 completion"),
         (3, "returned a int, not a list"),
-        ([1.0, "x"], "a str for completion 1 (prompt 'question 2'"),
-        ([1.0, Decimal(1)], "a Decimal for completion 1"),
-        ([math.nan, 1.0], "nan for completion 0 (prompt 'question 1'"),
-        ([1.0, -math.inf], "-inf for completion 1"),
+        (["x"], "a str as score"),
+        ([Decimal(1)], "a Decimal as score"),
+        ([-math.inf], "returned -inf"),
     ],
 )
 def test_what_is_no_reward(returned, said):
-    assert said in fails(lambda completions: returned)
+    with pytest.raises(RewardError, match=said):
+        only_score(returned)
 
 
-def test_a_failing_function_is_shown_with_the_completion_that_broke_it():
-    def function(completions, answer):
-        return [1 / (value - 2) for value in answer]
-
-    text = fails(function)
-    assert "completion 1 (prompt 'question 2', completion 'two')" in text
-    assert "ZeroDivisionError" in text
-    assert "test_score.py:" in text
+def test_no_score():
+    assert only_score([None]) is only_score([math.nan]) is None
+    assert only_score((True,)) == 1.0
 
 
-def test_a_function_that_fails_on_the_batch_only():
-    def function(completions):
-        if len(completions) > 1:
-            raise KeyError("too many")
-        return [1.0]
-
-    assert "on none of them alone" in fails(function)
-
-
-def test_a_column_that_is_not_there():
-    def function(completions, anwser):
-        return [1.0, 1.0]
-
-    text = fails(function)
-    assert "'anwser'" in text and "Did you mean answer?" in text
-
-
-def test_long_texts_are_cut():
-    batch = RewardBatch(["x" * 1000] * 2, [[{"role": "user", "content": "y" * 1000}]] * 2, {}, [], [])
-    assert len(fails(lambda completions: [None, "no"], batch)) < 400
+def test_long_texts_are_cut(own):
+    batch = RewardBatch(["x" * 1000], [[{"role": "user", "content": "y" * 1000}]], {}, ["stop"], [[1]])
+    assert len(score(own, ["broken"], None, {}, batch).first["broken"]) < 300

@@ -1,0 +1,131 @@
+"""The worker pool: real processes that hang, die, lie and wait."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from grpo_hpc.errors import ConfigError, EnvironmentProblem
+from grpo_hpc.rewards.pool import Task, WorkerPool
+
+OWN = """
+import asyncio, os, signal, sys, time
+from pathlib import Path
+
+def mine(completions, folder, *, factor: float = 1.0):
+    print("noise on standard output")
+    text, here = completions[0], Path(folder[0])
+    if text == "hang":
+        (here / "hanging").write_text(str(os.getpid()))
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(1000)
+    if text == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if text == "exit":
+        sys.exit(3)
+    if text == "raise":
+        raise ZeroDivisionError("no luck")
+    if text == "once" and not (here / "again").exists():
+        (here / "again").touch()
+        os._exit(1)
+    if text == "nan":
+        return [float("nan")]
+    if text == "inf":
+        return [float("inf")]
+    if text == "two":
+        return [1.0, 2.0]
+    return [len(text) * factor]
+
+async def slow(completions, folder):
+    here = Path(folder[0])
+    mark = here / f"running-{completions[0]}"
+    mark.touch()
+    await asyncio.sleep(0.1)
+    together = len(list(here.glob("running-*")))
+    mark.unlink()
+    if completions[0] == "hang":
+        await asyncio.sleep(1000)
+    return [together]
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    return f"{tmp_path}/own.py"
+
+
+@pytest.fixture
+def pool_of(own):
+    pools = []
+
+    def make(name, **options):
+        pools.append(WorkerPool([f"{own}:{name}"], **options))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def tasks(column, texts, own):
+    return [Task(column, {"completions": [text], "folder": [str(Path(own).parent)]}) for text in texts]
+
+
+def test_one_bad_completion_does_not_touch_the_others(pool_of, own):
+    pool = pool_of("mine", timeout=1.0)
+    texts = ["a", "hang", "bb", "die", "ccc", "exit", "raise", "nan", "inf", "two", "x" * 300_000]
+    outcomes = pool.run(tasks("mine", texts, own))
+    assert [o.score for o in outcomes] == [1.0, None, 2.0, None, 3.0, None, None, None, None, None, 300_000.0]
+    assert [o.failure for o in outcomes] == [
+        "", "timeout", "", "killed", "", "error", "error", "", "error", "error", "",
+    ]  # fmt: skip
+    assert "ZeroDivisionError: no luck" in outcomes[6].text and "own.py:" in outcomes[6].hint
+    stuck = int((Path(own).parent / "hanging").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(stuck, 0)
+    assert pool.run(tasks("mine", ["a"], own))[0].score == 1.0
+
+
+def test_a_failure_is_tried_again(pool_of, own):
+    assert pool_of("mine", retries=1).run(tasks("mine", ["once"], own))[0].score == 4.0
+
+
+def test_parameters_reach_the_worker(pool_of, own):
+    assert pool_of("mine", given={"mine": {"factor": 0.5}}).run(tasks("mine", ["aa"], own))[0].score == 1.0
+
+
+def test_async_functions_run_together_up_to_the_limit(pool_of, own):
+    texts = [*map(str, range(7)), "hang"]
+    outcomes = pool_of("slow", timeout=0.6, concurrency=4).run(tasks("slow", texts, own))
+    assert max(o.score for o in outcomes[:7]) == 4.0
+    assert outcomes[7].failure == "timeout"
+
+
+def test_a_column_that_is_not_there(pool_of, own):
+    outcome = pool_of("mine").run([Task("mine", {"completions": ["a"], "foldr": [""]})])[0]
+    assert "'folder'" in outcome.text and "Did you mean foldr?" in outcome.hint
+
+
+def test_functions_that_cannot_be_loaded_are_known_at_the_start(tmp_path):
+    failing, ending = tmp_path / "failing.py", tmp_path / "ending.py"
+    failing.write_text("def f(completions): ...\nraise ValueError('no luck')\n")
+    ending.write_text("import os\ndef f(completions): ...\nos._exit(1)\n")
+    with pytest.raises(ConfigError, match="no luck"):
+        WorkerPool([f"{failing}:f"]).start()
+    with pytest.raises(EnvironmentProblem, match="died"):
+        WorkerPool([f"{ending}:f"]).start()
+
+
+def test_workers_end_with_the_pool(pool_of, own):
+    pool = pool_of("mine")
+    pool.run(tasks("mine", ["a", "b"], own))
+    pids = [worker.process.pid for worker in pool._workers]
+    pool.close()
+    time.sleep(0.05)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
