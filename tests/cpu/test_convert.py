@@ -105,13 +105,15 @@ RANKS = {
     "one": (1, {}, Parallel(tp=4, pp=3)),
     "tp2": (2, {"tensor_model_parallel_size": 2}, Parallel(pp=2)),
     "pp2": (2, {"pipeline_model_parallel_size": 2}, Parallel(tp=2)),
+    "ep2": (2, {"expert_model_parallel_size": 2}, Parallel(tp=2)),
 }
 
 
 @pytest.mark.parametrize("ranks", RANKS)
 def test_megatron_core_loads_ours_and_we_read_what_it_saves(ranks, tiny, tmp_path):
     world, layout, cut = RANKS[ranks]
-    families = ["llama", "qwen2", *sorted(MOE)] if ranks != "tp2" else ["llama", "qwen2", "qwen3"]
+    dense = ["llama", "qwen2", "qwen3"]
+    families = {"tp2": dense, "ep2": sorted(MOE)}.get(ranks, [*dense, *sorted(MOE)])
     runs = []
     for number, family in enumerate(families):
         own = dataclasses.replace(cut, ep=2 if family in MOE else 1)
