@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from dataclasses import asdict, dataclass, replace
@@ -73,8 +74,16 @@ class Attempt:
         return run_dir.path / f"attempt_{self.number}"
 
     def write(self, run_dir: RunDir) -> None:
-        """Write the record."""
-        write_atomically(self.folder(run_dir) / RECORD, json.dumps(asdict(self), indent=2) + "\n")
+        """Write the record; on a full disk over the old one, whose block is there to be used."""
+        path, text = self.folder(run_dir) / RECORD, json.dumps(asdict(self), indent=2) + "\n"
+        try:
+            write_atomically(path, text)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not path.exists():
+                raise
+            with path.open("r+", encoding="utf-8") as file:
+                file.write(text)
+                file.truncate()
 
 
 def begin(

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 _TRACEBACK = "Traceback (most recent call last):"
 _ROOT_CAUSE = re.compile(r"Root Cause.*?\brank\s*:\s*(\d+)", re.DOTALL)
+# torchrun's block about one rank; with several nodes there is one for each, and the others only lost their peer
+_ROOT_EXIT = re.compile(r"Root Cause.*?\brank\s*:\s*(\d+).*?\bexitcode\s*:\s*(-?\d+)", re.DOTALL)
+_NOT_OWN_DOING = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL}
 _RANK_MARK = re.compile(r"^\[rank\d+\]: ?")  # torch marks every line of an uncaught exception
 _MOST_LINES = 40
 
 
 @dataclass(frozen=True)
 class Crash:
-    """The log that tells most, and its last lines from the first traceback on."""
+    """The log that tells most, and its last lines from the first traceback on.
+
+    Attributes:
+        cause: what happened to that rank, where it could not say so itself; else empty.
+    """
 
     log: Path
     lines: list[str]
+    cause: str = ""
 
 
 def find_crash(launcher_log: Path, rank_logs: list[Path]) -> Crash:
@@ -28,6 +37,11 @@ def find_crash(launcher_log: Path, rank_logs: list[Path]) -> Crash:
     """
     texts = {log: log.read_text(encoding="utf-8", errors="replace") for log in rank_logs if log.is_file()}
     launcher_text = launcher_log.read_text(encoding="utf-8", errors="replace") if launcher_log.is_file() else ""
+    for rank, number in _ROOT_EXIT.findall(launcher_text):
+        if -int(number) in _NOT_OWN_DOING:
+            log = launcher_log.with_name(f"rank_{rank}.log")
+            cause = f"rank {rank} was killed by signal {-int(number)} ({signal.Signals(-int(number)).name})"
+            return Crash(log, _excerpt(texts.get(log, "")), cause)
     named = _ROOT_CAUSE.search(launcher_text)
     if named:
         first = f"rank_{named.group(1)}.log"

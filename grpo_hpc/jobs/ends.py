@@ -67,7 +67,24 @@ def judge(code: int, asked: State | None, events: Path, offset: int, launcher_lo
             if match := pattern.search(source):
                 return End(state, _line_of(source, match))
     last = crash.lines[-1].strip() if crash.lines else "no output"
-    return End("crash", f"exit code {code}; {crash.log.name}: {_error_line(crash.lines) or last}")
+    what = crash.cause or _error_line(crash.lines) or last
+    return End("crash", f"exit code {code}; {crash.log.name}: {what[:300]}")
+
+
+def why_cancelled(launcher_log: Path) -> State | None:
+    """Why Slurm ended a step, from the line that it writes then; None without one."""
+    text = launcher_log.read_text(errors="replace") if launcher_log.is_file() else ""
+    found = re.search(r"\bCANCELLED AT \S+(?: DUE TO ([A-Z ]+?))? \*\*\*", text)
+    if found is None:
+        return None
+    reasons: dict[str | None, State] = {
+        None: "cancelled",
+        "TIME LIMIT": "timeout",
+        "PREEMPTION": "preempted",
+        "JOB REQUEUE": "preempted",
+        "NODE FAILURE": "node_failure",
+    }
+    return reasons.get(found[1])
 
 
 def _line_of(text: str, match: re.Match[str]) -> str:

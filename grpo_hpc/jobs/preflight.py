@@ -26,6 +26,7 @@ def preflight(cfg: RunConfig, profile: Profile) -> None:
 
     require_trainable(cfg)
     check_model_folder(Path(cfg.model.path))
+    _check_image(profile)
     for rows in filter(None, (cfg.data.train, cfg.data.eval)):
         check_rows(rows)
     check_names(cfg.rewards.reward_funcs, cfg.rewards.reward_params)
@@ -55,6 +56,14 @@ def check_model_folder(folder: Path) -> None:
         raise EnvironmentProblem(
             f"the model folder {folder} lacks {', '.join(missing)}",
             "Save the model there with save_pretrained(), model and tokenizer both.",
+        )
+
+
+def _check_image(profile: Profile) -> None:
+    image = profile.image
+    if image and profile.runtime == "apptainer" and "://" not in image and not Path(image).expanduser().exists():
+        raise EnvironmentProblem(
+            f"the image {image} does not exist", "Build one with `grpo-hpc image build`, or set cluster.image."
         )
 
 

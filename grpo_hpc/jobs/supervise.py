@@ -19,7 +19,7 @@ from pathlib import Path
 from grpo_hpc.errors import EXIT_USER_ERROR, EnvironmentProblem, GrpoHpcError
 from grpo_hpc.jobs import slurm
 from grpo_hpc.jobs.attempts import OVER, Attempt, State, begin, failures_in_a_row, history
-from grpo_hpc.jobs.ends import OF_SLURM, End, judge
+from grpo_hpc.jobs.ends import OF_SLURM, End, judge, why_cancelled
 from grpo_hpc.jobs.files import write_atomically
 from grpo_hpc.jobs.nodes import bad_node
 from grpo_hpc.jobs.ports import claimed_port
@@ -116,21 +116,23 @@ def _run_steps(
         code = _step(run_dir, "check", env, folder / "check.log", allocation, profile.preflight.seconds)
         if found := bad_node(folder, allocation.nodes, run_dir.config(), profile.preflight, code):
             return End(wishes.asked or "preflight", str(found)), code or 1
+        if wishes.asked:
+            return End(wishes.asked, "asked to stop before training began"), 0
     offset = run_dir.events.stat().st_size if run_dir.events.exists() else 0
     code = _step(run_dir, "train", env, RunDir.launcher_log(folder), allocation, None)
     world = len(allocation.nodes) * run_dir.config().resources.nproc_per_node
     logs = [RunDir.rank_log(folder, rank) for rank in range(world)]
-    asked = _who_asked(run_dir, wishes, allocation)
+    asked = _who_asked(run_dir, wishes, RunDir.launcher_log(folder))
     return judge(code, asked, run_dir.events, offset, RunDir.launcher_log(folder), logs), code
 
 
-def _who_asked(run_dir: RunDir, wishes: _Wishes, allocation: slurm.Allocation) -> State | None:
+def _who_asked(run_dir: RunDir, wishes: _Wishes, launcher_log: Path) -> State | None:
     """Why the attempt was told to stop: Slurm's signal, scancel, or a person's file."""
     why = run_dir.why_stop()
     if why == "cancelled":
         return "cancelled"
-    if wishes.asked == "preempted" and slurm.state(allocation.job_id) == "CANCELLED":
-        return "cancelled"
+    if wishes.asked == "preempted":  # so far it was TERM and no more; a step that Slurm ended has a line about it
+        return why_cancelled(launcher_log) or wishes.asked
     if wishes.asked is None and why is not None:
         return "stopped"
     return wishes.asked

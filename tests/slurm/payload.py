@@ -65,7 +65,7 @@ def save(run: RunDir, step: int, rank: int) -> None:
 
 def misbehave(fault: dict, attempt: str, step: int, rank: int) -> None:
     here = {"attempt": attempt, "step": step, "rank": rank}
-    if not fault or any(fault.get(key, usual) != here[key] for key, usual in USUAL.items()):
+    if not fault or any(fault.get(key, usual) not in (None, here[key]) for key, usual in USUAL.items()):
         return
     if fault["kind"] == "kill":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -54,3 +54,13 @@ def test_long_tracebacks_keep_both_ends(tmp_path: Path) -> None:
 
 def test_missing_logs_give_an_empty_excerpt(tmp_path: Path) -> None:
     assert find_crash(tmp_path / "launcher.log", [tmp_path / "rank_0.log"]).lines == []
+
+
+def test_a_killed_rank_comes_before_those_that_lost_it(tmp_path: Path) -> None:
+    head = "Root Cause (first observed failure):\n[0]:\n"
+    blocks = "".join(
+        f"{head}  rank      : {rank} (local_rank: 0)\n  exitcode  : {code} (pid: 7)\n"
+        for rank, code in ((0, 1), (1, -9))
+    )
+    crash = find_crash(*write(tmp_path, blocks, trace("RuntimeError: peer lost"), ""))
+    assert (crash.log.name, crash.cause) == ("rank_1.log", "rank 1 was killed by signal 9 (SIGKILL)")

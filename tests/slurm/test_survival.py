@@ -1,0 +1,147 @@
+"""What a run survives, and what it calls by its name when it does not."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from lightruns import ended, everything, job, wait_for
+
+from grpo_hpc.jobs import slurm
+from grpo_hpc.jobs.attempts import history
+from grpo_hpc.jobs.run_dir import RunDir
+
+
+def steps(run: RunDir) -> list[str]:
+    path = run.path / "steps.txt"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def wait_for_step(run: RunDir, step: int, attempt: int = 1) -> None:
+    try:
+        wait_for(lambda: f"attempt_{attempt} {step}" in steps(run), f"step {step} of attempt {attempt}")
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{everything(run)}") from None
+
+
+def states(run: RunDir, attempts: int, seconds: float = 120) -> list[str]:
+    return [attempt.state for attempt in ended(run, attempts, seconds)]
+
+
+def test_a_killed_rank_is_a_crash_and_is_tried_again(submit):
+    run = submit(fault={"kind": "kill", "rank": 3})
+    first, second = ended(run, 2)
+    assert (first.state, second.state) == ("crash", "success"), everything(run)
+    assert "rank 3 was killed by signal 9 (SIGKILL)" in first.reason
+    assert (first.job_id, first.restart, second.restart) == (second.job_id, 0, 1)
+    assert run.latest_attempt().name == "attempt_2"
+
+
+def test_the_failure_budget_ends_a_loop(submit):
+    run = submit(run={"max_failures": 1}, fault={"kind": "raise", "attempt": None})
+    assert states(run, 2) == ["crash", "crash"]
+    assert "RuntimeError: the payload was told to fail" in history(run)[1].reason
+    wait_for(lambda: slurm.state(job(run)) == "FAILED", "the job to fail")
+    assert len(history(run)) == 2
+
+
+def test_the_time_limit_saves_and_requeues(submit):
+    # Slurm sends the signal up to a minute early, so that a limit of one minute is enough to see it
+    run = submit(profile={"time_limit": "1:00", "save_before_s": 20}, steps=250, pause=0.2)
+    first, second = ended(run, 2, 200)
+    assert (first.state, first.exit_code) == ("timeout", 0), everything(run)
+    assert 0 < first.last_step == second.first_step
+    done = [int(line.split()[1]) for line in steps(run)]
+    assert done == list(range(1, len(done) + 1))  # no step is lost, none is made twice
+
+
+def test_signals_that_come_twice_save_once(submit):
+    run = submit(steps=60, pause=0.1)
+    wait_for_step(run, 3)
+    for _ in range(3):
+        slurm.call(["scancel", "--signal=USR2", "--full", job(run)])  # the supervisor, srun, torchrun and the ranks
+    first, second = ended(run, 2)
+    assert (first.state, second.state) == ("timeout", "success"), everything(run)
+    assert first.last_step == second.first_step >= 3
+
+
+def test_preemption_requeues(submit):
+    run = submit(profile={"partition": "low"}, steps=20, pause=0.2)
+    wait_for_step(run, 2)
+    slurm.call(["sbatch", "-p", "high", "-N4", "--exclusive", "--output=/dev/null", "--wrap", "sleep 3"])
+    first, second = ended(run, 2)
+    assert (first.state, second.state) == ("preempted", "success"), everything(run)
+    assert second.restart == 1
+
+
+def test_a_chain_goes_on_where_requeue_is_forbidden(submit):
+    run = submit(profile={"partition": "drop", "requeue": False, "chain": 3}, steps=20, pause=0.2)
+    wait_for_step(run, 2)
+    slurm.call(["sbatch", "-p", "high", "-N4", "--exclusive", "--output=/dev/null", "--wrap", "sleep 3"])
+    first, second = ended(run, 2)
+    assert (first.state, second.state) == ("preempted", "success"), everything(run)
+    assert first.job_id != second.job_id
+    wait_for(lambda: slurm.state(job(run)) == "COMPLETED", "the last job of the chain")
+    assert len(history(run)) == 2  # it found nothing to do
+
+
+def test_a_failed_node_is_named_and_left(submit):
+    run = submit(steps=30, pause=0.3)
+    wait_for_step(run, 2)
+    try:
+        for state in ("DOWN", "DRAIN"):  # a node that is only DOWN comes back by itself, as its daemon still runs
+            slurm.call(["scontrol", "update", "NodeName=node2", f"State={state}", "Reason=test"])
+        first, second = ended(run, 2)
+    finally:
+        subprocess.run(["scontrol", "update", "NodeName=node2", "State=RESUME"], check=False)  # it may be back already
+    assert (first.state, second.state) == ("node_failure", "success"), everything(run)
+    assert second.nodes == ["node1", "node3"]
+
+
+def test_a_drained_node_ends_nothing_and_gets_nothing(submit):
+    run = submit(steps=30, pause=0.1)
+    wait_for_step(run, 2)
+    try:
+        slurm.call(["scontrol", "update", "NodeName=node1", "State=DRAIN", "Reason=test"])
+        other = submit("other")
+        assert states(run, 1) == ["success"]
+        assert ended(other, 1)[0].nodes == ["node2", "node3"]
+    finally:
+        slurm.call(["scontrol", "update", "NodeName=node1", "State=RESUME"])
+
+
+def test_scancel_is_final(submit):
+    run = submit(steps=500, pause=0.1)
+    wait_for_step(run, 2)
+    slurm.call(["scancel", job(run)])
+    (first,) = ended(run, 1)
+    assert first.state == "cancelled", everything(run)
+    wait_for(lambda: slurm.state(job(run)) == "CANCELLED", "the job to end")
+
+
+def test_a_full_disk_is_recorded(submit, tmp_path: Path):
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4M", "tmpfs", small], check=True)
+    try:
+        run = submit(
+            folder="small", run={"max_failures": 0}, fault={"kind": "fill", "file": str(small / "waste"), "rank": 1}
+        )
+        (first,) = ended(run, 1)
+        assert first.state == "crash", everything(run)
+    finally:
+        wait_for(lambda: slurm.state(job(run)) == "FAILED", "the job to end")
+        subprocess.run(["umount", "--lazy", small], check=True)
+
+
+def test_two_jobs_share_their_nodes(submit):
+    runs = [submit(name, steps=40, pause=0.1) for name in ("one", "two")]
+    for run in runs:
+        wait_for_step(run, 1)
+    assert all(len(history(run)) == 1 and history(run)[0].state == "running" for run in runs)  # at the same time
+    assert {tuple(ended(run, 1)[0].nodes) for run in runs} == {("node1", "node2")}
+    assert [history(run)[0].state for run in runs] == ["success", "success"]
+    ports = {
+        path.read_text().partition('"MASTER_PORT": "')[2][:5] for run in runs for path in run.path.glob("*/where*")
+    }
+    assert len(ports) == 2

@@ -1,0 +1,31 @@
+#!/bin/bash
+
+# Written by grpo-hpc. `grpo-hpc resume` writes it again; what is to stay different belongs into the run file or the
+# cluster profile. Without an argument it supervises one attempt; with the name of a step it runs that step alone.
+set -euo pipefail
+run_dir=/runs/run
+
+threads() { echo $(( $1 > $2 ? $1 / $2 : 1 )); }
+
+environment() {
+  export PYTHONUNBUFFERED=1
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(threads $(nproc) 4)}"
+  export CUDA_DEVICE_MAX_CONNECTIONS=1
+  export TMPDIR=/scratch
+  export NCCL_DEBUG=WARN
+}
+
+check() {
+  exec bash -c 'exec /env/bin/python -m torch.distributed.run --standalone --nproc-per-node=4 -m grpo_hpc.jobs.check_rank "$0"' /runs/run
+}
+
+train() {
+  exec bash -c 'exec /env/bin/python -m torch.distributed.run --standalone --nproc-per-node=4 -m grpo_hpc.train "$0"' /runs/run
+}
+
+case "${1-}" in
+  "") exec /env/bin/python -m grpo_hpc.jobs.supervise "$run_dir" ;;
+  check | train) environment; "$1" ;;
+  environment) environment; env --null ;;
+  *) echo "usage: job.sh [check | train | environment]" >&2; exit 2 ;;
+esac

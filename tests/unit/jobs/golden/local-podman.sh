@@ -1,0 +1,33 @@
+#!/bin/bash
+
+# Written by grpo-hpc. `grpo-hpc resume` writes it again; what is to stay different belongs into the run file or the
+# cluster profile. Without an argument it supervises one attempt; with the name of a step it runs that step alone.
+set -euo pipefail
+run_dir=/runs/run
+
+threads() { echo $(( $1 > $2 ? $1 / $2 : 1 )); }
+
+environment() {
+  export PYTHONUNBUFFERED=1
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(threads $(nproc) 4)}"
+  export CUDA_DEVICE_MAX_CONNECTIONS=1
+  export TMPDIR=/scratch
+  export NCCL_DEBUG=WARN
+}
+
+check() {
+  exec podman run --rm --init --network=host --ipc=host --name "grpo-hpc-${SLURM_JOB_ID:-$PPID}-${SLURM_STEP_ID:-0}-${SLURM_NODEID:-0}" --device nvidia.com/gpu=all --ulimit memlock=-1 --env MASTER_ADDR --env MASTER_PORT --env GRPO_HPC_ATTEMPT --env CUDA_VISIBLE_DEVICES --env SLURM_JOB_ID --env SLURM_NODEID --env SLURMD_NODENAME --env PYTHONUNBUFFERED --env OMP_NUM_THREADS --env CUDA_DEVICE_MAX_CONNECTIONS --env TMPDIR --env NCCL_DEBUG --mount 'type=bind,"source=/runs/run","destination=/runs/run"' --mount 'type=bind,"source=/models/m","destination=/models/m"' --mount 'type=bind,"source=/data/t.jsonl","destination=/data/t.jsonl"' --mount 'type=bind,"source=/scratch","destination=/scratch"' --workdir /runs/run --entrypoint '' localhost/grpo-hpc:gpu \
+    bash -c 'exec python3 -m torch.distributed.run --standalone --nproc-per-node=4 -m grpo_hpc.jobs.check_rank "$0"' /runs/run
+}
+
+train() {
+  exec podman run --rm --init --network=host --ipc=host --name "grpo-hpc-${SLURM_JOB_ID:-$PPID}-${SLURM_STEP_ID:-0}-${SLURM_NODEID:-0}" --device nvidia.com/gpu=all --ulimit memlock=-1 --env MASTER_ADDR --env MASTER_PORT --env GRPO_HPC_ATTEMPT --env CUDA_VISIBLE_DEVICES --env SLURM_JOB_ID --env SLURM_NODEID --env SLURMD_NODENAME --env PYTHONUNBUFFERED --env OMP_NUM_THREADS --env CUDA_DEVICE_MAX_CONNECTIONS --env TMPDIR --env NCCL_DEBUG --mount 'type=bind,"source=/runs/run","destination=/runs/run"' --mount 'type=bind,"source=/models/m","destination=/models/m"' --mount 'type=bind,"source=/data/t.jsonl","destination=/data/t.jsonl"' --mount 'type=bind,"source=/scratch","destination=/scratch"' --workdir /runs/run --entrypoint '' localhost/grpo-hpc:gpu \
+    bash -c 'exec python3 -m torch.distributed.run --standalone --nproc-per-node=4 -m grpo_hpc.train "$0"' /runs/run
+}
+
+case "${1-}" in
+  "") exec /env/bin/python -m grpo_hpc.jobs.supervise "$run_dir" ;;
+  check | train) environment; "$1" ;;
+  environment) environment; env --null ;;
+  *) echo "usage: job.sh [check | train | environment]" >&2; exit 2 ;;
+esac

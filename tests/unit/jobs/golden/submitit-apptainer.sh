@@ -1,0 +1,43 @@
+#!/bin/bash
+
+# Written by grpo-hpc. `grpo-hpc resume` writes it again; what is to stay different belongs into the run file or the
+# cluster profile. Without an argument it supervises one attempt; with the name of a step it runs that step alone.
+set -euo pipefail
+run_dir=/runs/run
+
+threads() { echo $(( $1 > $2 ? $1 / $2 : 1 )); }
+
+environment() {
+  set +u  # module systems read variables that are not set
+  type module >/dev/null 2>&1 || . /etc/profile
+  module load cuda/13
+  set -u
+  export PYTHONUNBUFFERED=1
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(threads $(nproc) 4)}"
+  export CUDA_DEVICE_MAX_CONNECTIONS=1
+  export HF_HUB_OFFLINE=1
+  export TRANSFORMERS_OFFLINE=1
+  export NCCL_SOCKET_IFNAME=ib0
+  export GLOO_SOCKET_IFNAME=ib0
+  export TMPDIR=/scratch
+  export NCCL_DEBUG=WARN
+}
+
+check() {
+  exec srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --gpus-per-node=4 --kill-on-bad-exit=1 --overlap --mpi=none \
+    apptainer exec --nv --mount 'type=bind,"source=/runs/run","destination=/runs/run"' --mount 'type=bind,"source=/models/m","destination=/models/m"' --mount 'type=bind,"source=/data/t.jsonl","destination=/data/t.jsonl"' --mount 'type=bind,"source=/scratch","destination=/scratch"' --pwd /runs/run /images/grpo.sif \
+    bash -c 'trap "" TERM USR2; exec python3 -m torch.distributed.run --nnodes=2 --nproc-per-node=4 --node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --signals-to-handle=SIGINT -m grpo_hpc.jobs.check_rank "$0"' /runs/run
+}
+
+train() {
+  exec srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --gpus-per-node=4 --kill-on-bad-exit=1 --overlap --mpi=none \
+    apptainer exec --nv --mount 'type=bind,"source=/runs/run","destination=/runs/run"' --mount 'type=bind,"source=/models/m","destination=/models/m"' --mount 'type=bind,"source=/data/t.jsonl","destination=/data/t.jsonl"' --mount 'type=bind,"source=/scratch","destination=/scratch"' --pwd /runs/run /images/grpo.sif \
+    bash -c 'trap "" TERM USR2; exec python3 -m torch.distributed.run --nnodes=2 --nproc-per-node=4 --node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --signals-to-handle=SIGINT -m grpo_hpc.train "$0"' /runs/run
+}
+
+case "${1-}" in
+  "") exec /env/bin/python -m grpo_hpc.jobs.supervise "$run_dir" ;;
+  check | train) environment; "$1" ;;
+  environment) environment; env --null ;;
+  *) echo "usage: job.sh [check | train | environment]" >&2; exit 2 ;;
+esac

@@ -1,0 +1,139 @@
+"""Scripts: one golden file for every executor and runtime, and hostile values that are really run.
+
+After a change that is meant: ``GOLDEN=write pytest tests/unit/jobs/test_jobs_render.py``, then read the difference.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo_hpc.errors import ConfigError
+from grpo_hpc.jobs.profile import Profile, dump_profile, read_profile
+from grpo_hpc.jobs.render import Job, Step, render, sbatch_options
+
+GOLDEN = Path(__file__).parent / "golden"
+RUNTIMES = ("none", "apptainer", "docker", "podman", "pyxis")
+HOSTILE = 'it\'s "a" $(touch PWNED) `touch PWNED` $HOME; touch PWNED & | > < * ? \\ \\n\nnew,line=ünï 漢 \t{{ x }} %j !'
+
+
+def job(executor: str, runtime: str, device: str = "cuda", **profile) -> Job:
+    nodes = 1 if executor == "local" else 2
+    images = {"apptainer": "/images/grpo.sif", "pyxis": "/images/grpo.sqsh", "none": None}
+    cluster = Profile(
+        executor=executor,
+        runtime=runtime,
+        image=images.get(runtime, "localhost/grpo-hpc:gpu"),
+        **{"account": "lab", "partition": "gpu", "gpus_per_node": 4, "time_limit": "12:00:00", **profile},
+    )
+    steps = (
+        Step("check", ("-m", "grpo_hpc.jobs.check_rank"), nodes, 4),
+        Step("train", ("-m", "grpo_hpc.train"), nodes, 4),
+    )
+    return Job("run", "/runs/run", device, cluster, steps, nodes, "/env/bin/python", ("/models/m", "/data/t.jsonl"))
+
+
+@pytest.mark.parametrize(("executor", "runtime"), list(product(("slurm", "submitit", "local"), RUNTIMES)))
+def test_golden(executor, runtime):
+    if (executor, runtime) == ("local", "pyxis"):
+        return  # refused where the profile is read: test_profile_mistakes
+    site = {} if executor == "local" else {"modules": ["cuda/13"], "network_interface": "ib0", "inherit": ["HF_TOKEN"]}
+    text = render(job(executor, runtime, environment={"NCCL_DEBUG": "WARN"}, scratch="/scratch", **site))
+    path = GOLDEN / f"{executor}-{runtime}.sh"
+    if os.environ.get("GOLDEN") == "write":
+        path.write_text(text)
+    assert text == path.read_text()
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+# A stand-in for what starts processes: it writes down what it was given, exactly.
+RECORDER = """#!/bin/bash
+printf '%s\\0' "$(basename "$0")" "$@" >> "$RECORD"
+printf 'END OF CALL\\0' >> "$RECORD"
+while [ $# -gt 0 ]; do case "$1" in bash|apptainer|docker|podman) exec "$@" ;; *) shift ;; esac; done
+"""
+
+
+def run_script(text: str, folder: Path, **env: str) -> list[list[str]]:
+    """Run the step ``train`` of a script with recorders for every program; the words that each was given."""
+    tools = folder / "tools"
+    tools.mkdir()
+    for name in ("srun", "apptainer", "docker", "podman", "python"):
+        (tools / name).write_text(RECORDER)
+        (tools / name).chmod(0o755)
+    (folder / "job.sh").write_text(text)
+    slurm = {"SLURM_NODEID": "1", "SLURM_JOB_ID": "7", "MASTER_ADDR": "node1", "MASTER_PORT": "20007"}
+    env = {"PATH": f"{tools}:/usr/bin:/bin", "RECORD": str(folder / "record"), **slurm, **env}
+    work = folder / "work"
+    work.mkdir()
+    subprocess.run(["bash", folder / "job.sh", "train"], env=env, cwd=work, check=True)
+    assert list(work.iterdir()) == []  # nothing hostile was executed
+    return [call.split("\0") for call in (folder / "record").read_text().split("\0END OF CALL\0") if call]
+
+
+@pytest.mark.parametrize(
+    ("executor", "runtime"), product(("slurm", "local"), ("none", "apptainer", "docker", "podman"))
+)
+def test_hostile_values_arrive_as_they_are(executor, runtime, tmp_path):
+    base = job(executor, runtime, scratch=f"/s{HOSTILE}", environment={"NOTE": HOSTILE}, binds=[f"/b{HOSTILE}"])
+    image = None if runtime == "none" else f"/i{HOSTILE}"
+    hostile = replace(
+        base,
+        run_dir=f"/r{HOSTILE}",
+        binds=(f"/m{HOSTILE}",),
+        profile=base.profile.model_copy(update={"image": image, "python": str(tmp_path / "tools" / "python")}),
+        steps=(Step("train", (f"/p{HOSTILE}",), base.nodes, 2),),
+    )
+    calls = {call[0]: call[1:] for call in run_script(render(hostile), tmp_path)}
+    assert calls["python"][-2:] == [f"/p{HOSTILE}", f"/r{HOSTILE}"]
+    if runtime != "none":
+        words = calls[runtime]
+        assert image in words
+        for path in (f"/r{HOSTILE}", f"/m{HOSTILE}", f"/b{HOSTILE}", f"/s{HOSTILE}"):
+            doubled = path.replace('"', '""')
+            assert f'type=bind,"source={doubled}","destination={doubled}"' in words
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
+def test_any_text_survives_bash(text):
+    script = render(job("local", "none", environment={"NOTE": text}))
+    script = script.replace("run_dir=/runs/run", "run_dir=/tmp")
+    done = subprocess.run(["bash", "-c", script, "job.sh", "environment"], capture_output=True, check=True)
+    assert f"NOTE={text}".encode() in done.stdout.split(b"\0")
+
+
+@pytest.mark.parametrize(
+    "key", ["account", "partition", "qos", "constraint", "memory", "gpu_type", "network_interface"]
+)
+@pytest.mark.parametrize("value", ["a b", "a\nb", "$(id)", "a'b", 'a"b', "a;b", ""])
+def test_what_stands_in_sbatch_lines_is_one_word(key, value, tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text(f"{key}: {value!r}\n" if "\n" not in value else f'{key}: "a\\nb"\n')
+    with pytest.raises(ConfigError, match=key):
+        read_profile(path)
+
+
+def test_profiles_are_read_back(tmp_path):
+    profile = Profile(executor="slurm", environment={"A": HOSTILE}, binds=[HOSTILE], scratch=HOSTILE)
+    (tmp_path / "p.yaml").write_text(dump_profile(profile))
+    assert read_profile(tmp_path / "p.yaml") == profile
+
+
+@pytest.mark.parametrize(
+    ("gres", "asked"),
+    [("gpus-per-node", ["--gpus-per-node=h100:4"]), ("gres", ["--gres=gpu:h100:4"]), ("none", [])],
+)
+def test_gpus_are_asked_for_as_the_site_wants(gres, asked):
+    options = sbatch_options(job("slurm", "none", gres=gres, gpu_type="h100"))
+    assert [option for option in options if "gres" in option or "gpus" in option] == asked
+
+
+def test_no_gpu_is_asked_for_on_a_cpu():
+    assert not [o for o in sbatch_options(job("slurm", "none", device="cpu")) if "gpu" in o and "partition" not in o]
