@@ -33,6 +33,7 @@ import click
 @click.option(
     "--write", type=click.Path(dir_okay=False, path_type=Path), help="With --search: write the best run file here."
 )
+@click.option("--dry-run", is_flag=True, help="Show the script that submit would start, too; write nothing.")
 def command(
     runs: tuple[str, ...],
     as_json: bool,
@@ -42,6 +43,7 @@ def command(
     search: bool,
     nodes: str | None,
     write: Path | None,
+    dry_run: bool,
 ) -> None:
     """Show what the run file RUN would do: who does what, batch sizes, memory, time. Starts nothing.
 
@@ -58,6 +60,8 @@ def command(
         return
     if nodes or write:
         raise click.UsageError("--nodes and --write belong to --search")
+    if dry_run and (as_json or html):
+        raise click.UsageError("--dry-run belongs to the plan that is shown here, not to --json and --html")
     plans = [make_plan(load_run(file, changes), average_completion) for file, changes in files]
     if as_json:
         found = [plan.to_dict() for plan in plans]
@@ -78,6 +82,16 @@ def command(
         show_plan(plans[0], console, explain)
     else:
         show_side_by_side(plans, console)
+    if dry_run:
+        _show_scripts(files)
+
+
+def _show_scripts(files: list[tuple[str, list[str]]]) -> None:
+    from grpo_hpc.config import load_run
+    from grpo_hpc.jobs.prepare import script_of
+
+    for file, changes in files:
+        click.echo("\n" + script_of(load_run(file, changes)), nl=False)
 
 
 def _with_overrides(arguments: tuple[str, ...]) -> list[tuple[str, list[str]]]:

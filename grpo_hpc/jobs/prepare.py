@@ -62,6 +62,11 @@ def create_run(cfg: RunConfig, plan: PlanLike, fresh: bool = False, program: tup
     return run_dir
 
 
+def script_of(cfg: RunConfig) -> str:
+    """The script that :func:`create_run` would write; nothing is written."""
+    return render(make_job(cfg, with_absolute_image(profile_of(cfg))))
+
+
 def stored_profile(run_dir: RunDir) -> Profile:
     """The cluster that the run was prepared for."""
     return read_profile(run_dir.cluster_file)

@@ -34,7 +34,7 @@ def main(run: RunDir) -> int:
     dist.init_process_group("gloo")
     events = EventLog(run.events)
     names = ("SLURMD_NODENAME", "CUDA_VISIBLE_DEVICES", "MASTER_PORT", "SECRET")
-    where = {name: os.environ.get(name) for name in names} | {"image": Path("/etc/inside").exists()}
+    where = {name: os.environ.get(name) for name in names} | {"contained": not Path("/usr/sbin/slurmd").exists()}
     (attempt / f"where_{rank}.json").write_text(json.dumps(where))
     step = saved_step(run)
     while step < told["steps"]:

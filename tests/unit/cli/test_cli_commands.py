@@ -77,6 +77,17 @@ def test_dry_run_writes_the_run_directory_and_shows_its_script(
     assert {path.name for path in folder.iterdir()} == {"run.yaml", "plan.json", "lock.json", "cluster.yaml", "job.sh"}
 
 
+def test_plan_shows_the_script_that_submit_writes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    changes = [f"output_dir={tmp_path}", "cluster.profile=slurm"]
+    assert run("plan", QUICKSTART, "--dry-run", *changes) == 0
+    shown = capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    assert run("submit", QUICKSTART, "--dry-run", *changes) == 0
+    script = (tmp_path / "quickstart" / "job.sh").read_text()
+    assert script.startswith("#!/bin/bash\n#SBATCH --job-name=quickstart\n")
+    assert shown.endswith(script)
+
+
 def test_more_nodes_than_this_machine_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run("submit", QUICKSTART, f"output_dir={tmp_path}", "nodes=2", "global_batch_size=256") == 2
     assert "this machine only" in capsys.readouterr().err
