@@ -149,7 +149,8 @@ class ModelShape:
     @property
     def dense_layers(self) -> tuple[int, ...]:
         """Numbers of the layers without experts."""
-        return tuple(layer for layer in range(self.layers) if layer not in set(self.moe_layers))
+        experts = set(self.moe_layers)
+        return tuple(layer for layer in range(self.layers) if layer not in experts)
 
     def counts(self) -> ParameterCount:
         """Parameters by part, added up from the family's weight map."""

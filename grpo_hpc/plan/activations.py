@@ -101,10 +101,12 @@ def in_flight(execution: Execution, stage: int, micro_batches: int) -> float:
 
 def stage_bytes(task: Task, execution: Execution, stage: int, tokens: int) -> float:
     """Bytes that one micro-batch of ``tokens`` (on one context-parallel rank) keeps on a stage."""
-    layers = execution.stage_layers(task.shape.layers)[stage]
-    experts, size = set(task.shape.moe_layers), kept(task, execution)
+    size = kept(task, execution)
     if execution.recompute != "full":
-        return tokens * sum(size.moe if layer in experts else size.dense for layer in layers)
+        plain, moe = execution.layers_on(task.shape, stage)
+        return tokens * (plain * size.dense + moe * size.moe)
+    layers = execution.stage_layers(task.shape.layers)[stage]
     again = min(execution.block_layers or len(layers), len(layers))
-    plain = sum(size.moe if layer in experts else size.dense for layer in layers[again:])
-    return tokens * (math.ceil(again / execution.group_layers) * size.entry + plain)
+    moe = len(set(task.shape.moe_layers).intersection(layers[again:]))
+    rest = (len(layers) - again - moe) * size.dense + moe * size.moe
+    return tokens * (math.ceil(again / execution.group_layers) * size.entry + rest)

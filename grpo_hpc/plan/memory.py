@@ -179,7 +179,7 @@ def _train_terms(task: Task, execution: Execution, stage: int) -> list[Term]:
     tokens, size = _tokens(execution), kept(task, execution)
     flying = in_flight(execution, stage, execution.micro_batches(task, task.longest))
     one = stage_bytes(task, execution, stage, tokens)
-    layers = len(execution.stage_layers(task.shape.layers)[stage])
+    layers = sum(execution.layers_on(task.shape, stage))
     terms = [
         Term(
             "activations",

@@ -28,10 +28,8 @@ class Held:
 def held(task: Task, execution: Execution, stage: int) -> Held:
     """All parameters that a rank of ``stage`` (from 0) holds."""
     c, d, shape = task.counts, execution.degrees, task.shape
-    layers = execution.stage_layers(shape.layers)[stage]
-    experts = set(shape.moe_layers)
-    moe = sum(layer in experts for layer in layers)
-    dense = len(layers) * (_cut(c.attention, d.tp) + c.norms) + (len(layers) - moe) * _cut(c.mlp, d.tp)
+    plain, moe = execution.layers_on(shape, stage)
+    dense = (plain + moe) * (_cut(c.attention, d.tp) + c.norms) + plain * _cut(c.mlp, d.tp)
     dense += moe * (c.router + _cut(c.shared_expert, d.tp))
     if stage == 0:
         dense += _cut(c.embedding, d.tp) + c.vision
@@ -49,11 +47,10 @@ def trained(task: Task, execution: Execution, stage: int) -> Held:
         return held(task, execution, stage)
     d, shape, r = execution.degrees, task.shape, task.lora_rank
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    layers = execution.stage_layers(shape.layers)[stage]
-    moe = sum(layer in set(shape.moe_layers) for layer in layers)
+    plain, moe = execution.layers_on(shape, stage)
     attention = _column(shape.hidden, queries + 2 * keys, r, d.tp) + _row(queries, shape.hidden, r, d.tp)
     mlp = _column(shape.hidden, 2 * shape.ffn, r, d.tp) + _row(shape.ffn, shape.hidden, r, d.tp)
-    dense = len(layers) * attention + (len(layers) - moe) * mlp
+    dense = (plain + moe) * attention + plain * mlp
     if shape.experts is None:
         return Held(dense, 0)
     e = shape.experts

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
@@ -134,22 +134,29 @@ class Execution:
         each = self.micro_batch or max(1, self.micro_tokens // length)
         return math.ceil(per_rank / each)
 
-    def stage_layers(self, layers: int) -> list[list[int]]:
+    def stage_layers(self, layers: int) -> tuple[range | tuple[int, ...], ...]:
         """Numbers of the layers on each pipeline stage. Interleaved chunks are dealt round the stages."""
         d = self.degrees
-        if d.vpp > 1:
-            each = layers // (d.pp * d.vpp)
-            return [
-                [
-                    layer
-                    for chunk in range(d.vpp)
-                    for layer in range((chunk * d.pp + s) * each, (chunk * d.pp + s + 1) * each)
-                ]
-                for s in range(d.pp)
-            ]
-        sizes = stage_sizes(layers, d.pp, self.first_layers, self.last_layers)
-        starts = [sum(sizes[:s]) for s in range(d.pp)]
-        return [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+        return _stage_layers(layers, d.pp, d.vpp, self.first_layers, self.last_layers)
+
+    def layers_on(self, shape: ModelShape, stage: int) -> tuple[int, int]:
+        """How many layers ``stage`` has without experts, and how many with."""
+        layers = self.stage_layers(shape.layers)[stage]
+        moe = len(set(shape.moe_layers).intersection(layers))
+        return len(layers) - moe, moe
+
+
+@cache
+def _stage_layers(
+    layers: int, pp: int, vpp: int, first: int | None, last: int | None
+) -> tuple[range | tuple[int, ...], ...]:
+    if vpp > 1:
+        each = layers // (pp * vpp)
+        chunks = [range(start, start + each) for start in range(0, layers, each)]
+        return tuple(tuple(layer for chunk in chunks[stage::pp] for layer in chunk) for stage in range(pp))
+    sizes = stage_sizes(layers, pp, first, last)
+    starts = [sum(sizes[:stage]) for stage in range(pp)]
+    return tuple(range(start, start + size) for start, size in zip(starts, sizes, strict=True))
 
 
 def stage_sizes(layers: int, stages: int, first: int | None, last: int | None) -> list[int]:
