@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from grpo_hpc.errors import EnvironmentProblem
+from grpo_hpc.plan.accuracy import accuracy
 from grpo_hpc.plan.explain import batch_lines
 from grpo_hpc.plan.make import Estimate, Plan
 from grpo_hpc.plan.memory import GIB
@@ -54,7 +55,7 @@ def _plan(plan: Plan) -> str:
         parts += [_terms(plan.estimate)]
         if plan.estimate.times is not None:
             parts += ["<h2>Time of a rollout and its steps</h2>", _timeline(plan.estimate.times)]
-            parts += [_time_table(plan.estimate.times)]
+            parts += [_time_table(plan.estimate.times), f'<p class="note">{escape(accuracy())}</p>']
     return "\n".join(parts)
 
 

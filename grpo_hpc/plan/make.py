@@ -14,6 +14,7 @@ from grpo_hpc.config.support import untrainable
 from grpo_hpc.errors import PlanError
 from grpo_hpc.models.shape import ModelShape, read_shape
 from grpo_hpc.plan import memory, time
+from grpo_hpc.plan.accuracy import accuracy
 from grpo_hpc.plan.hardware import Hardware, read_hardware
 from grpo_hpc.plan.memory import GIB, Memory
 from grpo_hpc.plan.rules import broken
@@ -144,6 +145,7 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
             "tokens_per_s_per_gpu": t.rate,
             "mfu": t.mfu,
         },
+        "accuracy": accuracy(),
     }
 
 

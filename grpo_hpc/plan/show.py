@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from grpo_hpc.plan.accuracy import accuracy
 from grpo_hpc.plan.explain import batch_lines
 from grpo_hpc.plan.make import Estimate, Plan
 from grpo_hpc.plan.memory import GIB, Term, Use
@@ -190,6 +191,7 @@ def _estimate(estimate: Estimate, explain: Sequence[str]) -> Iterator[Renderable
         )
     if estimate.times is not None:
         yield _timeline(estimate.times)
+        yield Text(f"{accuracy()}\n", style="dim")
         if "time" in explain:
             yield _time_table(estimate.times)
 

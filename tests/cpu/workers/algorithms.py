@@ -67,8 +67,10 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.data.rows import read_rows
     from grpo_hpc.rollout.collect import Collector, Tokenizer, fitting_rows
+    from grpo_hpc.rollout.residency import Residency
     from grpo_hpc.train import checkpoint
     from grpo_hpc.train.checkpoint import TrainerState
+    from grpo_hpc.train.colocation import Colocation
     from grpo_hpc.train.policy import TrainedPolicy, build_model
     from grpo_hpc.train.trainer import Parts, Trainer
     from grpo_hpc.train.watch import PhaseClock, StopRequest
@@ -81,16 +83,19 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
         moving = reference if cfg.algorithm.sync_ref_model else None
         state = checkpoint.load(checkpoints / f"step_{begin:08d}", policy, platform, moving)
     before = {name: value.clone() for name, value in policy.exporter.tensors()}
-    recorder = Recorder()
+    recorder, clock = Recorder(), PhaseClock(platform, None)
+    colocation = Colocation(Residency(), platform, policy, reference or (), clock)
+    colocation.attach(engine)
     parts = Parts(
         policy=policy,
         reference=reference,
         engine=engine,
+        colocation=colocation,
         collector=Collector(cfg, engine, tokenizer),
         tokenizer=tokenizer,
         rows=fitting_rows(read_rows(cfg.data.train), tokenizer, 40)[0],
         eval_rows=[],
-        clock=PhaseClock(platform, None),
+        clock=clock,
         stop=StopRequest(checkpoints / "stop", platform),
         reporter=recorder,
     )

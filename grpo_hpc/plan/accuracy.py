@@ -1,0 +1,30 @@
+"""How far off the planner's estimates were where somebody had measured."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+FILE = Path(__file__).with_name("accuracy.yaml")
+
+
+@cache
+def accuracy() -> str:
+    """One sentence for the reader of an estimate; docs/planner.md leads to the runs behind it."""
+    found = yaml.safe_load(FILE.read_text())
+    time, memory = found["time"], found["memory"]
+    return (
+        f"How far off: step times {_span(time)} on {_runs(time)}, peak memory {_span(memory)} on {_runs(memory)} "
+        "(negative: the estimate is too low)."
+    )
+
+
+def _span(errors: dict[str, float]) -> str:
+    ends = sorted({f"{errors[end]:+.0%}" for end in ("lowest", "highest")}, reverse=True)
+    return " to ".join(ends)
+
+
+def _runs(errors: dict[str, float]) -> str:
+    return f"{errors['runs']} measured run" + ("s" if errors["runs"] != 1 else "")
