@@ -136,6 +136,7 @@ def _search(
 
 def _node_range(text: str) -> range:
     first, dots, last = text.partition("..")
-    if not (first.isdigit() and (last.isdigit() if dots else True) and int(first) > 0):
+    digits = first.isdigit() and (last.isdigit() if dots else True)
+    if not digits or not 0 < int(first) <= int(last or first):
         raise click.UsageError(f"--nodes wants FROM..TO, as in 1..64; got {text!r}")
     return range(int(first), int(last or first) + 1)

@@ -57,10 +57,19 @@ def unknown_key(section: str, key: str) -> str:
     local = tuple(SECTIONS[section].model_fields) if section else (*TOP_LEVEL, *SECTIONS)
     if near := closest(key, local):
         return f"unknown key; did you mean {near}?"
-    if near := closest(key, (*SECTION_OF, *TOP_LEVEL)):
+    if near := _by_short_name(key) or closest(key, (*SECTION_OF, *TOP_LEVEL)):
         full = f"{SECTION_OF[near]}.{near}" if near in SECTION_OF else near
         return f"unknown key; did you mean {full}?"
     return f"unknown key; {f'the section {section!r}' if section else 'the top level'} has {', '.join(local)}"
+
+
+def _by_short_name(word: str) -> str | None:
+    """The key whose description gives ``word`` in brackets, as in "(tp)"."""
+    for section in SECTIONS.values():
+        for key, field in section.model_fields.items():
+            if f"({word.lower()})" in (field.description or ""):
+                return key
+    return None
 
 
 def closest(word: str, choices: Iterable[str]) -> str | None:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +46,8 @@ def test_plan_json_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["plan", QUICKSTART, "micro_batch_size=3"], "batch.micro_batch_size: 2 or 4 (now 3)"),
         (["plan", "configs/nowhere.yaml"], "does not exist"),
         (["plan", QUICKSTART, "--jason"], "--json"),
+        (["plan", QUICKSTART, "--search", "--nodes", "5..1"], "FROM..TO"),
+        (["plan", QUICKSTART, "--nodes", "2"], "belong to --search"),
         (["plna"], "Did you mean 'plan'?"),
         (["resume", "runs/nowhere"], "is not a run directory"),
         (["submit", QUICKSTART, "vllm_mode=server"], "planned but not trained"),
@@ -117,10 +118,8 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in out for name in ("plan", "submit", "resume"))
 
 
-@pytest.mark.parametrize(
-    ("args", "seconds"), [(["--help"], 0.3), (["plan", QUICKSTART], 1.0), (["plan", QUICKSTART, "--json"], 1.0)]
-)
-def test_commands_answer_quickly_and_without_heavy_imports(args: list[str], seconds: float) -> None:
+@pytest.mark.parametrize("args", [["--help"], ["plan", QUICKSTART], ["plan", QUICKSTART, "--json"]])
+def test_commands_start_without_heavy_imports(args: list[str]) -> None:
     program = (
         "import sys; from grpo_hpc.cli import main\n"
         "try: main(sys.argv[1:])\n"
@@ -128,20 +127,9 @@ def test_commands_answer_quickly_and_without_heavy_imports(args: list[str], seco
         f"    heavy = {HEAVY} & set(sys.modules)\n"
         "    sys.exit(f'imported {heavy}' if heavy else end.code)\n"
     )
-    best = float("inf")
-    for _ in range(5):  # the machine may be busy; the quickest of a few counts
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", program, *args],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        best = min(best, time.perf_counter() - start)
-        assert (done.returncode, done.stderr) == (0, "")
-        if best < seconds:
-            return
-    pytest.fail(f"{' '.join(args)} took {best:.2f} s, more than {seconds} s")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program, *args], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("package", ["config", "plan", "jobs", "cli"])

@@ -97,6 +97,8 @@ def test_all_mistakes_are_shown_together_with_their_place(run_file: Path) -> Non
         ("batch.lr=1", "belongs in the section 'optimizer': write optimizer.lr"),
         ("data.seed=1", "belongs at the top level"),
         ("lrr=1", "did you mean optimizer.lr?"),
+        ("tp=2", "did you mean parallel.tensor_model_parallel_size?"),
+        ("vpp=2", "did you mean parallel.virtual_pipeline_model_parallel_size?"),
         ("device=gpu", "must be cpu or cuda, got 'gpu'"),
         ("shuffle=yes", "must be true or false, got 'yes'"),
         ("micro_batch_size=true", "must be a whole number, got true"),
