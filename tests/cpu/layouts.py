@@ -98,7 +98,7 @@ _HEAD = """# Layouts that are proven
 
 Each row is one optimizer step on four CPU processes in fp32: every metric of the step and every gradient, as Hugging
 Face tensors, against one process (relative error at most 1e-5), and every updated weight (1e-4: Adam's first step
-magnifies rounding).
+magnifies rounding). Where parameters are gathered during the next forward pass, so is every gradient of a second step.
 `tests/cpu/test_layouts.py` runs them one after another in the same processes. In the rows with *resumed*,
 `tests/cpu/test_checkpoint.py` saves in the middle, restores into a fresh policy, and both go on equal to the bit.
 What a row does not name has its default; the ranks that remain are data-parallel.

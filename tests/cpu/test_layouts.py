@@ -57,10 +57,11 @@ def test_layout_equals_one_rank(case: Case, steps, references):
         "the step must have clipped and unclipped tokens to mean anything"
     )
     assert numbers == pytest.approx(want_numbers, rel=1e-5)
-    assert got.keys() == want.keys()
+    overlaps = case.keys.get("overlap_param_gather", False)  # only then a second gradient is computed
+    assert got.keys() == {name for name in want if overlaps or not name.startswith("next/")}
     for name, value in got.items():
         # Adam's first step turns rounding of a vanishing gradient into a visible step of the weight
-        norm, each = (1e-5, 1e-5) if name.startswith("grad/") else (1e-4, 1e-2)
+        norm, each = {"grad": (1e-5, 1e-5), "weight": (1e-4, 1e-2), "next": (1e-3, 1e-2)}[name.partition("/")[0]]
         difference = (value - want[name]).norm() / want[name].norm()
         assert difference <= norm, f"{name} differs by {difference:.2e} relative"
         assert (value - want[name]).abs().max() / want[name].abs().max() <= each, name

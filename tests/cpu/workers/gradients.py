@@ -98,6 +98,8 @@ def main() -> None:
 
 
 def one_step(cfg: RunConfig, platform: Platform) -> tuple[dict[str, Tensor], Any]:
+    import torch.distributed as dist
+
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.movers import HfExporter
     from grpo_hpc.train.policy import TrainedPolicy
@@ -111,12 +113,18 @@ def one_step(cfg: RunConfig, platform: Platform) -> tuple[dict[str, Tensor], Any
     move_off_policy(policy.scores(packed(cfg, mine, platform)), [t for batch in mine for t in batch])
     batches = packed(cfg, mine, platform)
 
-    policy.accumulate(batches)
-    if cfg.parallel.use_distributed_optimizer:
-        gather_gradients(policy.ddp)
-    gradients = HfExporter(policy.chunks, platform.layer_spec, values=lambda p: p.main_grad)
-    tensors = {f"grad/{name}": value.clone() for name, value in gradients.tensors()}
+    def gradients() -> list[tuple[str, Tensor]]:
+        policy.accumulate(batches)
+        if cfg.parallel.use_distributed_optimizer:
+            gather_gradients(policy.ddp)
+        exporter = HfExporter(policy.chunks, platform.layer_spec, values=lambda p: p.main_grad)
+        return [(name, value.clone()) for name, value in exporter.tensors()]
+
+    tensors = {f"grad/{name}": value for name, value in gradients()}
     result = policy.update(batches)
+    if cfg.parallel.overlap_param_gather or dist.get_world_size() == 1:
+        # at once, while parameters may still be on their way from other ranks: the forward pass must wait for each
+        tensors |= {f"next/{name}": value for name, value in gradients()}
     tensors |= {f"weight/{name}": value.clone() for name, value in policy.exporter.tensors()}
     return {name: value.cpu().contiguous() for name, value in tensors.items()}, result
 
