@@ -21,6 +21,8 @@ _COMMANDS = {
     "checkpoint": ("grpo_hpc.cli.checkpoint", "Convert, verify, merge, inspect and reshard checkpoints."),
     "train": ("grpo_hpc.cli.train", "Show the losses, estimators and rewards that there are."),
     "resume": ("grpo_hpc.cli.resume", "Continue a stopped or crashed run."),
+    "status": ("grpo_hpc.cli.status", "Show how a run stands."),
+    "list": ("grpo_hpc.cli.list", "Show the runs in a folder."),
     "config": ("grpo_hpc.cli.config", "List and copy the run files that come with grpo-hpc."),
     "import-swift": ("grpo_hpc.cli.import_swift", "Make a run file from an ms-swift GRPO command."),
 }

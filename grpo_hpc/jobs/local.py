@@ -22,9 +22,10 @@ from rich.console import Console
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import EXIT_USER_ERROR
-from grpo_hpc.jobs.attempts import begin
+from grpo_hpc.jobs.attempts import State, begin
 from grpo_hpc.jobs.crash import find_crash
 from grpo_hpc.jobs.ends import judge
+from grpo_hpc.jobs.launcher import note_launcher
 from grpo_hpc.jobs.prepare import stored_profile
 from grpo_hpc.jobs.processes import descendants, end_family, start_family
 from grpo_hpc.jobs.run_dir import RunDir
@@ -51,6 +52,7 @@ def run_local(run_dir: RunDir, command: Sequence[str] | None = None) -> int:
     run_dir.stop.unlink(missing_ok=True)
     record = begin(run_dir, "local", [socket.gethostname()], submission.number)
     attempt = record.folder(run_dir)
+    note_launcher(attempt)
     offset = run_dir.events.stat().st_size if run_dir.events.exists() else 0
     others = descendants()
     with _stop_requests() as requests:
@@ -68,7 +70,8 @@ def run_local(run_dir: RunDir, command: Sequence[str] | None = None) -> int:
         _say(console, f"Killed. {_how_to_resume(run_dir)}")
         return EXIT_KILLED
     logs = [RunDir.rank_log(attempt, rank) for rank in range(cfg.resources.nproc_per_node)]
-    end = judge(code, None, run_dir.events, offset, RunDir.launcher_log(attempt), logs)
+    asked: State | None = "cancelled" if run_dir.why_stop() == "cancelled" else None
+    end = judge(code, asked, run_dir.events, offset, RunDir.launcher_log(attempt), logs)
     record.end(run_dir, end.state, end.reason, code)
     return _report(run_dir, attempt, logs, code, offset, console)
 

@@ -120,9 +120,9 @@ class RunDir:
         """
         if self._taken() and not fresh:
             raise ConfigError(
-                f"the run directory {_short(self.path)} exists already",
-                f"Continue it with `grpo-hpc resume {_short(self.path)}`, give the new run another name (name=...), "
-                f"or submit with --fresh, which moves the old one to {self._old_name().name}.",
+                f"the run directory {short_path(self.path)} exists already",
+                f"Continue it with `grpo-hpc resume {short_path(self.path)}`, give the new run another name "
+                f"(name=...), or submit with --fresh, which moves the old one to {self._old_name().name}.",
             )
 
     def config(self) -> RunConfig:
@@ -209,14 +209,14 @@ def _first_free(path_of: Callable[[int], Path]) -> int:
     return number
 
 
-def _short(path: Path) -> str:
+def short_path(path: str | Path) -> str:
     """``path`` as people would type it: relative to the present folder when it lies below."""
-    here = Path.cwd()
+    path, here = Path(path), Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) and path != here else str(path)
 
 
 def _runs_beside(path: Path) -> str:
-    found = sorted(_short(run.parent) for run in path.parent.glob("*/run.yaml")) if path.parent.is_dir() else []
+    found = sorted(short_path(run.parent) for run in path.parent.glob("*/run.yaml")) if path.parent.is_dir() else []
     return f"Run directories there: {', '.join(found[:6])}" if found else ""
 
 

@@ -73,12 +73,16 @@ class RunState:
 
     def seconds_left(self, now: float) -> float | None:
         """How long the remaining steps will take, judged by the recent ones; None before the first step is made."""
-        times = finite(self.history.series("time/step").values())[-_RECENT_STEPS:]
-        if not times:
+        typical = self.typical_seconds()
+        if typical is None:
             return None
         spent = now - self.step_since if self.step_since is not None else 0.0
-        typical = median(times)
         return max(0.0, typical * (self.total_steps - self.done) - min(spent, typical))
+
+    def typical_seconds(self) -> float | None:
+        """Length of a step, judged by the recent ones; None before the first step is made."""
+        times = finite(self.history.series("time/step").values())[-_RECENT_STEPS:]
+        return median(times) if times else None
 
     def step_seconds(self) -> float:
         """Length of the last step; 0 before there is one."""

@@ -1,0 +1,41 @@
+"""``grpo-hpc status``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command("status", short_help="Show how a run stands.")
+@click.argument("run_dir", metavar="[RUN_DIR]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the same facts as JSON.")
+def command(run_dir: str | None, as_json: bool) -> None:
+    """Show the state of a run, its step, time left, reward, last error and where its log is.
+
+    What the run directory records is held against Slurm's queue and accounting. Without RUN_DIR: every run in ./runs
+    that waits or runs, or else the one that changed last.
+
+    \b
+    States: prepared, queued, starting, running; success, stopped, cancelled, timeout, preempted,
+    node_failure, out_of_memory, error, preflight, crash, lost (gone without a trace).
+
+    --json prints one object, without RUN_DIR a list of them; times are seconds since the epoch:
+    run_dir, name, state, detail, executor, job_ids, attempt, nodes, step, total_steps, phase, seconds_per_step,
+    seconds_left, started, ended, changed, last_error, logs, reward, rewards (one a step), held_out.
+    """
+    from grpo_hpc.jobs.overview import present_runs
+    from grpo_hpc.jobs.run_dir import RunDir
+    from grpo_hpc.jobs.show_standing import console, show_standing
+    from grpo_hpc.jobs.standing import standing
+
+    found = [standing(RunDir.open(run_dir))] if run_dir else present_runs()
+    if as_json:
+        facts = [run.to_dict() for run in found]
+        click.echo(json.dumps(facts[0] if run_dir else facts, indent=2))
+        return
+    out = console()
+    for index, run in enumerate(found):
+        if index:
+            out.print()
+        show_standing(run, out)

@@ -1,0 +1,89 @@
+"""What Slurm knows of jobs at this moment: one question for all of them, so that a table of runs costs no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from grpo_hpc.errors import EnvironmentProblem
+from grpo_hpc.jobs import slurm
+
+WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job that is not over.
+
+    Attributes:
+        state: Slurm's word for it, such as PENDING or RUNNING.
+        reason: why it waits, in Slurm's word; empty while it runs.
+        start: expected start of a waiting job as Slurm prints it; empty when it does not know.
+    """
+
+    state: str
+    reason: str = ""
+    start: str = ""
+
+    @property
+    def waits(self) -> bool:
+        """It has no nodes yet."""
+        return self.state in WAITING
+
+
+@dataclass(frozen=True)
+class JobStates:
+    """The answer.
+
+    Attributes:
+        queued: jobs that wait or run, by number.
+        past: states of every start of the other jobs, the first start first; empty where there is no accounting.
+        problem: why Slurm could not be asked; empty when it could.
+    """
+
+    queued: dict[str, QueuedJob] = field(default_factory=dict)
+    past: dict[str, list[str]] = field(default_factory=dict)
+    problem: str = ""
+
+
+def ask(job_ids: Iterable[str]) -> JobStates:
+    """What Slurm knows of ``job_ids``; a Slurm that does not answer is part of the answer."""
+    wanted = list(dict.fromkeys(job_ids))
+    if not wanted:
+        return JobStates()
+    try:
+        queued = _queued(wanted)
+    except EnvironmentProblem as error:
+        return JobStates(problem=error.message)
+    return JobStates(queued, _past([job_id for job_id in wanted if job_id not in queued]))
+
+
+def _queued(job_ids: Sequence[str]) -> dict[str, QueuedJob]:
+    try:
+        shown = slurm.call(["squeue", "-h", "-r", "-o", "%i|%T|%r|%S", "-j", ",".join(job_ids)])
+    except EnvironmentProblem as error:
+        if "Invalid job id" in error.message:  # that it has forgotten them all is an answer
+            return {}
+        raise
+    found = {}
+    for line in shown.splitlines():
+        job_id, state, reason, start = line.split("|")
+        job = QueuedJob(state)
+        if job.waits:
+            job = QueuedJob(state, "" if reason == "None" else reason, "" if start == "N/A" else start)
+        found[job_id] = job
+    return found
+
+
+def _past(job_ids: Sequence[str]) -> dict[str, list[str]]:
+    if not job_ids:
+        return {}
+    try:
+        shown = slurm.call(["sacct", "-D", "-X", "-n", "-P", "-j", ",".join(job_ids), "-o", "JobID,State"])
+    except EnvironmentProblem:
+        return {}
+    found: dict[str, list[str]] = {}
+    for line in shown.splitlines():
+        job_id, _, state = line.partition("|")
+        found.setdefault(job_id, []).extend(state.split()[:1])
+    return found

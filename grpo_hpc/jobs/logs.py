@@ -1,0 +1,84 @@
+"""Which of a run's many log files to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from grpo_hpc.errors import ConfigError
+from grpo_hpc.jobs.attempts import Attempt, history
+from grpo_hpc.jobs.crash import find_crash
+from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.jobs.submissions import submissions
+
+
+def main_log(run_dir: RunDir, attempt: Attempt | None) -> Path | None:
+    """The log that tells most about a start: that of the rank that failed first, else that of rank 0.
+
+    Before rank 0 writes it is the launcher's, before that the check of the nodes', before that Slurm's.
+
+    Args:
+        attempt: None for a run that was never started.
+    """
+    if attempt is None:
+        return _slurm_log(run_dir, [job_id for entry in submissions(run_dir) for job_id in entry.job_ids])
+    folder = attempt.folder(run_dir)
+    if attempt.state in ("crash", "out_of_memory"):
+        found = find_crash(RunDir.launcher_log(folder), sorted(folder.glob("rank_*.log"), key=_rank)).log
+        if _has_text(found):
+            return found
+    usual = (RunDir.rank_log(folder, 0), RunDir.launcher_log(folder), folder / "check.log")
+    return next(filter(_has_text, usual), None) or _slurm_log(run_dir, [attempt.job_id] if attempt.job_id else [])
+
+
+def rank_log(run_dir: RunDir, attempt: Attempt, rank: int) -> Path:
+    """The log of one rank of a start.
+
+    Raises:
+        ConfigError: that start has no such rank; it may be too early for it.
+    """
+    folder = attempt.folder(run_dir)
+    path = RunDir.rank_log(folder, rank)
+    if not path.is_file():
+        there = [str(_rank(log)) for log in sorted(folder.glob("rank_*.log"), key=_rank)]
+        raise ConfigError(
+            f"attempt {attempt.number} has no log of rank {rank}",
+            f"Ranks with a log: {_ranges(there)}." if there else f"No rank has written yet; see {folder}.",
+        )
+    return path
+
+
+def attempt_of(run_dir: RunDir, number: int | None) -> Attempt | None:
+    """A start by its number, or the newest one; None when the run was never started.
+
+    Raises:
+        ConfigError: there is no start of that number.
+    """
+    attempts = history(run_dir)
+    if number is None:
+        return attempts[-1] if attempts else None
+    found = next((attempt for attempt in attempts if attempt.number == number), None)
+    if found is None:
+        there = f"There are attempts 1 to {attempts[-1].number}." if attempts else "It was never started."
+        raise ConfigError(f"{run_dir.path} has no attempt {number}", there)
+    return found
+
+
+def _slurm_log(run_dir: RunDir, job_ids: list[str]) -> Path | None:
+    """What sbatch's script itself wrote, which is where a job ends that cannot even begin an attempt."""
+    for job_id in reversed(job_ids):
+        for path in (run_dir.path / f"slurm-{job_id}.log", *run_dir.path.glob(f"submitit/{job_id}*_log.err")):
+            if _has_text(path):
+                return path
+    return None
+
+
+def _has_text(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _rank(log: Path) -> int:
+    return int(log.stem.removeprefix("rank_"))
+
+
+def _ranges(numbers: list[str]) -> str:
+    return ", ".join(numbers) if len(numbers) < 9 else f"{numbers[0]} to {numbers[-1]}"

@@ -1,0 +1,120 @@
+"""How runs stand, for people: a block of lines for one run, a table for many."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from grpo_hpc.jobs.run_dir import short_path
+from grpo_hpc.jobs.standing import LIVE, Standing
+from grpo_hpc.observe.draw import duration, sparkline
+from grpo_hpc.observe.metrics import PHASES
+
+_STYLES = {
+    "success": "green",
+    "running": "cyan",
+    "starting": "cyan",
+    "queued": "blue",
+    "prepared": "dim",
+    "stopped": "yellow",
+    "cancelled": "yellow",
+    "timeout": "yellow",
+    "preempted": "yellow",
+}
+_SPARK = 40
+
+
+def console() -> Console:
+    """For a terminal as wide as it is; lines in a pipe are never cut or folded."""
+    found = Console()
+    return found if found.is_terminal else Console(width=1000)
+
+
+def show_standing(found: Standing, out: Console) -> None:
+    """Print everything about one run, a fact per line."""
+    head = Text.assemble((found.name, "bold"), "  ", (found.state, f"bold {_style(found.state)}"))
+    head.append(f"  {found.detail}" if found.detail else "")
+    lines = [head, *(Text.assemble((f"  {label:<12}", "dim"), text) for label, text in _facts(found))]
+    for line in lines:
+        out.print(line, soft_wrap=True)
+
+
+def _facts(found: Standing) -> Iterator[tuple[str, Text]]:
+    yield "step", _step(found)
+    if found.rewards:
+        spark = Text(sparkline(found.rewards, _SPARK), style="cyan")
+        yield "reward", Text.assemble(number(found.reward), "  ", spark)
+    if found.held_out:
+        yield "held out", Text("  ".join(f"{name} {number(value)}" for name, value in found.held_out.items()))
+    if found.attempt is not None:
+        where = f" on {', '.join(found.nodes)}" if found.nodes else ""
+        yield "attempt", Text(f"{found.attempt}{where}, begun {ago(found.started)}".replace(", begun -", ""))
+    if found.job_ids:
+        yield "jobs", Text(f"{', '.join(found.job_ids)} ({found.executor})")
+    if found.last_error:
+        yield "last error", Text(found.last_error, style="red" if found.state != "success" else "")
+    if found.logs:
+        yield "logs", Text(found.logs)
+    yield "run folder", Text(found.run_dir)
+
+
+def _step(found: Standing) -> Text:
+    line = Text(f"{found.step} of {found.total_steps}")
+    if found.seconds_per_step is not None:
+        line.append(f", {duration(found.seconds_per_step)} a step")
+    if found.seconds_left is not None:
+        line.append(f", about {duration(found.seconds_left)} left")
+    if found.phase:
+        line.append(f"; {PHASES.get(found.phase, found.phase)}", style="dim")
+    return line
+
+
+def runs_table(runs: Iterable[Standing], extra: Sequence[str] = (), cells: Sequence[Sequence[str]] = ()) -> Table:
+    """A table with one run a line.
+
+    Args:
+        extra: titles of further columns, after the name.
+        cells: for every run the texts of those columns.
+    """
+    runs = list(runs)
+    held_out = list(dict.fromkeys(name for run in runs for name in run.held_out))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("name", *extra, "state"):
+        table.add_column(title, overflow="fold")
+    for title in ("step", "reward", *(f"held out: {name}" for name in held_out), "changed"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for run, texts in zip(runs, cells or [()] * len(runs), strict=True):
+        table.add_row(
+            Text(run.name),
+            *map(Text, texts),
+            Text(run.state, style=_style(run.state)),
+            f"{run.step}/{run.total_steps}",
+            number(run.reward),
+            *(number(run.held_out.get(name)) for name in held_out),
+            ago(run.changed),
+        )
+    return table
+
+
+def show_foreign(foreign: Sequence[tuple[str, str]], out: Console) -> None:
+    """Name what lies in the folder and is no run, with the reason."""
+    for path, reason in foreign:
+        out.print(Text(f"passed over {short_path(path)}: {reason}", style="dim"), soft_wrap=True)
+
+
+def number(value: float | None) -> str:
+    """A reward as people read it."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def ago(then: float | None) -> str:
+    """How long ago a moment was."""
+    return "-" if then is None else f"{duration(time.time() - then)} ago"
+
+
+def _style(state: str) -> str:
+    return _STYLES.get(state, "red" if state not in LIVE else "")

@@ -1,0 +1,252 @@
+"""How a run stands: what its directory says, held against what Slurm or this machine says of its processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from grpo_hpc.errors import ConfigError
+from grpo_hpc.jobs.attempts import OVER, Attempt, history, saved_step
+from grpo_hpc.jobs.ends import OF_SLURM
+from grpo_hpc.jobs.job_states import JobStates, ask
+from grpo_hpc.jobs.launcher import launcher_of
+from grpo_hpc.jobs.logs import main_log
+from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.jobs.submissions import Submission, submissions
+from grpo_hpc.observe.events import read_events
+from grpo_hpc.observe.history import History
+from grpo_hpc.observe.metrics import reward_name
+from grpo_hpc.observe.state import RunState
+
+LIVE = frozenset({"queued", "starting", "running"})
+"""States in which something is still to come by itself. The others are ``prepared`` and the ends of an attempt."""
+_FAILED = frozenset({"node_failure", "out_of_memory", "error", "preflight", "crash", "lost"})
+_TAIL = 1 << 18  # bytes of events that are read for the present phase
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Facts about a run at one moment; times are seconds since the epoch.
+
+    Attributes:
+        state: ``prepared`` (never handed to an executor), ``queued``, ``starting``, ``running``, or how its newest
+            attempt ended, as in :data:`grpo_hpc.jobs.attempts.State`.
+        detail: why, in one line: Slurm's reason for waiting, the reason of the end.
+        attempt: number of the newest start; None before the first.
+        step: optimizer steps made, of ``total_steps``.
+        phase: what it is doing, a key of :data:`grpo_hpc.observe.metrics.PHASES`; empty unless it runs.
+        seconds_left: estimate for the remaining steps; None unless it runs and has made a step.
+        rewards: mean reward of every step so far; None where it was not finite.
+        held_out: newest evaluation of every reward function.
+        last_error: the newest failure of an attempt in one line, also when a later attempt went well.
+        logs: the log to read first; None before there is one.
+        changed: when anything was last heard of it.
+    """
+
+    run_dir: str
+    name: str
+    state: str
+    detail: str
+    executor: str | None
+    job_ids: list[str]
+    attempt: int | None
+    nodes: list[str]
+    step: int
+    total_steps: int
+    phase: str
+    seconds_per_step: float | None
+    seconds_left: float | None
+    started: float | None
+    ended: float | None
+    changed: float
+    last_error: str
+    logs: str | None
+    rewards: list[float | None] = field(default_factory=list)
+    held_out: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def reward(self) -> float | None:
+        """Mean reward of the newest step."""
+        return self.rewards[-1] if self.rewards else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe; what ``--json`` prints."""
+        return {**asdict(self), "reward": self.reward}
+
+
+@dataclass(frozen=True)
+class Records:
+    """Everything that the directory of one run says.
+
+    Attributes:
+        submission: the newest one that an executor took; None before the first.
+        attempts: the oldest first.
+    """
+
+    run_dir: RunDir
+    submission: Submission | None
+    attempts: list[Attempt]
+    progress: RunState
+
+    @classmethod
+    def read(cls, run_dir: RunDir) -> Records:
+        """Read them.
+
+        Raises:
+            ConfigError: a file of the run is damaged.
+        """
+        cfg = run_dir.config()
+        try:
+            taken = [entry for entry in submissions(run_dir) if entry.executor == "local" or entry.job_ids]
+            progress = _progress(run_dir, cfg.batch.train_iters)
+            return cls(run_dir, taken[-1] if taken else None, history(run_dir), progress)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(f"the records in {run_dir.path} are damaged: {said}") from None
+
+
+def standing(run_dir: RunDir) -> Standing:
+    """How one run stands now.
+
+    Raises:
+        ConfigError: a file of the run is damaged.
+    """
+    return standings([Records.read(run_dir)])[0]
+
+
+def standings(runs: Sequence[Records]) -> list[Standing]:
+    """How several runs stand now; Slurm is asked once for all of them."""
+    jobs = ask(job_id for run in runs if run.submission for job_id in run.submission.job_ids)
+    return [_standing(run, jobs) for run in runs]
+
+
+def judge_state(
+    submission: Submission | None, attempts: Sequence[Attempt], jobs: JobStates, why_stop: str | None
+) -> tuple[str, str]:
+    """State and detail of a run that was handed to Slurm.
+
+    Args:
+        submission: the newest one that has jobs; None without any.
+        attempts: of all submissions, the oldest first.
+        why_stop: text of the file ``stop``.
+    """
+    if submission is None:
+        return "prepared", "not submitted yet"
+    mine = [attempt for attempt in attempts if attempt.submission == submission.number]
+    last = mine[-1] if mine else None
+    if last and last.state in OVER:
+        return last.state, last.reason
+    if jobs.problem:
+        return last.state if last else "queued", f"as recorded; {jobs.problem}"
+    present = {job_id: jobs.queued[job_id] for job_id in submission.job_ids if job_id in jobs.queued}
+    own = present.get(last.job_id or "") if last else None
+    if last and last.state == "running" and own and not own.waits:
+        return "running", "" if own.state == "RUNNING" else f"Slurm says {own.state}"
+    if present:
+        job_id, job = next(((i, job) for i, job in present.items() if not job.waits), next(iter(present.items())))
+        if not job.waits:
+            return "starting", f"job {job_id}"
+        expected = f", expected to start at {job.start}" if job.start else ""
+        return "queued", f"job {job_id}: {job.reason or 'waiting'}{expected}"
+    return _gone(submission, last, jobs, why_stop)
+
+
+def _gone(submission: Submission, last: Attempt | None, jobs: JobStates, why_stop: str | None) -> tuple[str, str]:
+    """State of a run of which Slurm has no job any more, though no attempt says that it is over."""
+    if last is None or last.job_id is None:
+        job_id, since = submission.job_ids[-1], 0
+    else:
+        job_id, since = last.job_id, last.restart + (last.state != "running")
+    states = jobs.past.get(job_id, [])[since:]
+    if why_stop == "cancelled":
+        return "cancelled", "cancelled on request"
+    if states:
+        word = states[0] if last and last.state == "running" else states[-1]
+        return OF_SLURM.get(word, "lost"), f"Slurm says {word} of job {job_id}"
+    if last and last.state != "running":
+        return last.state, last.reason
+    return "lost", f"job {job_id} is gone, and Slurm does not say why"
+
+
+def _local_state(run_dir: RunDir, submission: Submission, attempts: Sequence[Attempt]) -> tuple[str, str]:
+    last = attempts[-1] if attempts else None
+    if last is None or last.submission != submission.number:
+        return "prepared", "not started yet"
+    if last.state != "running":
+        return last.state, last.reason
+    launcher = launcher_of(last.folder(run_dir))
+    if launcher and launcher.alive():
+        return "running", ""
+    if launcher and not launcher.here:
+        return "running", f"as recorded; whether it still runs can be seen on {launcher.host} only"
+    return "lost", "its launcher is gone"
+
+
+def _standing(run: Records, jobs: JobStates) -> Standing:
+    run_dir, submission, attempts, progress = run.run_dir, run.submission, run.attempts, run.progress
+    if submission and submission.executor == "local":
+        state, detail = _local_state(run_dir, submission, attempts)
+    else:
+        state, detail = judge_state(submission, attempts, jobs, run_dir.why_stop())
+    last = attempts[-1] if attempts else None
+    running = state == "running"
+    log = main_log(run_dir, last)
+    return Standing(
+        run_dir=str(run_dir.path),
+        name=run_dir.path.name,
+        state=state,
+        detail=_line(detail),
+        executor=submission.executor if submission else None,
+        job_ids=submission.job_ids if submission else [],
+        attempt=last.number if last else None,
+        nodes=last.nodes if last else [],
+        step=progress.done,
+        total_steps=progress.total_steps,
+        phase=progress.phase if running else "",
+        seconds_per_step=progress.typical_seconds(),
+        seconds_left=progress.seconds_left(time.time()) if running else None,
+        started=attempts[0].started if attempts else None,
+        ended=last.ended if last and state not in LIVE else None,
+        changed=_changed(run_dir, submission, last),
+        last_error=_last_error(attempts, state, detail),
+        logs=str(log) if log else None,
+        rewards=list(progress.history.series("reward/mean").values()),
+        held_out=_held_out(progress.history),
+    )
+
+
+def _progress(run_dir: RunDir, total_steps: int) -> RunState:
+    """What the run has reported: all metrics, and the end of its events, which tell what it is doing."""
+    found = RunState(total_steps, History.read(run_dir.metrics))
+    newest = found.history.last("time/step")
+    found.done = newest[0] if newest else saved_step(run_dir)
+    size = run_dir.events.stat().st_size if run_dir.events.exists() else 0
+    for event in read_events(run_dir.events, max(0, size - _TAIL))[0]:
+        found.apply(event)
+    return found
+
+
+def _changed(run_dir: RunDir, submission: Submission | None, last: Attempt | None) -> float:
+    times = [run_dir.run_file.stat().st_mtime, submission.at if submission else 0.0]
+    times += [last.started, last.ended or 0.0] if last else []
+    times += [path.stat().st_mtime for path in (run_dir.events, run_dir.metrics) if path.exists()]
+    return max(times)
+
+
+def _last_error(attempts: Sequence[Attempt], state: str, detail: str) -> str:
+    failed = [attempt for attempt in attempts if attempt.state in _FAILED]
+    if state in _FAILED and not (failed and failed[-1] is attempts[-1]):
+        return f"{state}: {detail}"
+    return f"attempt {failed[-1].number}: {failed[-1].state}: {_line(failed[-1].reason)}" if failed else ""
+
+
+def _held_out(history: History) -> dict[str, float | None]:
+    names = [name for name in history.names("eval/") if name.endswith("/mean")]
+    newest = {reward_name(name): history.last(name) for name in names}
+    return {name: found[1] for name, found in newest.items() if found}
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,265 @@
+"""How runs stand: on directories that the launcher itself wrote, and on what Slurm may say of jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from grpo_hpc.cli import main
+from grpo_hpc.config import load_run
+from grpo_hpc.jobs.attempts import Attempt
+from grpo_hpc.jobs.job_states import JobStates, QueuedJob
+from grpo_hpc.jobs.launcher import Launcher
+from grpo_hpc.jobs.local import run_local
+from grpo_hpc.jobs.prepare import create_run
+from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.jobs.standing import judge_state, standing
+from grpo_hpc.jobs.submissions import Submission
+from grpo_hpc.plan.make import make_plan
+
+ROOT = Path(__file__).parents[3]
+RUN = """
+name: small
+model: {path: m, dtype: float32}
+data: {train: t.jsonl}
+resources: {device: cpu, nproc_per_node: 2}
+batch: {train_iters: 4}
+rewards: {reward_funcs: [exact_number]}
+"""
+TRAINER = """
+import sys, time
+from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.observe.events import EventLog
+from grpo_hpc.observe.sinks import MetricSinks
+run = RunDir.open(sys.argv[1])
+log, sinks = EventLog(run.events), MetricSinks(run.metrics, None)
+
+def step(number, reward=0.5):
+    log.phase("rollout", number)
+    values = {"time/step": 2.0, "reward/mean": reward, "eval/exact_number/mean": reward / 2}
+    sinks.log(number, values)
+    log.metrics(number, values)
+
+"""
+LAUNCH = """
+import sys
+from grpo_hpc.jobs.local import run_local
+from grpo_hpc.jobs.run_dir import RunDir
+sys.exit(run_local(RunDir.open(sys.argv[1]), [sys.executable, *sys.argv[2:]]))
+"""
+DONE = 'for i in range(1, 5): step(i, i / 4)\nlog.finished({"lines": []})'
+
+
+@pytest.fixture
+def new_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], RunDir]:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(RUN)
+
+    def make(name: str) -> RunDir:
+        cfg = load_run("run.yaml", [f"name={name}"])
+        return create_run(cfg, make_plan(cfg))
+
+    return make
+
+
+@pytest.fixture
+def run(new_run: Callable[[str], RunDir]) -> RunDir:
+    return new_run("small")
+
+
+def trainer(run: RunDir, body: str) -> list[str]:
+    script = run.path / "trainer.py"
+    script.write_text(TRAINER + body)
+    return [sys.executable, str(script), str(run.path)]
+
+
+@pytest.fixture
+def launch(run: RunDir) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+    """Starts a launcher in a process of its own and waits until the trainer has made a step."""
+    started = []
+
+    def start(body: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", LAUNCH, str(run.path), *trainer(run, body)[1:]]
+        started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        wait_for(run.metrics.exists)
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def cli(*args: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main([str(arg) for arg in args])
+    return int(str(caught.value.code))
+
+
+def test_a_run_that_was_never_started(run: RunDir) -> None:
+    found = standing(run)
+    assert (found.state, found.attempt, found.step, found.total_steps) == ("prepared", None, 0, 4)
+    assert (found.reward, found.seconds_left, found.logs, found.last_error) == (None, None, None, "")
+
+
+def test_a_finished_run(run: RunDir) -> None:
+    run_local(run, trainer(run, DONE))
+    found = standing(run)
+    assert (found.state, found.step, found.attempt, found.executor) == ("success", 4, 1, "local")
+    assert found.rewards == [0.25, 0.5, 0.75, 1.0]
+    assert (found.reward, found.held_out) == (1.0, {"exact_number": 0.5})
+    assert (found.seconds_per_step, found.seconds_left) == (2.0, None)
+    assert found.started is not None and found.ended is not None and found.started <= found.ended
+
+
+def test_an_error_and_a_crash_are_told_in_one_line(run: RunDir) -> None:
+    run_local(run, trainer(run, 'log.error("DataError", "row 3\\nis bad", "mend it"); sys.exit(2)'))
+    assert standing(run).last_error == "attempt 1: error: DataError: row 3 is bad"
+    run_local(run, trainer(run, 'step(1)\nraise RuntimeError("boom")'))
+    found = standing(run)
+    assert (found.state, found.attempt) == ("crash", 2)
+    assert "RuntimeError: boom" in found.last_error
+    assert found.logs == str(run.path / "attempt_2" / "launcher.log")
+    run_local(run, trainer(run, DONE))
+    assert standing(run).state == "success"
+    assert standing(run).last_error.startswith("attempt 2: crash")  # how it got there is still told
+
+
+def test_a_running_run_and_one_whose_launcher_was_killed(run: RunDir, launch) -> None:
+    process = launch("step(1); log.phase('train', 2); time.sleep(60)")
+    wait_for(lambda: standing(run).phase == "train")
+    found = standing(run)
+    assert (found.state, found.step, found.ended) == ("running", 1, None)
+    assert found.seconds_left is not None and 4.0 <= found.seconds_left <= 6.0  # 3 steps of 2 s, one of them begun
+    process.kill()
+    process.wait()
+    found = standing(run)
+    assert (found.state, found.detail) == ("lost", "its launcher is gone")
+    assert (found.phase, found.seconds_left) == ("", None)
+
+
+def test_a_resumed_run_counts_its_steps_from_where_it_goes_on(run: RunDir) -> None:
+    run_local(run, trainer(run, "for i in (1, 2, 3): step(i)\nsys.exit(3)"))
+    run_local(run, trainer(run, "sinks.rewind(1); log.phase('start', 0); step(2, 0.9); sys.exit(3)"))
+    found = standing(run)
+    assert (found.step, found.rewards) == (2, [0.5, 0.9])
+
+
+def test_a_process_number_that_was_given_again_is_not_the_launcher() -> None:
+    import socket
+
+    assert not Launcher(socket.gethostname(), os.getpid(), born=1).alive()
+    assert not Launcher("elsewhere", os.getpid(), born=1).alive()
+
+
+ONE, TWO = Submission(1, "slurm", ["7"], 0.0), Submission(2, "slurm", ["8"], 0.0)
+CHAIN = Submission(1, "slurm", ["7", "8"], 0.0)
+
+
+def attempt(state: str, number: int = 1, restart: int = 0, submission: int = 1, job_id: str = "7") -> Attempt:
+    return Attempt(number, submission, "slurm", job_id, restart, ["n1"], 0.0, 0, state, f"because of {state}")  # type: ignore[arg-type]
+
+
+RUNNING, WAITING = JobStates({"7": QueuedJob("RUNNING")}), JobStates({"7": QueuedJob("PENDING", "Resources")})
+
+
+@pytest.mark.parametrize(
+    ("submission", "attempts", "jobs", "stop", "expected"),
+    [
+        (None, [], JobStates(), None, "prepared"),
+        (ONE, [], WAITING, None, "queued"),
+        (ONE, [], JobStates({"7": QueuedJob("CONFIGURING")}), None, "starting"),
+        (ONE, [attempt("running")], RUNNING, None, "running"),
+        (ONE, [attempt("running")], WAITING, None, "queued"),  # requeued after a node failed; the record is still open
+        (ONE, [attempt("preempted")], WAITING, None, "queued"),
+        (ONE, [attempt("preempted")], RUNNING, None, "starting"),
+        (ONE, [attempt("success")], RUNNING, None, "success"),  # the job is about to end
+        (ONE, [attempt("crash")], JobStates(), None, "crash"),  # the failure budget is spent
+        (ONE, [attempt("running")], JobStates(past={"7": ["NODE_FAIL"]}), None, "node_failure"),
+        (ONE, [attempt("running")], JobStates(past={"7": ["COMPLETED"]}), None, "lost"),
+        (ONE, [attempt("running")], JobStates(), None, "lost"),
+        (ONE, [], JobStates(), None, "lost"),
+        (ONE, [], JobStates(past={"7": ["CANCELLED"]}), None, "cancelled"),  # scancel, before it had begun
+        (ONE, [], JobStates(), "cancelled", "cancelled"),
+        (ONE, [attempt("preempted")], JobStates(past={"7": ["PREEMPTED", "CANCELLED"]}), None, "cancelled"),
+        (ONE, [attempt("preempted")], JobStates(past={"7": ["PREEMPTED"]}), None, "preempted"),
+        (ONE, [attempt("running", restart=1)], JobStates(past={"7": ["REQUEUED", "TIMEOUT"]}), None, "timeout"),
+        (ONE, [attempt("running")], JobStates(problem="squeue is not installed here"), None, "running"),
+        (ONE, [], JobStates(problem="squeue is not installed here"), None, "queued"),
+        # resumed after an error: the older submission does not count
+        (TWO, [attempt("error")], JobStates({"8": QueuedJob("PENDING")}), None, "queued"),
+        # a chain: one job ended, the next waits behind it
+        (CHAIN, [attempt("timeout")], JobStates({"8": QueuedJob("PENDING")}), None, "queued"),
+    ],
+)
+def test_the_state_under_slurm(submission, attempts, jobs, stop, expected) -> None:
+    state, detail = judge_state(submission, attempts, jobs, stop)
+    assert state == expected
+    assert ("not installed" in detail) == bool(jobs.problem)
+
+
+def test_status_prints_the_facts_of_its_json(run: RunDir, capsys) -> None:
+    run_local(run, trainer(run, DONE))
+    capsys.readouterr()
+    assert cli("status", run.path) == 0
+    text = capsys.readouterr().out
+    assert "small  success  finished" in text and "4 of 4, 2.0 s a step" in text and "1.000  ▁▃▆█" in text
+    assert cli("status", run.path, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts == standing(run).to_dict()
+
+
+def test_status_without_a_run_shows_what_runs_or_what_changed_last(new_run, capsys) -> None:
+    assert cli("status") == 2
+    assert "no run in ./runs" in capsys.readouterr().err
+    old, new = new_run("old"), new_run("new")
+    os.utime(old.run_file, (1, 1))
+    capsys.readouterr()
+    assert cli("status", "--json") == 0
+    assert [run["name"] for run in json.loads(capsys.readouterr().out)] == [new.path.name]
+
+
+def test_list_names_what_is_no_run_and_what_is_damaged(new_run, tmp_path: Path, capsys) -> None:
+    good, bad, worse = new_run("good"), new_run("bad"), new_run("worse")
+    bad.run_file.write_text("name: [")
+    (worse.path / "attempt_1").mkdir()
+    (worse.path / "attempt_1" / "attempt.json").write_text("{}")
+    worse.job_file.write_text('{"submissions": [{"number": 1}]}')
+    (tmp_path / "runs" / "notes [bold].txt").touch()
+    assert cli("list") == 0
+    out = capsys.readouterr().out
+    assert "good  prepared   0/4" in out and "notes [bold].txt: no run" in out
+    assert "bad: " in out and "is not valid YAML" in out and "worse: the records in" in out
+    assert cli("list", tmp_path / "runs", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [run["run_dir"] for run in found["runs"]] == [str(good.path)]
+    assert len(found["passed_over"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["status", "nowhere"], "is not a run directory"),
+        (["list", "nowhere"], "there is no folder nowhere"),
+        (["list", "runs/small"], "grpo-hpc status runs/small"),
+        (["status", "--jsn"], "--json"),
+    ],
+)
+def test_wrong_arguments(args, expected, run: RunDir, capsys) -> None:
+    assert cli(*args) == 2
+    assert expected in capsys.readouterr().err
