@@ -23,6 +23,8 @@ _COMMANDS = {
     "resume": ("grpo_hpc.cli.resume", "Continue a stopped or crashed run."),
     "status": ("grpo_hpc.cli.status", "Show how a run stands."),
     "list": ("grpo_hpc.cli.list", "Show the runs in a folder."),
+    "logs": ("grpo_hpc.cli.logs", "Show the log of a run, also while it grows."),
+    "cancel": ("grpo_hpc.cli.cancel", "End a run for good."),
     "config": ("grpo_hpc.cli.config", "List and copy the run files that come with grpo-hpc."),
     "import-swift": ("grpo_hpc.cli.import_swift", "Make a run file from an ms-swift GRPO command."),
 }
@@ -45,6 +47,16 @@ class _LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_line) for name, (_, help_line) in _COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; click itself would call it a failure when the reader of a pipe has enough."""
+        try:
+            code = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            sys.stdout = None  # what is still buffered must not raise again at exit
+            return 0
+        return code
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -81,10 +93,6 @@ def main(args: list[str] | None = None) -> None:
         code = EXIT_USER_ERROR
     except (KeyboardInterrupt, click.Abort):
         code = EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # the reader of a pipe has enough; what is still buffered must not raise again at exit
-        sys.stdout = None
-        code = 0
     sys.exit(code if isinstance(code, int) else 0)
 
 

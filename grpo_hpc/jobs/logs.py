@@ -30,21 +30,18 @@ def main_log(run_dir: RunDir, attempt: Attempt | None) -> Path | None:
     return next(filter(_has_text, usual), None) or _slurm_log(run_dir, [attempt.job_id] if attempt.job_id else [])
 
 
-def rank_log(run_dir: RunDir, attempt: Attempt, rank: int) -> Path:
-    """The log of one rank of a start.
+def rank_log(run_dir: RunDir, attempt: Attempt, rank: int) -> Path | None:
+    """The log of one rank of a start; None while the start is too young to have it.
 
     Raises:
-        ConfigError: that start has no such rank; it may be too early for it.
+        ConfigError: the run has no such rank.
     """
-    folder = attempt.folder(run_dir)
-    path = RunDir.rank_log(folder, rank)
-    if not path.is_file():
-        there = [str(_rank(log)) for log in sorted(folder.glob("rank_*.log"), key=_rank)]
-        raise ConfigError(
-            f"attempt {attempt.number} has no log of rank {rank}",
-            f"Ranks with a log: {_ranges(there)}." if there else f"No rank has written yet; see {folder}.",
-        )
-    return path
+    resources = run_dir.config().resources
+    world = resources.nodes * resources.nproc_per_node
+    if not 0 <= rank < world:
+        raise ConfigError(f"there is no rank {rank}", f"The run has {world} ranks: 0 to {world - 1}.")
+    path = RunDir.rank_log(attempt.folder(run_dir), rank)
+    return path if path.is_file() else None
 
 
 def attempt_of(run_dir: RunDir, number: int | None) -> Attempt | None:
@@ -78,7 +75,3 @@ def _has_text(path: Path) -> bool:
 
 def _rank(log: Path) -> int:
     return int(log.stem.removeprefix("rank_"))
-
-
-def _ranges(numbers: list[str]) -> str:
-    return ", ".join(numbers) if len(numbers) < 9 else f"{numbers[0]} to {numbers[-1]}"

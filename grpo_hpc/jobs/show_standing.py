@@ -28,10 +28,16 @@ _STYLES = {
 _SPARK = 40
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """A reader that has enough is no failure; rich would exit with 1."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """For a terminal as wide as it is; lines in a pipe are never cut or folded."""
-    found = Console()
-    return found if found.is_terminal else Console(width=1000)
+    found = _Console()
+    return found if found.is_terminal else _Console(width=1000)
 
 
 def show_standing(found: Standing, out: Console) -> None:

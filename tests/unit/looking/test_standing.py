@@ -4,111 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from grpo_hpc.cli import main
-from grpo_hpc.config import load_run
 from grpo_hpc.jobs.attempts import Attempt
 from grpo_hpc.jobs.job_states import JobStates, QueuedJob
 from grpo_hpc.jobs.launcher import Launcher
 from grpo_hpc.jobs.local import run_local
-from grpo_hpc.jobs.prepare import create_run
 from grpo_hpc.jobs.run_dir import RunDir
 from grpo_hpc.jobs.standing import judge_state, standing
 from grpo_hpc.jobs.submissions import Submission
-from grpo_hpc.plan.make import make_plan
 
-ROOT = Path(__file__).parents[3]
-RUN = """
-name: small
-model: {path: m, dtype: float32}
-data: {train: t.jsonl}
-resources: {device: cpu, nproc_per_node: 2}
-batch: {train_iters: 4}
-rewards: {reward_funcs: [exact_number]}
-"""
-TRAINER = """
-import sys, time
-from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.observe.events import EventLog
-from grpo_hpc.observe.sinks import MetricSinks
-run = RunDir.open(sys.argv[1])
-log, sinks = EventLog(run.events), MetricSinks(run.metrics, None)
-
-def step(number, reward=0.5):
-    log.phase("rollout", number)
-    values = {"time/step": 2.0, "reward/mean": reward, "eval/exact_number/mean": reward / 2}
-    sinks.log(number, values)
-    log.metrics(number, values)
-
-"""
-LAUNCH = """
-import sys
-from grpo_hpc.jobs.local import run_local
-from grpo_hpc.jobs.run_dir import RunDir
-sys.exit(run_local(RunDir.open(sys.argv[1]), [sys.executable, *sys.argv[2:]]))
-"""
 DONE = 'for i in range(1, 5): step(i, i / 4)\nlog.finished({"lines": []})'
-
-
-@pytest.fixture
-def new_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], RunDir]:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.chdir(tmp_path)
-    Path("run.yaml").write_text(RUN)
-
-    def make(name: str) -> RunDir:
-        cfg = load_run("run.yaml", [f"name={name}"])
-        return create_run(cfg, make_plan(cfg))
-
-    return make
-
-
-@pytest.fixture
-def run(new_run: Callable[[str], RunDir]) -> RunDir:
-    return new_run("small")
-
-
-def trainer(run: RunDir, body: str) -> list[str]:
-    script = run.path / "trainer.py"
-    script.write_text(TRAINER + body)
-    return [sys.executable, str(script), str(run.path)]
-
-
-@pytest.fixture
-def launch(run: RunDir) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
-    """Starts a launcher in a process of its own and waits until the trainer has made a step."""
-    started = []
-
-    def start(body: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", LAUNCH, str(run.path), *trainer(run, body)[1:]]
-        started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-        wait_for(run.metrics.exists)
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
-def cli(*args: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(arg) for arg in args])
-    return int(str(caught.value.code))
 
 
 def test_a_run_that_was_never_started(run: RunDir) -> None:
@@ -117,7 +25,7 @@ def test_a_run_that_was_never_started(run: RunDir) -> None:
     assert (found.reward, found.seconds_left, found.logs, found.last_error) == (None, None, None, "")
 
 
-def test_a_finished_run(run: RunDir) -> None:
+def test_a_finished_run(run: RunDir, trainer) -> None:
     run_local(run, trainer(run, DONE))
     found = standing(run)
     assert (found.state, found.step, found.attempt, found.executor) == ("success", 4, 1, "local")
@@ -127,7 +35,7 @@ def test_a_finished_run(run: RunDir) -> None:
     assert found.started is not None and found.ended is not None and found.started <= found.ended
 
 
-def test_an_error_and_a_crash_are_told_in_one_line(run: RunDir) -> None:
+def test_an_error_and_a_crash_are_told_in_one_line(run: RunDir, trainer) -> None:
     run_local(run, trainer(run, 'log.error("DataError", "row 3\\nis bad", "mend it"); sys.exit(2)'))
     assert standing(run).last_error == "attempt 1: error: DataError: row 3 is bad"
     run_local(run, trainer(run, 'step(1)\nraise RuntimeError("boom")'))
@@ -140,9 +48,9 @@ def test_an_error_and_a_crash_are_told_in_one_line(run: RunDir) -> None:
     assert standing(run).last_error.startswith("attempt 2: crash")  # how it got there is still told
 
 
-def test_a_running_run_and_one_whose_launcher_was_killed(run: RunDir, launch) -> None:
+def test_a_running_run_and_one_whose_launcher_was_killed(run: RunDir, launch, waited) -> None:
     process = launch("step(1); log.phase('train', 2); time.sleep(60)")
-    wait_for(lambda: standing(run).phase == "train")
+    waited(lambda: standing(run).phase == "train")
     found = standing(run)
     assert (found.state, found.step, found.ended) == ("running", 1, None)
     assert found.seconds_left is not None and 4.0 <= found.seconds_left <= 6.0  # 3 steps of 2 s, one of them begun
@@ -153,7 +61,7 @@ def test_a_running_run_and_one_whose_launcher_was_killed(run: RunDir, launch) ->
     assert (found.phase, found.seconds_left) == ("", None)
 
 
-def test_a_resumed_run_counts_its_steps_from_where_it_goes_on(run: RunDir) -> None:
+def test_a_resumed_run_counts_its_steps_from_where_it_goes_on(run: RunDir, trainer) -> None:
     run_local(run, trainer(run, "for i in (1, 2, 3): step(i)\nsys.exit(3)"))
     run_local(run, trainer(run, "sinks.rewind(1); log.phase('start', 0); step(2, 0.9); sys.exit(3)"))
     found = standing(run)
@@ -213,7 +121,7 @@ def test_the_state_under_slurm(submission, attempts, jobs, stop, expected) -> No
     assert ("not installed" in detail) == bool(jobs.problem)
 
 
-def test_status_prints_the_facts_of_its_json(run: RunDir, capsys) -> None:
+def test_status_prints_the_facts_of_its_json(run: RunDir, capsys, trainer, cli) -> None:
     run_local(run, trainer(run, DONE))
     capsys.readouterr()
     assert cli("status", run.path) == 0
@@ -224,7 +132,7 @@ def test_status_prints_the_facts_of_its_json(run: RunDir, capsys) -> None:
     assert facts == standing(run).to_dict()
 
 
-def test_status_without_a_run_shows_what_runs_or_what_changed_last(new_run, capsys) -> None:
+def test_status_without_a_run_shows_what_runs_or_what_changed_last(new_run, capsys, cli) -> None:
     assert cli("status") == 2
     assert "no run in ./runs" in capsys.readouterr().err
     old, new = new_run("old"), new_run("new")
@@ -234,7 +142,7 @@ def test_status_without_a_run_shows_what_runs_or_what_changed_last(new_run, caps
     assert [run["name"] for run in json.loads(capsys.readouterr().out)] == [new.path.name]
 
 
-def test_list_names_what_is_no_run_and_what_is_damaged(new_run, tmp_path: Path, capsys) -> None:
+def test_list_names_what_is_no_run_and_what_is_damaged(new_run, tmp_path: Path, capsys, cli) -> None:
     good, bad, worse = new_run("good"), new_run("bad"), new_run("worse")
     bad.run_file.write_text("name: [")
     (worse.path / "attempt_1").mkdir()
@@ -260,6 +168,6 @@ def test_list_names_what_is_no_run_and_what_is_damaged(new_run, tmp_path: Path, 
         (["status", "--jsn"], "--json"),
     ],
 )
-def test_wrong_arguments(args, expected, run: RunDir, capsys) -> None:
+def test_wrong_arguments(args, expected, run: RunDir, capsys, cli) -> None:
     assert cli(*args) == 2
     assert expected in capsys.readouterr().err
