@@ -148,15 +148,15 @@ def check_command(
     from grpo_hpc.config import load_run
     from grpo_hpc.images.build import as_tool
     from grpo_hpc.images.check import compare, failed, image_name, probe_environment
-    from grpo_hpc.images.inside import inside
+    from grpo_hpc.jobs.runtimes import inside
 
     if bool(image) == here:
         raise click.UsageError("Give an IMAGE to look into, or --here, and not both.")
     cfg = load_run(run_file) if run_file else None
     builder = as_tool(tool)
-    name = name or image_name([] if here else inside(builder, str(image), "cpu"))
+    name = name or image_name([] if here else inside(builder, str(image), gpus=False))
     spec = _image(name, versions)
-    python = [sys.executable] if here else [*inside(builder, str(image), spec.device, binds), "python3"]
+    python = [sys.executable] if here else [*inside(builder, str(image), spec.device == "cuda", binds), "python3"]
     facts = probe_environment(python, spec, cfg)
     findings = compare(facts, spec, cfg)
     if as_json:

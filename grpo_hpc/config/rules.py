@@ -46,7 +46,7 @@ _OPTIONS = (
     _Option("resources.gpu", _on_cuda, "has no meaning on a CPU"),
     *(
         _Option(f"rollout.{key}", _on_servers, "has a meaning only with rollout.vllm_mode: server")
-        for key in ("vllm_server_nodes", "vllm_server_port")
+        for key in ("vllm_server_nodes", "vllm_server_port", "vllm_server_timeout")
     ),
     _Option("rollout.sleep_level", _colocated, "has a meaning only where trainer and vLLM share GPUs"),
     *(

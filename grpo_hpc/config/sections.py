@@ -124,6 +124,9 @@ class Rollout(Section):
     vllm_server_port: int = Field(
         default=8000, ge=1024, le=65535, description="port of the first server on a node; further ones count up"
     )
+    vllm_server_timeout: float = Field(
+        default=600, gt=0, description="seconds after their start until which every vLLM server must answer"
+    )
     sleep_level: Literal[0, 1, 2] = Field(
         default=0, description="vLLM while training: 0 stays, 1 keeps its weights in host memory, 2 drops them"
     )

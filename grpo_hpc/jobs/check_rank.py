@@ -14,11 +14,16 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpo_hpc.config import RunConfig
+from grpo_hpc.jobs.attempts import saved_step
 from grpo_hpc.jobs.nodes import report_path
 from grpo_hpc.jobs.run_dir import RunDir
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
 
 _GIB = 2**30
 _MIB_REDUCED = {"cuda": 256, "cpu": 8}
@@ -37,11 +42,10 @@ def main(run_dir: RunDir) -> int:
         report = look(run_dir.config(), run_dir)
         path.parent.mkdir(exist_ok=True)
         _write(path, report)
-    speed = _all_reduce(run_dir.config().resources.device)
+    speeds = _all_reduce(run_dir.config().resources.device)
     if first_here:
-        missing = _canaries(path.parent)
-        report["problems"] += missing
-        _write(path, report | {"joined": True, "bandwidth_gbps": speed})
+        report["problems"] += _canaries(path.parent)
+        _write(path, report | {"joined": True, **speeds})
     return 0
 
 
@@ -50,14 +54,19 @@ def look(cfg: RunConfig, run_dir: RunDir) -> dict[str, Any]:
     folders = dict.fromkeys([str(run_dir.path), os.environ.get("TMPDIR", "/tmp")])
     free = {folder: shutil.disk_usage(folder).free / _GIB for folder in folders if Path(folder).is_dir()}
     problems = [f"{folder} is no folder here" for folder in folders if folder not in free]
-    problems += [f"{path} cannot be read" for path in _read_paths(cfg) if not os.access(path, os.R_OK)]
+    problems += [f"{path} cannot be read" for path in _read_paths(cfg, run_dir) if not os.access(path, os.R_OK)]
     problems += _gpu_problems(cfg)
     problems += _name_problems()
     return {"clock": time.time(), "free_gib": free, "problems": problems, "host": socket.gethostname()}
 
 
-def _read_paths(cfg: RunConfig) -> list[str]:
-    return [path for path in (cfg.model.path, f"{cfg.model.path}/config.json", cfg.data.train, cfg.data.eval) if path]
+def _read_paths(cfg: RunConfig, run_dir: RunDir) -> list[str]:
+    """What training begins with: the model, the rows, and the newest checkpoint, file by file."""
+    model = [cfg.model.path, f"{cfg.model.path}/config.json", *map(str, Path(cfg.model.path).glob("*.safetensors"))]
+    rows = [path for path in (cfg.data.train, cfg.data.eval) if path]
+    step = saved_step(run_dir)
+    newest = [run_dir.checkpoints / f"step_{step:06d}"] if step else []
+    return [*model, *rows, *(str(path) for folder in newest for path in (folder, *folder.rglob("*")))]
 
 
 def _gpu_problems(cfg: RunConfig) -> list[str]:
@@ -93,8 +102,8 @@ def _canaries(folder: Path) -> list[str]:
     return []
 
 
-def _all_reduce(device: str) -> float:
-    """Bus bandwidth of an all-reduce over all ranks in GB/s: bytes * 2 (n - 1) / n / seconds, as nccl-tests has it."""
+def _all_reduce(device: str) -> dict[str, float]:
+    """Bandwidth in GB/s of an all-reduce over all ranks, and of one over the ranks of this node."""
     import torch
     import torch.distributed as dist
 
@@ -102,18 +111,27 @@ def _all_reduce(device: str) -> float:
     if device == "cuda":
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=_PATIENCE_S))
-    ranks = dist.get_world_size()
     values = torch.ones(_MIB_REDUCED[device] * 2**20 // 4, device=device)
-    dist.all_reduce(values)  # connections are made at the first use
+    here, _ = dist.new_subgroups(int(os.environ["LOCAL_WORLD_SIZE"]))
+    speeds = {"bandwidth_gbps": _bandwidth(values, dist.group.WORLD), "local_gbps": _bandwidth(values, here)}
+    dist.destroy_process_group()
+    return speeds
+
+
+def _bandwidth(values: torch.Tensor, group: dist.ProcessGroup | None) -> float:
+    """Bus bandwidth in GB/s: bytes * 2 (n - 1) / n / seconds, as nccl-tests has it; 0 for one rank."""
+    import torch
+    import torch.distributed as dist
+
+    dist.all_reduce(values, group=group)  # connections are made at the first use
     dist.barrier()
     started = time.perf_counter()
     for _ in range(_ROUNDS):
-        dist.all_reduce(values)
-    if device == "cuda":
+        dist.all_reduce(values, group=group)
+    if values.is_cuda:
         torch.cuda.synchronize()
-    dist.barrier()
     seconds = (time.perf_counter() - started) / _ROUNDS
-    dist.destroy_process_group()
+    ranks = dist.get_world_size(group)
     return values.nbytes * 2 * (ranks - 1) / ranks / seconds / 1e9
 
 

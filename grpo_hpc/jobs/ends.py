@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo_hpc.jobs.attempts import State
-from grpo_hpc.jobs.crash import find_crash
+from grpo_hpc.jobs.crash import Crash, find_crash
 from grpo_hpc.observe.events import read_events
 
 # What srun and slurmstepd write when they end a step, and what kernel and CUDA leave of a lack of memory.
@@ -62,19 +62,29 @@ def judge(code: int, asked: State | None, events: Path, offset: int, launcher_lo
         return End(asked, "ended before it had saved")
     crash = find_crash(launcher_log, rank_logs)
     text = launcher_log.read_text(errors="replace") if launcher_log.is_file() else ""
+    return of_texts(text, "\n".join(crash.lines)) or End("crash", what_happened(code, crash))
+
+
+def of_texts(*texts: str) -> End | None:
+    """What Slurm, kernel or CUDA say in logs about the end of a step; None when they say nothing."""
     for state, pattern in _SLURM_SAYS:
-        for source in (text, "\n".join(crash.lines)):
-            if match := pattern.search(source):
-                return End(state, _line_of(source, match))
+        for text in texts:
+            if match := pattern.search(text):
+                return End(state, _line_of(text, match))
+    return None
+
+
+def what_happened(code: int, crash: Crash) -> str:
+    """A crash in one line."""
     last = crash.lines[-1].strip() if crash.lines else "no output"
     what = crash.cause or _error_line(crash.lines) or last
-    return End("crash", f"exit code {code}; {crash.log.name}: {what[:300]}")
+    return f"exit code {code}; {crash.log.name}: {what[:300]}"
 
 
 def why_cancelled(launcher_log: Path) -> State | None:
     """Why Slurm ended a step, from the line that it writes then; None without one."""
     text = launcher_log.read_text(errors="replace") if launcher_log.is_file() else ""
-    found = re.search(r"\bCANCELLED AT \S+(?: DUE TO ([A-Z ]+?))? \*\*\*", text)
+    found = re.search(r"\bCANCELLED AT \S+(?: DUE TO ([A-Z ]+?))?(?:, [^*]*)? \*\*\*", text)
     if found is None:
         return None
     reasons: dict[str | None, State] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from grpo_hpc.jobs import slurm
 from grpo_hpc.jobs.prepare import stored_profile
@@ -33,22 +33,31 @@ def queue(run_dir: RunDir, profile: Profile) -> Submission:
     """Put the jobs of the next submission into Slurm's queue, and note their numbers in the run directory."""
     note_submission(run_dir, profile.executor)
     run_dir.stop.unlink(missing_ok=True)
-    submit_one = _QUEUES[profile.executor]
-    after: str | None = None
+    after: list[str] = []
     for _ in range(1 if profile.requeue else profile.chain):
-        after = submit_one(run_dir, profile, after)
-        note_jobs(run_dir, after)
+        after = [f"--dependency=afterany:{queue_one(run_dir, profile, after)}"]
     return submissions(run_dir)[-1]
 
 
-def _sbatch(run_dir: RunDir, _profile: Profile, after: str | None) -> str:
-    return slurm.sbatch(run_dir.job_script, *([f"--dependency=afterany:{after}"] if after else []))
+def queue_one(run_dir: RunDir, profile: Profile, options: Sequence[str] = ()) -> str:
+    """Put one more job of the latest submission into Slurm's queue and note its number, which is returned.
+
+    Args:
+        options: of sbatch, besides those of the profile, as in ``--exclude=node7``.
+    """
+    job_id = _QUEUES[profile.executor](run_dir, profile, options)
+    note_jobs(run_dir, job_id)
+    return job_id
 
 
-def _submitit(run_dir: RunDir, profile: Profile, after: str | None) -> str:
+def _sbatch(run_dir: RunDir, _profile: Profile, options: Sequence[str]) -> str:
+    return slurm.sbatch(run_dir.job_script, *options)
+
+
+def _submitit(run_dir: RunDir, profile: Profile, options: Sequence[str]) -> str:
     from grpo_hpc.jobs.with_submitit import submit
 
-    return submit(run_dir, profile, after)
+    return submit(run_dir, profile, options)
 
 
-_QUEUES: dict[Executor, Callable[[RunDir, Profile, str | None], str]] = {"slurm": _sbatch, "submitit": _submitit}
+_QUEUES: dict[Executor, Callable[[RunDir, Profile, Sequence[str]], str]] = {"slurm": _sbatch, "submitit": _submitit}

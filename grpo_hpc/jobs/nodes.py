@@ -11,7 +11,8 @@ from typing import Any
 from grpo_hpc.config import RunConfig
 from grpo_hpc.jobs.profile import Floors
 
-_GIB = 2**30
+TOOK_TOO_LONG = 124
+"""Exit code that stands for a check that was ended, as timeout(1) has it."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class BadNode:
         return f"{self.node}: {self.reason}"
 
 
+def server_nodes(cfg: RunConfig) -> int:
+    """Nodes of vLLM servers, which come after those that train."""
+    return cfg.rollout.vllm_server_nodes if cfg.rollout.vllm_mode == "server" else 0
+
+
 def report_path(attempt: Path, node: str) -> Path:
     """Where the check on ``node`` writes what it found."""
     return attempt / "check" / f"{node}.json"
@@ -35,11 +41,12 @@ def bad_node(attempt: Path, nodes: list[str], cfg: RunConfig, floors: Floors, co
 
     Args:
         attempt: folder of the attempt.
-        code: exit code of the check's step; 124 when it took too long.
+        code: exit code of the check's step, or ``TOOK_TOO_LONG``.
     """
     reports = {node: _read(report_path(attempt, node)) for node in nodes}
-    if len(nodes) != cfg.resources.nodes:
-        return BadNode(nodes[0], f"the job has {len(nodes)} nodes, the run needs {cfg.resources.nodes}")
+    needed = cfg.resources.nodes + server_nodes(cfg)
+    if len(nodes) != needed:
+        return BadNode(nodes[0], f"the job has {len(nodes)} nodes, the run needs {needed}")
     return next((found for found in _problems(reports, cfg, floors, code, attempt) if found), None)
 
 
@@ -48,7 +55,9 @@ def _problems(
 ) -> Iterator[BadNode | None]:
     """Findings, those first that explain others."""
     for node, report in reports.items():
-        if not report:
+        if not report and code == 0:
+            yield BadNode(node, f"what it writes into {attempt / 'check'} is not seen elsewhere: it is not shared")
+        elif not report:
             yield BadNode(node, f"no report; it cannot start the image or write {attempt / 'check'}{_last(attempt)}")
     clocks = {node: float(report["clock"]) for node, report in reports.items() if "clock" in report}
     middle = sorted(clocks.values())[len(clocks) // 2] if clocks else 0.0
@@ -65,11 +74,13 @@ def _problems(
     speed = reports[first].get("bandwidth_gbps")
     if speed is None:
         stuck = [node for node, report in reports.items() if not report.get("joined")]
-        how = "timed out" if code == 124 else f"failed (exit code {code})"
+        how = "timed out" if code == TOOK_TOO_LONG else f"failed (exit code {code})"
         yield BadNode((stuck or [first])[0], f"the all-reduce over all ranks {how}{_last(attempt)}")
     elif speed < floors.bandwidth_gbps:
         slow = min(reports, key=lambda node: float(reports[node].get("local_gbps", 0.0)))
-        yield BadNode(slow, f"all-reduce at {speed:.2f} GB/s, the profile demands {floors.bandwidth_gbps:g}")
+        within = f" (within this node {reports[slow].get('local_gbps', 0.0):.2f}, the least of all)"
+        said = f"all-reduce over all ranks at {speed:.2f} GB/s, the profile demands {floors.bandwidth_gbps:g}"
+        yield BadNode(slow, said + (within if len(reports) > 1 else ""))
 
 
 def _read(path: Path) -> dict[str, Any]:

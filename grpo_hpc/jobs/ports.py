@@ -8,7 +8,7 @@ the network namespace, as ports do, so neither a private /tmp nor another user c
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,20 +18,22 @@ _FIRST = 20000
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
-@contextmanager
-def claimed_port(start: int = 0) -> Iterator[int]:
-    """A port below those that the kernel gives to outgoing connections, ours until the context ends.
+def job_ports(job: int) -> list[int]:
+    """Ports below those that the kernel gives to outgoing connections; each job looks at another one first."""
+    last = int(_EPHEMERAL.read_text().split()[0]) if _EPHEMERAL.is_file() else 32768
+    ports = list(range(_FIRST, last))
+    start = job % len(ports)
+    return ports[start:] + ports[:start]
 
-    Args:
-        start: any number, such as the job's; jobs with different numbers seldom look at the same port first.
+
+@contextmanager
+def claimed_port(ports: Sequence[int]) -> Iterator[int]:
+    """The first free one of ``ports``, ours until the context ends.
 
     Raises:
         EnvironmentProblem: every port is taken.
     """
-    last = int(_EPHEMERAL.read_text().split()[0]) if _EPHEMERAL.is_file() else 32768
-    count = last - _FIRST
-    for offset in range(count):
-        port = _FIRST + (start + offset) % count
+    for port in ports:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as claim:
             try:
                 claim.bind(f"\0grpo-hpc-port-{port}")
@@ -40,7 +42,7 @@ def claimed_port(start: int = 0) -> Iterator[int]:
             if _free(port):
                 yield port
                 return
-    raise EnvironmentProblem(f"no port from {_FIRST} to {last} is free on this node")
+    raise EnvironmentProblem(f"no port from {min(ports)} to {max(ports)} is free on this node")
 
 
 def _free(port: int) -> bool:

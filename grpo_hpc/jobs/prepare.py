@@ -11,40 +11,55 @@ from typing import Any
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.jobs.files import write_atomically
+from grpo_hpc.jobs.nodes import server_nodes
 from grpo_hpc.jobs.profile import Profile, dump_profile, profile_of, read_profile
 from grpo_hpc.jobs.render import Job, Step, render
 from grpo_hpc.jobs.run_dir import PlanLike, RunDir, with_absolute_paths
 from grpo_hpc.jobs.secrets import read_secrets
 
 TRAINER = ("-m", "grpo_hpc.train")
-CHECK = ("-m", "grpo_hpc.jobs.check_rank")
+SERVER = ("-m", "vllm.entrypoints.openai.api_server")
+_CHECK = ("-m", "grpo_hpc.jobs.check_rank")
+_SERVE = ("-m", "grpo_hpc.jobs.serve")
 
 
-def make_job(cfg: RunConfig, profile: Profile, program: tuple[str, ...] = TRAINER) -> Job:
-    """The job that trains ``cfg`` on the cluster ``profile``.
+def make_job(
+    cfg: RunConfig, profile: Profile, program: tuple[str, ...] = TRAINER, server: tuple[str, ...] = SERVER
+) -> Job:
+    """The job that trains ``cfg`` on the cluster ``profile``: in server mode one allocation, the servers' nodes last.
 
     Args:
         program: what torchrun starts on every rank; the run directory comes after it.
+        server: what is started for every server; it takes the options and the environment of vLLM's own.
 
     Raises:
         ConfigError, EnvironmentProblem: the secrets file is wrong.
     """
     cfg = with_absolute_paths(cfg)
-    nodes, ranks = cfg.resources.nodes, cfg.resources.nproc_per_node
+    nodes, ranks, servers = cfg.resources.nodes, cfg.resources.nproc_per_node, server_nodes(cfg)
+    steps = [Step("check", _CHECK, nodes + servers, ranks), Step("train", program, nodes, ranks)]
+    if servers:
+        steps.append(Step("serve", (*_SERVE, *server), servers, ranks, first_node=nodes, torchrun=False))
     return Job(
         name=cfg.name,
         run_dir=str(RunDir.of(cfg).path),
         device=cfg.resources.device,
         profile=profile,
-        steps=(Step("check", CHECK, nodes, ranks), Step("train", program, nodes, ranks)),
-        nodes=nodes,
+        steps=tuple(steps),
+        nodes=nodes + servers,
         python=sys.executable,
         binds=_read_by(cfg),
         secret_names=tuple(read_secrets(Path(profile.secrets)) if profile.secrets else ()),
     )
 
 
-def create_run(cfg: RunConfig, plan: PlanLike, fresh: bool = False, program: tuple[str, ...] = TRAINER) -> RunDir:
+def create_run(
+    cfg: RunConfig,
+    plan: PlanLike,
+    fresh: bool = False,
+    program: tuple[str, ...] = TRAINER,
+    server: tuple[str, ...] = SERVER,
+) -> RunDir:
     """Make the run directory with everything that starting it needs; nothing is started.
 
     Raises:
@@ -52,7 +67,7 @@ def create_run(cfg: RunConfig, plan: PlanLike, fresh: bool = False, program: tup
         EnvironmentProblem: the directory cannot be written.
     """
     profile = with_absolute_image(profile_of(cfg))
-    job = make_job(cfg, profile, program)
+    job = make_job(cfg, profile, program, server)
     files = {"cluster.yaml": dump_profile(profile), "job.sh": render(job)}
     run_dir = RunDir.create(cfg, plan, fresh, files)
     if profile.image:

@@ -170,6 +170,11 @@ def require_complete(cfg: RunConfig, profile: Profile) -> None:
             f"the image {profile.image} would not be used: the runtime is none",
             "Set cluster.runtime to apptainer, docker, podman or pyxis, or leave the image out.",
         )
+    if profile.executor == "submitit" and profile.time_limit is None:
+        raise ConfigError(
+            "the executor submitit needs a time limit: without one it asks Slurm for five minutes",
+            "Set cluster.time_limit, as in 12:00:00, or time_limit: in the cluster profile.",
+        )
     if profile.executor == "local" and profile.runtime == "pyxis":
         raise ConfigError("pyxis is a part of Slurm; the local executor cannot use it", "Use docker or podman.")
     if profile.executor == "local" and cfg.resources.nodes > 1:
@@ -177,10 +182,27 @@ def require_complete(cfg: RunConfig, profile: Profile) -> None:
             f"resources.nodes is {cfg.resources.nodes}, and the local executor starts processes on this machine only",
             "Use resources.nodes=1, or a cluster: cluster.profile=NAME.",
         )
+    if cfg.rollout.vllm_mode == "server":
+        _require_servers(cfg, profile)
     gpus = profile.gpus_per_node
     if cfg.resources.device == "cuda" and gpus is not None and cfg.resources.nproc_per_node > gpus:
         raise ConfigError(
             f"resources.nproc_per_node is {cfg.resources.nproc_per_node}, and a node of {cfg.cluster.profile} has "
             f"{gpus} GPUs",
             f"Use resources.nproc_per_node={gpus} and more nodes.",
+        )
+
+
+def _require_servers(cfg: RunConfig, profile: Profile) -> None:
+    ranks, tensor_parallel = cfg.resources.nproc_per_node, cfg.rollout.vllm_tensor_parallel_size
+    if profile.executor == "local":
+        raise ConfigError(
+            "rollout.vllm_mode is server, and the servers need nodes of their own: the local executor has one machine",
+            "Use rollout.vllm_mode=colocate, or a cluster: cluster.profile=NAME.",
+        )
+    if tensor_parallel > ranks:
+        raise ConfigError(
+            f"rollout.vllm_tensor_parallel_size is {tensor_parallel}: a vLLM server lies within one node, which has "
+            f"{ranks} GPUs",
+            f"Use rollout.vllm_tensor_parallel_size={ranks} or less.",
         )

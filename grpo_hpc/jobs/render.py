@@ -18,7 +18,7 @@ from grpo_hpc.shipped import shipped
 # What a container must be told beside the variables that the script sets.
 _HANDED_IN = (
     *("MASTER_ADDR", "MASTER_PORT", "GRPO_HPC_ATTEMPT", "CUDA_VISIBLE_DEVICES"),
-    *("SLURM_JOB_ID", "SLURM_NODEID", "SLURMD_NODENAME"),
+    *("SLURM_JOB_ID", "SLURM_NODEID", "SLURM_PROCID", "SLURMD_NODENAME"),
 )
 
 
@@ -28,9 +28,10 @@ class Step:
 
     Attributes:
         name: function of the script, such as ``train``.
-        program: what torchrun starts, and its arguments but the run directory, which comes last.
+        program: what Python starts, and its arguments but the run directory, which comes last.
         nodes: how many of the job's nodes take part, and from which one on.
-        ranks: processes on each.
+        ranks: processes on each under torchrun; otherwise one process has the GPUs of all of them.
+        torchrun: the program is started by torchrun, on every rank; such a step begins at the first node.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Step:
     nodes: int
     ranks: int
     first_node: int = 0
+    torchrun: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def render(job: Job) -> str:
         profile=job.profile,
         options=sbatch_options(job) if job.profile.executor == "slurm" else [],
         variables=_variables(job),
-        steps=[(step, _step_words(job, step, wrapping)) for step in job.steps],
+        steps=[*((step.name, _step_words(job, step, wrapping)) for step in job.steps), *_clean(job, wrapping)],
     )
 
 
@@ -148,7 +150,15 @@ def _step_words(job: Job, step: Step, wrapping: Wrapping) -> list[str]:
     """The words of one step: srun, container, torchrun; one list element is one line of the script."""
     lines = [" ".join([*_srun(job, step), *wrapping.srun])] if job.profile.executor != "local" else []
     lines += [" ".join(wrapping.prefix)] if wrapping.prefix else []
-    return [*lines, _torchrun(job, step)]
+    return [*lines, _processes(job, step)]
+
+
+def _clean(job: Job, wrapping: Wrapping) -> list[tuple[str, list[str]]]:
+    """The function that removes what containers a killed step has left on the nodes, where that can be."""
+    if not wrapping.clean or job.profile.executor == "local":
+        return []
+    srun = f"srun --nodes={job.nodes} --ntasks={job.nodes} --ntasks-per-node=1 --overlap --mpi=none"
+    return [("clean", [srun, f"bash -c {quote(wrapping.clean)}"])]
 
 
 def _srun(job: Job, step: Step) -> list[str]:
@@ -163,19 +173,23 @@ def _srun(job: Job, step: Step) -> list[str]:
     return [*words, "--kill-on-bad-exit=1", "--overlap", "--mpi=none"]
 
 
-def _torchrun(job: Job, step: Step) -> str:
-    python = job.profile.python or (job.python if job.profile.runtime == "none" else "python3")
-    words = [quote(python), "-m", "torch.distributed.run"]
-    program = [*map(quote, step.program), '"$0"']
-    if job.profile.executor == "local":
-        words += ["--standalone", f"--nproc-per-node={step.ranks}", *program]
-        return f"bash -c {quote('exec ' + ' '.join(words))} {quote(job.run_dir)}"
-    rank = "$SLURM_NODEID" if not step.first_node else f"$((SLURM_NODEID - {step.first_node}))"
-    words += [f"--nnodes={step.nodes}", f"--nproc-per-node={step.ranks}", f'--node-rank="{rank}"']
-    words += ['--master-addr="$MASTER_ADDR"', '--master-port="$MASTER_PORT"']
-    # Slurm signals every process of a step. torchrun must not die of it, or of USR2: the ranks save, then end.
-    body = f'trap "" TERM USR2; exec {" ".join([*words, "--signals-to-handle=SIGINT", *program])}'
+def _processes(job: Job, step: Step) -> str:
+    """What runs on each node, in its container."""
+    words = [quote(job.profile.python or (job.python if job.profile.runtime == "none" else "python3"))]
+    if step.torchrun:
+        words += ["-m", "torch.distributed.run", *_rendezvous(job, step), f"--nproc-per-node={step.ranks}"]
+    body = " ".join(["exec", *words, *map(quote, step.program), '"$0"'])
+    if job.profile.executor != "local":
+        # Slurm signals every process of a step. torchrun must not die of it, or of USR2: the ranks save, then end.
+        body = f'trap "" TERM USR2; {body}'
     return f"bash -c {quote(body)} {quote(job.run_dir)}"
+
+
+def _rendezvous(job: Job, step: Step) -> list[str]:
+    if job.profile.executor == "local":
+        return ["--standalone"]
+    where = ['--node-rank="$SLURM_NODEID"', '--master-addr="$MASTER_ADDR"', '--master-port="$MASTER_PORT"']
+    return [f"--nnodes={step.nodes}", *where, "--signals-to-handle=SIGINT"]
 
 
 @cache

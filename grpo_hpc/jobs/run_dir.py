@@ -6,7 +6,8 @@ lock.json           code, packages, platform and image
 cluster.yaml        the cluster profile, complete
 job.sh              the script that starts it
 job.json            what was handed to the executor, and its numbers
-attempt_K/          the K-th start: attempt.json, launcher.log, rank_R.log and more; `latest` links to the newest
+attempt_K/          the K-th start: attempt.json, launcher.log, rank_R.log and more; `latest` links to the newest.
+                    In server mode also servers.json with the servers' addresses, servers/api_key (0600), server_S.log
 checkpoints/        training checkpoints
 export/             Hugging Face folder
 metrics.jsonl events.jsonl completions.jsonl tensorboard/
@@ -21,7 +22,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from grpo_hpc.config import RunConfig, dump_run, load_run
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
@@ -129,6 +130,10 @@ class RunDir:
         """The resolved run file of this run."""
         return load_run(self.run_file)
 
+    def planned_servers(self) -> list[dict[str, Any]]:
+        """The vLLM servers of the plan, with the fields of :class:`grpo_hpc.plan.topology.Server`."""
+        return list(json.loads(self.plan_file.read_text())["topology"]["servers"])
+
     def ask_to_stop(self, why: str) -> None:
         """Ask the trainer to save and stop; of several reasons the first one stays."""
         with suppress(FileExistsError), self.stop.open("x", encoding="utf-8") as file:
@@ -167,6 +172,21 @@ class RunDir:
     def launcher_log(attempt: Path) -> Path:
         """Where torchrun writes, and every rank until it has opened its own log."""
         return attempt / "launcher.log"
+
+    @staticmethod
+    def servers_file(attempt: Path) -> Path:
+        """Where the trainer finds the vLLM servers: ``{"servers": [{"url", "node", "gpus"}]}``, once all are ready."""
+        return attempt / "servers.json"
+
+    @staticmethod
+    def api_key(attempt: Path) -> Path:
+        """The key that the servers of this start ask for; readable by its owner alone, gone when they are."""
+        return attempt / "servers" / "api_key"
+
+    @staticmethod
+    def server_log(attempt: Path, server: int) -> Path:
+        """Where server ``server``, counted as in the plan, writes."""
+        return attempt / f"server_{server}.log"
 
     def _taken(self) -> bool:
         return self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir()))

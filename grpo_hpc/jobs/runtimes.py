@@ -5,12 +5,17 @@ Words are ready for bash: what comes from people is quoted, and the few ``$VARIA
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from shlex import quote
 
-from grpo_hpc.errors import ConfigError
+from grpo_hpc.errors import ConfigError, EnvironmentProblem
 from grpo_hpc.jobs.profile import Runtime
+
+LABEL = '"grpo-hpc=${SLURM_JOB_ID:-}"'
+"""What the containers of a job can be found by."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,7 @@ class Box:
         binds: folders and files that are seen inside under the same path.
         variables: names of environment variables that are handed in; Apptainer and Pyxis hand in all.
         gpus: make the GPUs visible.
+        bare: for a look inside: standard input goes in, and no variable besides ``variables``.
     """
 
     image: str
@@ -30,14 +36,20 @@ class Box:
     binds: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
     gpus: bool = False
+    bare: bool = False
 
 
 @dataclass(frozen=True)
 class Wrapping:
-    """Words before a command, and options for the ``srun`` that starts it."""
+    """Words before a command, and options for the ``srun`` that starts it.
+
+    Attributes:
+        clean: shell command that removes this job's containers from a node, where they may outlive their step.
+    """
 
     prefix: list[str] = field(default_factory=list)
     srun: list[str] = field(default_factory=list)
+    clean: str = ""
 
 
 def wrap(runtime: Runtime, box: Box | None) -> Wrapping:
@@ -51,8 +63,22 @@ def wrap(runtime: Runtime, box: Box | None) -> Wrapping:
     return _RUNTIMES[runtime](box)
 
 
+def inside(runtime: Runtime, image: str, gpus: bool, binds: Sequence[str] = ()) -> list[str]:
+    """A command that runs its arguments in ``image``, in the working directory, with nothing of this environment.
+
+    Raises:
+        EnvironmentProblem: the runtime is not installed.
+    """
+    if shutil.which(runtime) is None:
+        raise EnvironmentProblem(f"{runtime} is not installed")
+    here = str(Path.cwd())
+    folders = dict.fromkeys([here, *(str(Path(bind).absolute()) for bind in binds)])
+    words = wrap(runtime, Box(image, here, tuple(folders), gpus=gpus, bare=True)).prefix
+    return ["bash", "-c", f'exec {" ".join(words)} "$@"', "bash"]
+
+
 def _apptainer(box: Box) -> Wrapping:
-    words = ["apptainer", "exec"]
+    words = ["apptainer", "exec", *(["--cleanenv"] if box.bare else [])]
     if box.gpus:
         words.append("--nv")
     words += [f"--mount {_csv_mount(path)}" for path in box.binds]
@@ -61,21 +87,26 @@ def _apptainer(box: Box) -> Wrapping:
 
 def _docker(box: Box) -> Wrapping:
     # without --user the files of the run would belong to root
-    return Wrapping(_oci("docker", box, ['--user "$(id -u):$(id -g)"'], "--gpus all"))
+    return _oci("docker", box, ['--user "$(id -u):$(id -g)"'], "--gpus all")
 
 
 def _podman(box: Box) -> Wrapping:
-    return Wrapping(_oci("podman", box, [], "--device nvidia.com/gpu=all"))
+    return _oci("podman", box, [], "--device nvidia.com/gpu=all")
 
 
-def _oci(tool: str, box: Box, more: list[str], gpus: str) -> list[str]:
+def _oci(tool: str, box: Box, more: list[str], gpus: str) -> Wrapping:
     # --init: PID 1 must pass signals on and collect children; --ipc=host: NCCL needs more shared memory than 64 MB
-    words = [tool, "run", "--rm", "--init", "--network=host", "--ipc=host", f"--name {container_name()}", *more]
+    words = [tool, "run", "--rm", "--init", "--network=host", "--ipc=host", f"--label {LABEL}", *more]
+    words += ["--interactive"] if box.bare else []
     if box.gpus:
         words += [gpus, "--ulimit memlock=-1"]
     words += [f"--env {name}" for name in box.variables]
     words += [f"--mount {_csv_mount(path)}" for path in box.binds]
-    return [*words, f"--workdir {quote(box.folder)}", "--entrypoint ''", quote(box.image)]
+    words += [f"--workdir {quote(box.folder)}", "--entrypoint ''", quote(box.image)]
+    # what Slurm kills is the client; the container belongs to a daemon, or to a cgroup of its own
+    return Wrapping(
+        words, clean=f"{tool} ps --quiet --filter label={LABEL} | xargs --no-run-if-empty {tool} rm --force"
+    )
 
 
 def _pyxis(box: Box) -> Wrapping:
@@ -92,11 +123,6 @@ def _pyxis(box: Box) -> Wrapping:
             "--no-container-entrypoint",
         ]
     )
-
-
-def container_name() -> str:
-    """Name of the container of one step on one node; only docker and podman have names."""
-    return '"grpo-hpc-${SLURM_JOB_ID:-$PPID}-${SLURM_STEP_ID:-0}-${SLURM_NODEID:-0}"'
 
 
 def _csv_mount(path: str) -> str:

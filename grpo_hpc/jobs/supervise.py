@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +18,20 @@ from pathlib import Path
 from grpo_hpc.errors import EXIT_USER_ERROR, EnvironmentProblem, GrpoHpcError
 from grpo_hpc.jobs import slurm
 from grpo_hpc.jobs.attempts import OVER, Attempt, State, begin, failures_in_a_row, history
-from grpo_hpc.jobs.ends import OF_SLURM, End, judge, why_cancelled
+from grpo_hpc.jobs.ends import OF_SLURM, End, judge, of_texts, why_cancelled
+from grpo_hpc.jobs.executors import queue_one
 from grpo_hpc.jobs.files import write_atomically
-from grpo_hpc.jobs.nodes import bad_node
-from grpo_hpc.jobs.ports import claimed_port
+from grpo_hpc.jobs.nodes import TOOK_TOO_LONG, bad_node, server_nodes
 from grpo_hpc.jobs.prepare import stored_profile
 from grpo_hpc.jobs.profile import Profile
 from grpo_hpc.jobs.run_dir import RunDir
 from grpo_hpc.jobs.secrets import read_secrets, without_secrets
-from grpo_hpc.jobs.submissions import note_jobs, submissions
+from grpo_hpc.jobs.servers import Servers, serving
+from grpo_hpc.jobs.steps import Steps, wait
+from grpo_hpc.jobs.submissions import submissions
 
-_POLL_S = 0.2
+_SERVERS_TELL_S = 5  # a trainer that lost its servers may end before their step does
+_EARLY = "asked to stop before training began"
 
 
 def supervise(run_dir: RunDir, allocation: slurm.Allocation) -> int:
@@ -108,22 +110,75 @@ def _wishes(run_dir: RunDir) -> Iterator[_Wishes]:
 def _run_steps(
     run_dir: RunDir, profile: Profile, attempt: Attempt, allocation: slurm.Allocation, wishes: _Wishes
 ) -> tuple[End, int]:
-    """Check the nodes, then train; how it ended, and the exit code of the step that ended it."""
+    """Run the steps of an attempt; how it ended, and the exit code of the step that ended it."""
     folder = attempt.folder(run_dir)
     env = _environment(profile, attempt, allocation)
     _record_environment(run_dir, profile, folder, env)
+    steps = Steps(run_dir, allocation, env)
+    steps.clean()  # of an earlier start of this job
+    try:
+        return _check_and_train(steps, profile, folder, wishes)
+    finally:
+        steps.clean()
+
+
+def _check_and_train(steps: Steps, profile: Profile, folder: Path, wishes: _Wishes) -> tuple[End, int]:
+    cfg = steps.run_dir.config()
     if profile.preflight.enabled:
-        code = _step(run_dir, "check", env, folder / "check.log", allocation, profile.preflight.seconds)
-        if found := bad_node(folder, allocation.nodes, run_dir.config(), profile.preflight, code):
+        with steps.start("check", folder / "check.log") as process:
+            code = wait(process, profile.preflight.seconds)
+        code = TOOK_TOO_LONG if code is None else code
+        if found := bad_node(folder, steps.allocation.nodes, cfg, profile.preflight, code):
             return End(wishes.asked or "preflight", str(found)), code or 1
         if wishes.asked:
-            return End(wishes.asked, "asked to stop before training began"), 0
-    offset = run_dir.events.stat().st_size if run_dir.events.exists() else 0
-    code = _step(run_dir, "train", env, RunDir.launcher_log(folder), allocation, None)
-    world = len(allocation.nodes) * run_dir.config().resources.nproc_per_node
-    logs = [RunDir.rank_log(folder, rank) for rank in range(world)]
-    asked = _who_asked(run_dir, wishes, RunDir.launcher_log(folder))
-    return judge(code, asked, run_dir.events, offset, RunDir.launcher_log(folder), logs), code
+            return End(wishes.asked, _EARLY), 0
+    if not server_nodes(cfg):
+        return _train(steps, folder, wishes)
+    with serving(steps, folder) as servers:
+        problem = servers.await_ready(cfg.rollout.vllm_server_timeout, lambda: wishes.asked)
+        if wishes.asked:
+            return End(wishes.asked, _EARLY), 0
+        if problem:
+            return of_texts(problem) or End("crash", problem), 1
+        return _train_with(servers, steps, profile, folder, wishes)
+
+
+def _train(steps: Steps, folder: Path, wishes: _Wishes) -> tuple[End, int]:
+    with _training(steps, folder) as (process, offset):
+        code = process.wait()
+    return _judge(steps.run_dir, folder, offset, code, wishes), code
+
+
+def _train_with(servers: Servers, steps: Steps, profile: Profile, folder: Path, wishes: _Wishes) -> tuple[End, int]:
+    """Train beside servers. When they fail the trainer may save what it has, then everything starts again."""
+    with _training(steps, folder) as (process, offset):
+        # told to stop, Slurm ends the servers at once, and that is no failure of theirs
+        code = wait(process, until=lambda: not wishes.asked and servers.failure())
+        if code is None:
+            steps.run_dir.ask_to_stop("servers")
+            wait(process, profile.save_before_s)
+        elif code and not wishes.asked:
+            wait(servers.process, _SERVERS_TELL_S)  # did the trainer fail because of them?
+    problem = None if code == 0 or wishes.asked else servers.failure()
+    if problem:
+        return of_texts(problem) or End("crash", problem), code or 1
+    return _judge(steps.run_dir, folder, offset, code or 0, wishes), code or 0
+
+
+@contextmanager
+def _training(steps: Steps, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The step that trains, and the size of the file of events before it."""
+    events = steps.run_dir.events
+    offset = events.stat().st_size if events.exists() else 0
+    with steps.start("train", RunDir.launcher_log(folder)) as process:
+        yield process, offset
+
+
+def _judge(run_dir: RunDir, folder: Path, offset: int, code: int, wishes: _Wishes) -> End:
+    resources = run_dir.config().resources
+    logs = [RunDir.rank_log(folder, rank) for rank in range(resources.nodes * resources.nproc_per_node)]
+    launcher_log = RunDir.launcher_log(folder)
+    return judge(code, _who_asked(run_dir, wishes, launcher_log), run_dir.events, offset, launcher_log, logs)
 
 
 def _who_asked(run_dir: RunDir, wishes: _Wishes, launcher_log: Path) -> State | None:
@@ -136,29 +191,6 @@ def _who_asked(run_dir: RunDir, wishes: _Wishes, launcher_log: Path) -> State | 
     if wishes.asked is None and why is not None:
         return "stopped"
     return wishes.asked
-
-
-def _step(
-    run_dir: RunDir, name: str, env: dict[str, str], log: Path, allocation: slurm.Allocation, limit_s: float | None
-) -> int:
-    """Run one step of job.sh to its end and return its exit code; 124 when it took longer than ``limit_s``."""
-    deadline = time.monotonic() + limit_s if limit_s else None
-    with claimed_port(int(allocation.job_id)) as port, log.open("ab") as out:
-        ports = {"MASTER_ADDR": allocation.nodes[0], "MASTER_PORT": str(port)}
-        process = subprocess.Popen(
-            ["bash", str(run_dir.job_script), name],
-            env=env | ports,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-        while (code := process.poll()) is None:
-            if deadline and time.monotonic() > deadline:
-                process.terminate()  # srun ends its step on every node
-                process.wait()
-                return 124
-            time.sleep(_POLL_S)
-    return code
 
 
 def _environment(profile: Profile, attempt: Attempt, allocation: slurm.Allocation) -> dict[str, str]:
@@ -191,10 +223,10 @@ def _go_on(run_dir: RunDir, profile: Profile, allocation: slurm.Allocation, atte
     if attempt.state == "preflight" and not profile.preflight.exclude_node:
         return False
     if attempt.state == "preflight":
-        node = attempt.reason.partition(":")[0]
-        job_id = slurm.sbatch(run_dir.job_script, f"--exclude={node}")
-        note_jobs(run_dir, job_id)
-        print(f"job {job_id} goes on without {node}", flush=True)
+        bad = [a.reason.partition(":")[0] for a in history(run_dir) if a.state == "preflight"]
+        nodes = ",".join(dict.fromkeys(bad))
+        job_id = queue_one(run_dir, profile, [f"--exclude={nodes}"])
+        print(f"job {job_id} goes on without {nodes}", flush=True)
         return True
     if not profile.requeue:
         return bool(set(submissions(run_dir)[-1].job_ids[:-1]) & {allocation.job_id})  # one of a chain, not its last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class Supervised:
         return code
 
 
-def submit(run_dir: RunDir, profile: Profile, after: str | None) -> str:
+def submit(run_dir: RunDir, profile: Profile, more: Sequence[str]) -> str:
     """Queue the run with submitit's AutoExecutor and return the number of the job.
 
     Raises:
@@ -40,7 +41,7 @@ def submit(run_dir: RunDir, profile: Profile, after: str | None) -> str:
     from submitit.core.utils import FailedJobError
 
     executor = submitit.AutoExecutor(folder=run_dir.path / "submitit", cluster="slurm")
-    executor.update_parameters(**parameters(run_dir, profile, after))
+    executor.update_parameters(**parameters(run_dir, profile, more))
     try:
         with chdir(run_dir.path), redirect_stdout(sys.stderr):
             return str(executor.submit(Supervised(run_dir.path)).job_id)
@@ -48,24 +49,22 @@ def submit(run_dir: RunDir, profile: Profile, after: str | None) -> str:
         raise EnvironmentProblem(f"submitit could not queue the run: {' '.join(str(error).split())}") from None
 
 
-def parameters(run_dir: RunDir, profile: Profile, after: str | None) -> dict[str, Any]:
-    """The options of sbatch in submitit's words."""
-    options = sbatch_options(make_job(run_dir.config(), profile))
+def parameters(run_dir: RunDir, profile: Profile, more: Sequence[str]) -> dict[str, Any]:
+    """The options of sbatch, those of the run and ``more``, in submitit's words."""
+    options = [*sbatch_options(make_job(run_dir.config(), profile)), *more]
     given = dict(option.removeprefix("--").partition("=")[::2] for option in options)
     own = {"job-name", "nodes", "ntasks-per-node", "time", "signal", "output", "open-mode", "requeue", "no-requeue"}
-    more: dict[str, Any] = {name: value or True for name, value in given.items() if name not in own}
-    more["requeue" if profile.requeue else "no-requeue"] = True
-    if after:
-        more["dependency"] = f"afterany:{after}"
+    others: dict[str, Any] = {name: value or True for name, value in given.items() if name not in own}
+    others["requeue" if profile.requeue else "no-requeue"] = True
     return {
         "name": given["job-name"],
         "nodes": int(given["nodes"]),
         "tasks_per_node": 1,
-        "timeout_min": minutes(profile.time_limit) if profile.time_limit else None,
+        "timeout_min": minutes(str(profile.time_limit)),
         "slurm_signal_delay_s": profile.save_before_s,
         # one supervisor on the first node; the GPUs are for the steps that it starts
         "slurm_srun_args": ["--nodes=1", "--ntasks=1", "--overlap", "--gres=none"],
-        "slurm_additional_parameters": more,
+        "slurm_additional_parameters": others,
     }
 
 

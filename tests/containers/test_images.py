@@ -11,7 +11,7 @@ import yaml
 
 import grpo_hpc
 from grpo_hpc.images.build import as_tool
-from grpo_hpc.images.inside import inside
+from grpo_hpc.jobs.runtimes import inside
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,7 +79,7 @@ def test_a_plan_is_the_same_inside(light, grpo, monkeypatch):
     monkeypatch.chdir(ROOT)
     arguments = ["plan", "configs/quickstart.yaml", "--json"]
     outside = grpo(*arguments)
-    command = [*inside(as_tool(light[0]), light[1], "cpu"), "grpo-hpc", *arguments]
+    command = [*inside(as_tool(light[0]), light[1], gpus=False), "grpo-hpc", *arguments]
     within = subprocess.run(command, capture_output=True, text=True, check=False)
     assert within.returncode == outside.returncode == 0, within.stderr + outside.stderr
     assert json.loads(within.stdout) == json.loads(outside.stdout)

@@ -24,6 +24,7 @@ def write_run(folder: Path, model: Path, **changed: Any) -> Path:
         "checkpoint": {},
         "evaluation": {},
         "logging": {},
+        "cluster": {},
     }
     top: dict[str, Any] = {"name": "tiny", "output_dir": str(folder / "runs")}
     from grpo_hpc.config.sections import RunConfig

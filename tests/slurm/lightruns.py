@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from grpo_hpc.config import load_run
@@ -21,17 +24,27 @@ from grpo_hpc.plan.make import make_plan
 
 ROOT = Path(__file__).parents[2]
 PAYLOAD = Path(__file__).parent / "payload.py"
-PROFILE = {"gres": "none", "cpus_per_node": 8, "memory": "1000M", "preflight": {"enabled": False}}
+SERVER = Path(__file__).parent / "server.py"
+PROFILE = {
+    "gres": "none",
+    "cpus_per_node": 8,
+    "memory": "1000M",
+    "time_limit": "30:00",
+    "preflight": {"enabled": False},
+}
 
 
-def prepare(tmp_path: Path, name: str, profile: dict[str, Any], run: dict[str, Any], folder: str) -> RunDir:
+def prepare(
+    tmp_path: Path, name: str, sections: dict[str, dict[str, Any]], profile: dict[str, Any], folder: str
+) -> RunDir:
+    """A run directory; what ``sections`` and ``profile`` say is put over a small run on 2 nodes x 2 ranks."""
     model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
     model.mkdir(exist_ok=True)
     shutil.copy(next((ROOT / "configs" / "models").glob("Qwen3-0.6B*")), model / "config.json")
     rows.write_text("{}\n")
     profile_file = tmp_path / f"{name}-profile.yaml"
     profile_file.write_text(yaml.safe_dump({"python": sys.executable, **PROFILE, **profile}))
-    values = {
+    values: dict[str, Any] = {
         "name": name,
         "output_dir": str(tmp_path / folder),
         "model": {"path": str(model), "dtype": "float32"},
@@ -39,12 +52,25 @@ def prepare(tmp_path: Path, name: str, profile: dict[str, Any], run: dict[str, A
         "resources": {"device": "cpu", "nodes": 2, "nproc_per_node": 2},
         "batch": {"global_batch_size": 32, "train_iters": 4},
         "rewards": {"reward_funcs": ["exact_number"]},
-        "cluster": {"profile": str(profile_file), **run},
+        "cluster": {"profile": str(profile_file)},
     }
+    for section, keys in sections.items():
+        values[section] = {**values.get(section, {}), **keys}
     run_file = tmp_path / f"{name}.yaml"
     run_file.write_text(yaml.safe_dump(values))
     cfg = load_run(run_file)
-    return create_run(cfg, make_plan(cfg), program=(str(PAYLOAD),))
+    return create_run(cfg, make_plan(cfg), program=(str(PAYLOAD),), server=(str(SERVER),))
+
+
+def contained(runtime: str, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Keys of a profile for a run in ``runtime``: this machine's own Python fits an image of the same release."""
+    if runtime == "none":
+        return {}
+    venv = os.path.realpath(ROOT / ".venv")
+    home = os.path.realpath(f"{venv}/bin/python").removesuffix("/bin/python3.11")
+    binds = [venv, str(ROOT), *([home] if home != "/usr" else [])]
+    image = request.getfixturevalue(f"{runtime}_image")
+    return {"runtime": runtime, "image": image, "binds": binds, "environment": {"PYTHONPATH": str(ROOT)}}
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
@@ -52,6 +78,12 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}\n{slurm.call(['squeue'])}"
         time.sleep(0.3)
+
+
+def empty_queue() -> None:
+    """Cancel whatever waits or runs."""
+    subprocess.run("squeue -h -o %A | sort -u | xargs -r scancel", shell=True, check=True)
+    wait_for(lambda: not slurm.call(["squeue", "-h"]), "the queue is empty", 60)
 
 
 def ended(run: RunDir, attempts: int, seconds: float = 120) -> list[Attempt]:

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import torch
 import torch.distributed as dist
@@ -37,7 +38,11 @@ def main(run: RunDir) -> int:
     where = {name: os.environ.get(name) for name in names} | {"contained": not Path("/usr/sbin/slurmd").exists()}
     (attempt / f"where_{rank}.json").write_text(json.dumps(where))
     step = saved_step(run)
+    if rank == 0:
+        look_at_servers(run, attempt)
     while step < told["steps"]:
+        if rank == 0:
+            ask_servers(attempt, told.get("keeps_on", False))
         misbehave(told.get("fault", {}), attempt.name, step, rank)
         asked = torch.tensor(float(bool(signalled) or run.stop.exists()))
         dist.all_reduce(asked)
@@ -45,6 +50,7 @@ def main(run: RunDir) -> int:
             save(run, step, rank)
             if rank == 0:
                 events.stopped(step)
+            dist.destroy_process_group()
             return 0
         time.sleep(told["pause"])
         step += 1
@@ -54,7 +60,41 @@ def main(run: RunDir) -> int:
     save(run, step, rank)
     if rank == 0:
         events.finished({"lines": []})
+    dist.destroy_process_group()
     return 0
+
+
+def ask_servers(attempt: Path, keeps_on: bool) -> None:
+    """One request to each server, as a trainer would sample from all of them; ``keeps_on`` when one is dead."""
+    if not RunDir.servers_file(attempt).exists():
+        return
+    key = RunDir.api_key(attempt).read_text()
+    for server in json.loads(RunDir.servers_file(attempt).read_text())["servers"]:
+        request = Request(f"{server['url']}/v1/completions", headers={"Authorization": f"Bearer {key}"})
+        try:
+            with urlopen(request, timeout=10) as answer, (attempt / "served.txt").open("a") as file:
+                file.write(f"{server['url']} {answer.read().decode()}\n")
+        except OSError:
+            if not keeps_on:
+                raise
+
+
+def look_at_servers(run: RunDir, attempt: Path) -> None:
+    """What a trainer can see of the servers' key: its mode, and whether a command line or a file tells it."""
+    if not RunDir.servers_file(attempt).exists():
+        return
+    key = RunDir.api_key(attempt)
+    files = [path for path in run.path.rglob("*") if path.is_file() and path != key]
+    told = [*files, *Path("/proc").glob("[0-9]*/cmdline")]
+    seen = {"mode": oct(key.stat().st_mode & 0o777), "told": [str(path) for path in told if _tells(path, key)]}
+    (attempt / "key_seen.json").write_text(json.dumps(seen))
+
+
+def _tells(path: Path, key: Path) -> bool:
+    try:
+        return key.read_bytes() in path.read_bytes()
+    except OSError:  # a process that ended meanwhile
+        return False
 
 
 def save(run: RunDir, step: int, rank: int) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
+import shlex
+import sys
+from pathlib import Path
 
+import pytest
 from lightruns import ended, everything
 
 from grpo_hpc.jobs.attempts import history
+from grpo_hpc.jobs.executors import queue
+from grpo_hpc.jobs.prepare import stored_profile
 
 CHECK = {"enabled": True, "free_gib": 0.01}
 
@@ -35,16 +41,63 @@ def test_a_slow_network_ends_the_job(submit):
 
 
 def test_what_is_missing_is_named_with_its_node(submit, tmp_path):
-    run = submit(profile={"preflight": CHECK | {"free_gib": 1e6}}, start=False)
-    run2 = submit("second", profile={"preflight": CHECK}, start=False)
-    shutil.rmtree(tmp_path / "model")
-    from grpo_hpc.jobs.executors import queue
-    from grpo_hpc.jobs.prepare import stored_profile
+    run = submit(profile={"preflight": CHECK | {"free_gib": 1e6}})
+    assert re.fullmatch(r"node1: \S+ has [\d.]+ GiB free, 1e\+06 are needed", reason(run))
+    gone = submit("second", profile={"preflight": CHECK}, start=False)
+    (tmp_path / "model" / "config.json").unlink()
+    queue(gone, stored_profile(gone))
+    assert reason(gone) == f"node1: {tmp_path}/model/config.json cannot be read"
 
-    for each in (run, run2):
-        queue(each, stored_profile(each))
-    assert reason(run).startswith("node1: ") and "cannot be read" in reason(run)
-    assert f"{tmp_path}/model cannot be read" in reason(run2)
+
+def test_a_checkpoint_that_is_gone_is_named(submit):
+    run = submit(profile={"preflight": CHECK}, start=False)
+    run.checkpoints.mkdir()
+    (run.checkpoints / "step_000002").symlink_to("/nowhere")
+    queue(run, stored_profile(run))
+    assert reason(run) == f"node1: {run.checkpoints}/step_000002 cannot be read"
+
+
+def test_gpus_that_a_node_lacks_are_counted(submit):
+    run = submit(profile={"preflight": CHECK}, sections={"resources": {"device": "cuda"}})
+    assert re.match(r"node1: 0 of 2 GPUs are visible", reason(run))
+
+
+def broken_on(node: str, tmp_path: Path, how: str) -> dict[str, str]:
+    """Keys of a profile whose Python first runs the shell command ``how`` on ``node``, in a mount namespace."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    inner = f'{how}; exec {sys.executable} "$@"'
+    elsewhere = f'exec {sys.executable} "$@"'
+    python.write_text(f"""#!/bin/bash
+if [ "$SLURMD_NODENAME" = {node} ]; then exec unshare --mount bash -c {shlex.quote(inner)} python "$@"; fi
+{elsewhere}
+""")
+    python.chmod(0o755)
+    return {"python": str(python)}
+
+
+def test_a_folder_that_is_not_shared_names_the_node(submit, tmp_path):
+    how = "mkdir -p latest/check && mount -t tmpfs tmpfs latest/check"
+    run = submit(profile={"preflight": CHECK, **broken_on("node2", tmp_path, how)})
+    assert reason(run).startswith("node2: ") and reason(run).endswith("it is not shared")
+
+
+def test_a_name_that_does_not_resolve_names_the_node(submit, tmp_path):
+    how = "mount --bind /dev/null /etc/hosts"
+    run = submit(profile={"preflight": CHECK | {"seconds": 30}, **broken_on("node2", tmp_path, how)})
+    assert reason(run).startswith("node2: the name node1 does not resolve")
+
+
+def test_a_clock_that_is_off_names_the_node(submit, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import time\nreal = time.time\ntime.time = lambda: real() + 60\n")
+    how = f"export PYTHONPATH={tmp_path}:$PYTHONPATH"
+    run = submit(profile={"preflight": CHECK, **broken_on("node2", tmp_path, how)})
+    assert re.fullmatch(r"node2: its clock is \+(59|6\d)\.\d s off", reason(run))
+
+
+def test_a_node_that_hangs_is_named_after_a_while(submit, tmp_path):
+    run = submit(profile={"preflight": CHECK | {"seconds": 15}, **broken_on("node2", tmp_path, "sleep 100")})
+    assert reason(run).startswith("node2: no report")
 
 
 def test_a_missing_image_names_node_and_reason(submit, tmp_path):
@@ -54,14 +107,11 @@ def test_a_missing_image_names_node_and_reason(submit, tmp_path):
     assert "gone.sif" in reason(run)
 
 
-def test_a_bad_node_can_be_excluded(submit, tmp_path):
-    only_here = tmp_path / "bin" / "python"
-    only_here.parent.mkdir()
-    # an interpreter that does not work on node1
-    only_here.write_text(f'#!/bin/bash\n[ "$SLURMD_NODENAME" = node1 ] && exit 7\nexec {shutil.which("python")} "$@"\n')
-    only_here.chmod(0o755)
+@pytest.mark.parametrize("executor", ["slurm", "submitit"])
+def test_a_bad_node_can_be_excluded(submit, tmp_path, executor):
     check = CHECK | {"exclude_node": True, "seconds": 60}
-    run = submit(profile={"preflight": check, "python": str(only_here)})
+    broken = broken_on("node1", tmp_path, "exit 7")
+    run = submit(run={"executor": executor}, profile={"preflight": check, **broken})
     first, second = ended(run, 2)
     assert (first.state, second.state) == ("preflight", "success"), everything(run)
     assert first.reason.startswith("node1: ")

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# install.sh: the Debian packages of a Slurm cluster with accounting; run as root, 10-25 s the first time, then nothing.
+# install.sh: the Debian or Ubuntu packages of a Slurm cluster with accounting; run as root. 10-25 s the first time, then
+# nothing. Exit code 3: this machine cannot have such a cluster, because of its user or its distribution.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin DEBIAN_FRONTEND=noninteractive
+[ "$(id -u)" = 0 ] || { echo "install.sh: the cluster on one machine is raised by root only" >&2; exit 3; }
 missing=0
 for program in slurmctld slurmd slurmdbd munged mariadbd sbatch; do command -v "$program" >/dev/null || missing=1; done
 [ $missing = 0 ] && exit 0
-[ "$(id -u)" = 0 ] || { echo "install.sh: Slurm is not installed, and only root can install it" >&2; exit 1; }
+command -v apt-get >/dev/null || { echo "install.sh: Slurm is not installed, and there is no apt-get" >&2; exit 3; }
 # The packages start no daemons: this machine's own services are left alone.
 policy=/usr/sbin/policy-rc.d
 [ -e $policy ] || { printf '#!/bin/sh\nexit 101\n' > $policy; chmod +x $policy; trap 'rm -f $policy' EXIT; }

@@ -13,7 +13,6 @@ from grpo_hpc.config import load_run
 from grpo_hpc.errors import EnvironmentProblem
 from grpo_hpc.images import probe
 from grpo_hpc.images.check import compare, failed, image_name, probe_environment
-from grpo_hpc.images.inside import inside
 from grpo_hpc.images.spec import ImageSpec
 
 ROOT = Path(__file__).parents[3]
@@ -157,21 +156,6 @@ def test_the_command_ends_with_1_and_its_json_is_json_alone(image, tmp_path, cap
     assert {"what": "Python", "wanted": "3.9", "found": shown["facts"]["python"], "verdict": "wrong"} in shown[
         "findings"
     ]
-
-
-@pytest.mark.parametrize(
-    ("tool", "device", "expected"),
-    [
-        ("apptainer", "cuda", "apptainer exec --cleanenv --pwd {here} --nv --bind {here} --bind /data x.sif"),
-        ("apptainer", "cpu", "apptainer exec --cleanenv --pwd {here} --bind {here} --bind /data x.sif"),
-        ("docker", "cuda", "--workdir {here} --gpus all --volume {here}:{here} --volume /data:/data x.sif"),
-        ("podman", "cuda", "--device nvidia.com/gpu=all --volume {here}:{here} --volume /data:/data x.sif"),
-    ],
-)
-def test_the_command_that_goes_inside(tool, device, expected, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    command = " ".join(inside(tool, "x.sif", device, ["/data", "/data"]))
-    assert command.endswith(expected.format(here=tmp_path))
 
 
 def test_an_image_says_its_name_after_any_greeting():

@@ -15,16 +15,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_hpc.errors import ConfigError
+from grpo_hpc.config import RunConfig
+from grpo_hpc.errors import ConfigError, EnvironmentProblem
+from grpo_hpc.jobs.prepare import make_job
 from grpo_hpc.jobs.profile import Profile, dump_profile, read_profile
 from grpo_hpc.jobs.render import Job, Step, render, sbatch_options
+from grpo_hpc.jobs.runtimes import inside
 
 GOLDEN = Path(__file__).parent / "golden"
 RUNTIMES = ("none", "apptainer", "docker", "podman", "pyxis")
 HOSTILE = 'it\'s "a" $(touch PWNED) `touch PWNED` $HOME; touch PWNED & | > < * ? \\ \\n\nnew,line=ünï 漢 \t{{ x }} %j !'
 
 
-def job(executor: str, runtime: str, device: str = "cuda", **profile) -> Job:
+def job(executor: str, runtime: str, device: str = "cuda", servers: int = 0, **profile) -> Job:
     nodes = 1 if executor == "local" else 2
     images = {"apptainer": "/images/grpo.sif", "pyxis": "/images/grpo.sqsh", "none": None}
     cluster = Profile(
@@ -33,11 +36,18 @@ def job(executor: str, runtime: str, device: str = "cuda", **profile) -> Job:
         image=images.get(runtime, "localhost/grpo-hpc:gpu"),
         **{"account": "lab", "partition": "gpu", "gpus_per_node": 4, "time_limit": "12:00:00", **profile},
     )
-    steps = (
-        Step("check", ("-m", "grpo_hpc.jobs.check_rank"), nodes, 4),
-        Step("train", ("-m", "grpo_hpc.train"), nodes, 4),
+    rollout = {"vllm_mode": "server", "vllm_server_nodes": servers} if servers else {}
+    cfg = RunConfig(
+        name="run",
+        output_dir="/runs",
+        model={"path": "/models/m"},
+        data={"train": "/data/t.jsonl"},
+        resources={"device": device, "nodes": nodes, "nproc_per_node": 4},
+        batch={"train_iters": 1},
+        rollout=rollout,
+        rewards={"reward_funcs": ["exact_number"]},
     )
-    return Job("run", "/runs/run", device, cluster, steps, nodes, "/env/bin/python", ("/models/m", "/data/t.jsonl"))
+    return replace(make_job(cfg, cluster), python="/env/bin/python")
 
 
 @pytest.mark.parametrize(("executor", "runtime"), list(product(("slurm", "submitit", "local"), RUNTIMES)))
@@ -53,6 +63,20 @@ def test_golden(executor, runtime):
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_golden_of_server_mode(runtime):
+    text = render(job("slurm", runtime, servers=2, account=None))
+    path = GOLDEN / f"servers-slurm-{runtime}.sh"
+    if os.environ.get("GOLDEN") == "write":
+        path.write_text(text)
+    assert text == path.read_text()
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_server_mode_asks_for_the_nodes_of_both():
+    assert "--nodes=5" in sbatch_options(job("slurm", "none", servers=3))
+
+
 # A stand-in for what starts processes: it writes down what it was given, exactly.
 RECORDER = """#!/bin/bash
 printf '%s\\0' "$(basename "$0")" "$@" >> "$RECORD"
@@ -61,8 +85,8 @@ while [ $# -gt 0 ]; do case "$1" in bash|apptainer|docker|podman) exec "$@" ;; *
 """
 
 
-def run_script(text: str, folder: Path, **env: str) -> list[list[str]]:
-    """Run the step ``train`` of a script with recorders for every program; the words that each was given."""
+def run_script(text: str, folder: Path, step: str) -> list[list[str]]:
+    """Run a step of a script with recorders for every program; the words that each was given."""
     tools = folder / "tools"
     tools.mkdir()
     for name in ("srun", "apptainer", "docker", "podman", "python"):
@@ -70,18 +94,22 @@ def run_script(text: str, folder: Path, **env: str) -> list[list[str]]:
         (tools / name).chmod(0o755)
     (folder / "job.sh").write_text(text)
     slurm = {"SLURM_NODEID": "1", "SLURM_JOB_ID": "7", "MASTER_ADDR": "node1", "MASTER_PORT": "20007"}
-    env = {"PATH": f"{tools}:/usr/bin:/bin", "RECORD": str(folder / "record"), **slurm, **env}
+    env = {"PATH": f"{tools}:/usr/bin:/bin", "RECORD": str(folder / "record"), **slurm}
     work = folder / "work"
     work.mkdir()
-    subprocess.run(["bash", folder / "job.sh", "train"], env=env, cwd=work, check=True)
+    subprocess.run(["bash", folder / "job.sh", step], env=env, cwd=work, check=True)
     assert list(work.iterdir()) == []  # nothing hostile was executed
     return [call.split("\0") for call in (folder / "record").read_text().split("\0END OF CALL\0") if call]
 
 
 @pytest.mark.parametrize(
-    ("executor", "runtime"), product(("slurm", "local"), ("none", "apptainer", "docker", "podman"))
+    ("executor", "runtime", "step"),
+    [
+        *product(("slurm", "local"), ("none", "apptainer", "docker", "podman"), ("train",)),
+        *product(("slurm",), ("none", "apptainer", "docker", "podman"), ("serve",)),
+    ],
 )
-def test_hostile_values_arrive_as_they_are(executor, runtime, tmp_path):
+def test_hostile_values_arrive_as_they_are(executor, runtime, step, tmp_path):
     base = job(executor, runtime, scratch=f"/s{HOSTILE}", environment={"NOTE": HOSTILE}, binds=[f"/b{HOSTILE}"])
     image = None if runtime == "none" else f"/i{HOSTILE}"
     hostile = replace(
@@ -89,9 +117,9 @@ def test_hostile_values_arrive_as_they_are(executor, runtime, tmp_path):
         run_dir=f"/r{HOSTILE}",
         binds=(f"/m{HOSTILE}",),
         profile=base.profile.model_copy(update={"image": image, "python": str(tmp_path / "tools" / "python")}),
-        steps=(Step("train", (f"/p{HOSTILE}",), base.nodes, 2),),
+        steps=(Step(step, (f"/p{HOSTILE}",), base.nodes, 2, torchrun=step == "train"),),
     )
-    calls = {call[0]: call[1:] for call in run_script(render(hostile), tmp_path)}
+    calls = {call[0]: call[1:] for call in run_script(render(hostile), tmp_path, step)}
     assert calls["python"][-2:] == [f"/p{HOSTILE}", f"/r{HOSTILE}"]
     if runtime != "none":
         words = calls[runtime]
@@ -99,6 +127,32 @@ def test_hostile_values_arrive_as_they_are(executor, runtime, tmp_path):
         for path in (f"/r{HOSTILE}", f"/m{HOSTILE}", f"/b{HOSTILE}", f"/s{HOSTILE}"):
             doubled = path.replace('"', '""')
             assert f'type=bind,"source={doubled}","destination={doubled}"' in words
+
+
+@pytest.mark.parametrize("tool", ["apptainer", "docker", "podman"])
+def test_a_look_inside_brings_its_input_and_nothing_else(tool, tmp_path, monkeypatch):
+    here, tools = tmp_path / "it's $(here)", tmp_path / "tools"
+    for folder in (here, tools):
+        folder.mkdir()
+    (tools / tool).write_text(RECORDER)
+    (tools / tool).chmod(0o755)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    monkeypatch.setenv("RECORD", str(tmp_path / "record"))
+    subprocess.run([*inside(tool, f"/i{HOSTILE}", True, ["/data", "/data"]), "python3", "-P", "a b"], check=True)
+    words = (tmp_path / "record").read_text().split("\0")
+    assert words[-6:-2] == [f"/i{HOSTILE}", "python3", "-P", "a b"]
+    assert [word for word in words if word.startswith("type=bind")] == [
+        f'type=bind,"source={path}","destination={path}"' for path in (here, "/data")
+    ]
+    assert str(here) in words and ("--env" not in words)
+    assert ("--cleanenv" if tool == "apptainer" else "--interactive") in words
+
+
+def test_a_runtime_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(EnvironmentProblem, match="podman is not installed"):
+        inside("podman", "image", False)
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))

@@ -1,0 +1,114 @@
+"""The vLLM servers of one node: ``python -m grpo_hpc.jobs.serve PROGRAM... RUN_DIR``, one task on each of their nodes.
+
+It starts the servers that the plan puts on this node, each with its GPUs and a port of its own, and writes down where
+they listen. It ends with them: when one dies, the others are ended and the step fails; it ends well when the
+supervisor says that the servers are not needed any more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from grpo_hpc.config import RunConfig
+from grpo_hpc.jobs.crash import find_crash
+from grpo_hpc.jobs.ends import what_happened
+from grpo_hpc.jobs.files import write_atomically
+from grpo_hpc.jobs.ports import claimed_port
+from grpo_hpc.jobs.processes import descendants, end_family, start_family
+from grpo_hpc.jobs.run_dir import RunDir
+
+END = "end"
+"""File beside the servers' addresses that ends them."""
+_POLL_S = 0.5
+_GRACE_S = 10.0
+_PORTS = 1000  # how far from the planned port a free one is looked for
+
+
+def main(run_dir: RunDir, program: list[str]) -> int:
+    """Serve until told to end (0) or until a server ends (1)."""
+    attempt, cfg = run_dir.latest_attempt(), run_dir.config()
+    at = cfg.resources.nodes + int(os.environ["SLURM_PROCID"])
+    here = {number: server for number, server in enumerate(run_dir.planned_servers()) if server["node"] == at}
+    end = RunDir.api_key(attempt).with_name(END)
+    with _started(cfg, attempt, program, here) as processes:
+        while not end.exists():
+            for number, process in processes.items():
+                if (code := process.poll()) is not None:
+                    print(f"server {number} on {_node()} ended: {_why(attempt, number, code)}", flush=True)
+                    return 1
+            time.sleep(_POLL_S)
+    return 0
+
+
+@contextmanager
+def _started(
+    cfg: RunConfig, attempt: Path, program: list[str], servers: Mapping[int, dict[str, Any]]
+) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
+    """The processes of ``servers`` by their number in the plan; no process of theirs is left afterwards."""
+    address, others = own_address(os.environ["MASTER_ADDR"]), descendants()
+    secret = {"VLLM_API_KEY": RunDir.api_key(attempt).read_text()}
+    with ExitStack() as stack:
+        stack.callback(end_family, others, _GRACE_S)
+        processes = {}
+        for number, server in servers.items():
+            port = stack.enter_context(claimed_port(range(server["port"], min(server["port"] + _PORTS, 65536))))
+            command = [sys.executable, *program, "--host", address, "--port", str(port), *options(cfg)]
+            env = {**os.environ, **secret, **_gpus(cfg, server["gpus"])}
+            processes[number] = start_family(command, env, RunDir.server_log(attempt, number))
+            place = {"url": f"http://{address}:{port}", "node": _node(), "gpus": server["gpus"]}
+            write_atomically(attempt / "servers" / f"{number}.json", json.dumps(place) + "\n")
+        yield processes
+
+
+def options(cfg: RunConfig) -> list[str]:
+    """What vLLM's server is told besides its address; its key is in its environment."""
+    roll = cfg.rollout
+    words = ["--model", cfg.model.path, "--dtype", roll.vllm_dtype, "--seed", str(cfg.seed)]
+    words += ["--tensor-parallel-size", str(roll.vllm_tensor_parallel_size)]
+    if roll.vllm_max_model_len is not None:
+        words += ["--max-model-len", str(roll.vllm_max_model_len)]
+    if roll.vllm_max_num_seqs is not None:
+        words += ["--max-num-seqs", str(roll.vllm_max_num_seqs)]
+    if cfg.resources.device == "cuda":
+        words += ["--gpu-memory-utilization", str(roll.vllm_gpu_memory_utilization)]
+        words += ["--enforce-eager"] if roll.vllm_enforce_eager else []
+    return words
+
+
+def own_address(peer: str) -> str:
+    """The address of this node in the network that leads to ``peer``; servers listen on no other one.
+
+    The node's own name may lead to a loopback address, as on Debian, which no other node can reach.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((peer, 9))  # sends nothing
+        return str(probe.getsockname()[0])
+
+
+def _gpus(cfg: RunConfig, local: list[int]) -> dict[str, str]:
+    """The GPUs of one server, out of those that Slurm gave to this step."""
+    if cfg.resources.device != "cuda":
+        return {}
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return {"CUDA_VISIBLE_DEVICES": ",".join(given[gpu] if given != [""] else str(gpu) for gpu in local)}
+
+
+def _why(attempt: Path, number: int, code: int) -> str:
+    return what_happened(code, find_crash(RunDir.server_log(attempt, number), []))
+
+
+def _node() -> str:
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+if __name__ == "__main__":
+    sys.exit(main(RunDir.open(sys.argv[-1]), sys.argv[1:-1]))

@@ -1,0 +1,115 @@
+"""Server mode: trainer and servers on nodes of their own in one job. The servers are a stand-in that speaks HTTP."""
+
+from __future__ import annotations
+
+import json
+import re
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+import pytest
+from lightruns import contained, ended, everything, job, wait_for
+
+from grpo_hpc.jobs import slurm
+from grpo_hpc.jobs.attempts import Attempt, history
+from grpo_hpc.jobs.run_dir import RunDir
+
+ON_SERVERS = {"rollout": {"vllm_mode": "server", "vllm_server_nodes": 2, "vllm_server_timeout": 60}}
+DIED = r"server \d on node[34] ended: exit code 7; server_\d.log: RuntimeError: the server was told to die"
+
+
+def servers(run: RunDir, attempt: Attempt) -> list[dict]:
+    return json.loads(RunDir.servers_file(attempt.folder(run)).read_text())["servers"]
+
+
+@pytest.mark.parametrize(
+    ("executor", "runtime"), [("slurm", "none"), ("submitit", "none"), ("slurm", "apptainer"), ("slurm", "podman")]
+)
+def test_trainer_and_servers_share_one_job(submit, executor, runtime, request):
+    run = submit(run={"executor": executor}, profile=contained(runtime, request), sections=ON_SERVERS, steps=4)
+    (attempt,) = ended(run, 1)
+    assert attempt.state == "success", everything(run)
+    folder = attempt.folder(run)
+    assert attempt.nodes == ["node1", "node2", "node3", "node4"]
+    places = [json.loads((folder / f"where_{rank}.json").read_text())["SLURMD_NODENAME"] for rank in range(4)]
+    assert places == ["node1", "node1", "node2", "node2"]
+    found = servers(run, attempt)
+    assert [(server["node"], server["gpus"]) for server in found] == [
+        ("node3", [0]),
+        ("node3", [1]),
+        ("node4", [0]),
+        ("node4", [1]),
+    ]
+    answered = [line.split() for line in (folder / "served.txt").read_text().splitlines()]
+    assert len(answered) == 4 * 4 and {url for url, _ in answered} == {server["url"] for server in found}
+    if runtime != "podman":  # where every container counts its processes from 1
+        assert len({process for _, process in answered}) == 4
+    assert json.loads((folder / "key_seen.json").read_text()) == {"mode": "0o600", "told": []}
+    assert not RunDir.api_key(folder).exists()
+    for server in found:  # nothing is left
+        with pytest.raises(URLError, match="refused"):
+            urlopen(f"{server['url']}/health", timeout=5)
+
+
+def test_others_need_the_key(submit):
+    run = submit(sections=ON_SERVERS, steps=100, pause=0.2)
+    wait_for(lambda: RunDir.servers_file(run.latest).exists(), "the servers")
+    url = servers(run, history(run)[0])[0]["url"]
+    with pytest.raises(HTTPError, match="401"):
+        urlopen(f"{url}/v1/models", timeout=5)
+
+
+def test_a_dead_server_lets_the_trainer_save_and_starts_everything_again(submit):
+    fault = {"kind": "die", "port": 8001, "requests": 3}
+    run = submit(sections=ON_SERVERS, steps=30, pause=0.3, server_fault=fault, keeps_on=True)
+    first, second = ended(run, 2)
+    assert (first.state, second.state) == ("crash", "success"), everything(run)
+    assert re.fullmatch(DIED, first.reason)
+    assert 0 < first.last_step == second.first_step
+    steps = [int(line.split()[1]) for line in (run.path / "steps.txt").read_text().splitlines()]
+    assert steps == list(range(1, 31))
+
+
+def test_a_trainer_that_fails_with_its_server_is_not_blamed(submit):
+    fault = {"kind": "die", "port": 8001, "requests": 3}
+    run = submit(run={"max_failures": 0}, sections=ON_SERVERS, steps=30, pause=0.01, server_fault=fault)
+    (first,) = ended(run, 1)
+    assert first.state == "crash" and re.fullmatch(DIED, first.reason), everything(run)
+
+
+def test_a_failed_rank_ends_the_servers(submit):
+    run = submit(sections=ON_SERVERS, fault={"kind": "kill", "rank": 3})
+    first, second = ended(run, 2)
+    assert (first.state, second.state) == ("crash", "success"), everything(run)
+    assert "rank 3 was killed by signal 9 (SIGKILL)" in first.reason
+    assert (second.folder(run) / "served.txt").exists()
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("start", "told to fail at its start"), ("deaf", "503 to /health")])
+def test_servers_that_do_not_come_up_end_the_job(submit, kind, reason):
+    run = submit(
+        run={"max_failures": 0},
+        sections={"rollout": ON_SERVERS["rollout"] | {"vllm_server_timeout": 8}},
+        server_fault={"kind": kind, "port": 8000},
+    )
+    (attempt,) = ended(run, 1)
+    assert attempt.state == "crash" and reason in attempt.reason, everything(run)
+    assert not (attempt.folder(run) / "launcher.log").exists()  # no trainer was started
+    wait_for(lambda: slurm.state(job(run)) == "FAILED", "the job to fail")
+
+
+def test_preemption_saves_with_servers_too(submit):
+    run = submit(sections=ON_SERVERS, steps=40, pause=0.2)
+    wait_for(lambda: (run.path / "steps.txt").exists(), "the first step")
+    slurm.call(["scancel", "--signal=USR2", "--full", job(run)])  # to every process, as Slurm does
+    first, second = ended(run, 2)
+    assert (first.state, second.state) == ("timeout", "success"), everything(run)
+    assert 0 < first.last_step == second.first_step
+
+
+def test_two_jobs_with_servers_share_their_nodes(submit):
+    runs = [submit(name, sections=ON_SERVERS, steps=40, pause=0.1) for name in ("one", "two")]
+    for run in runs:
+        assert ended(run, 1)[0].state == "success", everything(run)
+    urls = [server["url"] for run in runs for server in servers(run, history(run)[0])]
+    assert len(set(urls)) == 8

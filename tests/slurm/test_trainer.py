@@ -1,0 +1,68 @@
+"""The trainer itself on Slurm: Megatron and vLLM on 2 nodes x 2 ranks, with a tiny model, disturbed and undisturbed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from lightruns import PROFILE, ROOT, ended, everything, wait_for
+from runfiles import write_run
+from tiny import save_tiny_model
+
+from grpo_hpc.jobs import slurm
+from grpo_hpc.jobs.run_dir import RunDir
+
+STEPS = 4
+PLUGINS = ROOT / "tests" / "cpu" / "plugins.py"
+
+
+def submitted(folder: Path, name: str, **profile: object) -> RunDir:
+    """A run handed to Slurm by the command line, as a person does it."""
+    site = {"python": sys.executable, **PROFILE, "memory": "6000M", "environment": {"OMP_NUM_THREADS": "1"}, **profile}
+    (folder / f"{name}-site.yaml").write_text(yaml.safe_dump(site | {"preflight": {"enabled": True, "free_gib": 0.01}}))
+    run_file = write_run(
+        folder,
+        folder / "model",
+        name=name,
+        nodes=2,
+        nproc_per_node=2,
+        global_batch_size=16,
+        train_iters=STEPS,
+        save_steps=1,
+        vllm_kv_cache_gib=0.05,
+        reward_funcs=[f"{PLUGINS}:early_letters"],
+        profile=str(folder / f"{name}-site.yaml"),
+    )
+    command = [sys.executable, "-m", "grpo_hpc.cli", "submit", run_file]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return RunDir.open(folder / "runs" / name)
+
+
+def losses(run: RunDir) -> dict[int, tuple[float, float, float]]:
+    """Loss, gradient norm and reward of every step; each step once."""
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()] if run.metrics.exists() else []
+    found = [(row["step"], (row["loss"], row["grad_norm"], row["reward/mean"])) for row in rows if "loss" in row]
+    assert len(dict(found)) == len(found)
+    return dict(found)
+
+
+def test_a_preempted_run_ends_with_the_losses_of_an_undisturbed_one(tmp_path):
+    save_tiny_model(tmp_path / "model", layers=2)
+    rows = [json.dumps({"prompt": f"Say {n}.", "answer": n}) for n in range(12)]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows) + "\n")
+    undisturbed = submitted(tmp_path, "undisturbed")
+    (attempt,) = ended(undisturbed, 1, 300)
+    assert attempt.state == "success", everything(undisturbed)
+
+    run = submitted(tmp_path, "preempted", partition="low")
+    wait_for(lambda: len(losses(run)) >= 2, "two steps", 300)
+    slurm.call(["sbatch", "-p", "high", "-N4", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1"])
+    first, second = ended(run, 2, 400)
+    assert (first.state, second.state) == ("preempted", "success"), everything(run)
+    assert 0 < first.last_step == second.first_step < STEPS
+    assert losses(run) == losses(undisturbed)
+    assert sorted(losses(run)) == list(range(1, STEPS + 1))

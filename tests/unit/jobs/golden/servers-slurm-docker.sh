@@ -1,0 +1,56 @@
+#!/bin/bash
+#SBATCH --job-name=run
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --partition=gpu
+#SBATCH --gpus-per-node=4
+#SBATCH --time=12:00:00
+#SBATCH --signal=B:USR2@300
+#SBATCH --requeue
+#SBATCH --output=slurm-%j.log
+#SBATCH --open-mode=append
+
+# Written by grpo-hpc. `grpo-hpc resume` writes it again; what is to stay different belongs into the run file or the
+# cluster profile. Without an argument it supervises one attempt; with the name of a step it runs that step alone.
+set -euo pipefail
+run_dir=/runs/run
+
+threads() { echo $(( $1 > $2 ? $1 / $2 : 1 )); }
+
+environment() {
+  export PYTHONUNBUFFERED=1
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(threads $(nproc) 4)}"
+  export CUDA_DEVICE_MAX_CONNECTIONS=1
+  export HF_HUB_OFFLINE=1
+  export TRANSFORMERS_OFFLINE=1
+}
+
+check() {
+  exec srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --gpus-per-node=4 --kill-on-bad-exit=1 --overlap --mpi=none \
+    docker run --rm --init --network=host --ipc=host --label "grpo-hpc=${SLURM_JOB_ID:-}" --user "$(id -u):$(id -g)" --gpus all --ulimit memlock=-1 --env MASTER_ADDR --env MASTER_PORT --env GRPO_HPC_ATTEMPT --env CUDA_VISIBLE_DEVICES --env SLURM_JOB_ID --env SLURM_NODEID --env SLURM_PROCID --env SLURMD_NODENAME --env PYTHONUNBUFFERED --env OMP_NUM_THREADS --env CUDA_DEVICE_MAX_CONNECTIONS --env HF_HUB_OFFLINE --env TRANSFORMERS_OFFLINE --mount 'type=bind,"source=/runs/run","destination=/runs/run"' --mount 'type=bind,"source=/models/m","destination=/models/m"' --mount 'type=bind,"source=/data/t.jsonl","destination=/data/t.jsonl"' --workdir /runs/run --entrypoint '' localhost/grpo-hpc:gpu \
+    bash -c 'trap "" TERM USR2; exec python3 -m torch.distributed.run --nnodes=4 --node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --signals-to-handle=SIGINT --nproc-per-node=4 -m grpo_hpc.jobs.check_rank "$0"' /runs/run
+}
+
+train() {
+  exec srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --relative=0 --gpus-per-node=4 --kill-on-bad-exit=1 --overlap --mpi=none \
+    docker run --rm --init --network=host --ipc=host --label "grpo-hpc=${SLURM_JOB_ID:-}" --user "$(id -u):$(id -g)" --gpus all --ulimit memlock=-1 --env MASTER_ADDR --env MASTER_PORT --env GRPO_HPC_ATTEMPT --env CUDA_VISIBLE_DEVICES --env SLURM_JOB_ID --env SLURM_NODEID --env SLURM_PROCID --env SLURMD_NODENAME --env PYTHONUNBUFFERED --env OMP_NUM_THREADS --env CUDA_DEVICE_MAX_CONNECTIONS --env HF_HUB_OFFLINE --env TRANSFORMERS_OFFLINE --mount 'type=bind,"source=/runs/run","destination=/runs/run"' --mount 'type=bind,"source=/models/m","destination=/models/m"' --mount 'type=bind,"source=/data/t.jsonl","destination=/data/t.jsonl"' --workdir /runs/run --entrypoint '' localhost/grpo-hpc:gpu \
+    bash -c 'trap "" TERM USR2; exec python3 -m torch.distributed.run --nnodes=2 --node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --signals-to-handle=SIGINT --nproc-per-node=4 -m grpo_hpc.train "$0"' /runs/run
+}
+
+serve() {
+  exec srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --relative=2 --gpus-per-node=4 --kill-on-bad-exit=1 --overlap --mpi=none \
+    docker run --rm --init --network=host --ipc=host --label "grpo-hpc=${SLURM_JOB_ID:-}" --user "$(id -u):$(id -g)" --gpus all --ulimit memlock=-1 --env MASTER_ADDR --env MASTER_PORT --env GRPO_HPC_ATTEMPT --env CUDA_VISIBLE_DEVICES --env SLURM_JOB_ID --env SLURM_NODEID --env SLURM_PROCID --env SLURMD_NODENAME --env PYTHONUNBUFFERED --env OMP_NUM_THREADS --env CUDA_DEVICE_MAX_CONNECTIONS --env HF_HUB_OFFLINE --env TRANSFORMERS_OFFLINE --mount 'type=bind,"source=/runs/run","destination=/runs/run"' --mount 'type=bind,"source=/models/m","destination=/models/m"' --mount 'type=bind,"source=/data/t.jsonl","destination=/data/t.jsonl"' --workdir /runs/run --entrypoint '' localhost/grpo-hpc:gpu \
+    bash -c 'trap "" TERM USR2; exec python3 -m grpo_hpc.jobs.serve -m vllm.entrypoints.openai.api_server "$0"' /runs/run
+}
+
+clean() {
+  exec srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --overlap --mpi=none \
+    bash -c 'docker ps --quiet --filter label="grpo-hpc=${SLURM_JOB_ID:-}" | xargs --no-run-if-empty docker rm --force'
+}
+
+case "${1-}" in
+  "") exec /env/bin/python -m grpo_hpc.jobs.supervise "$run_dir" ;;
+  check | train | serve | clean) environment; "$1" ;;
+  environment) environment; env --null ;;
+  *) echo "usage: job.sh [check | train | serve | clean | environment]" >&2; exit 2 ;;
+esac

@@ -1,0 +1,157 @@
+"""The servers of one node, with a stand-in that speaks HTTP, and what their supervisor makes of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+import yaml
+
+from grpo_hpc.config import load_run
+from grpo_hpc.errors import ConfigError, EnvironmentProblem
+from grpo_hpc.jobs.ports import claimed_port
+from grpo_hpc.jobs.profile import Profile, require_complete
+from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.jobs.serve import options, own_address
+from grpo_hpc.jobs.servers import Servers, serving
+from grpo_hpc.plan.make import make_plan
+
+ROOT = Path(__file__).parents[3]
+STAND_IN = ROOT / "tests" / "slurm" / "server.py"
+
+
+class Steps:
+    """Starts a step on this machine: the servers of one node."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self.run_dir = run_dir
+
+    @contextmanager
+    def start(self, name: str, log: Path):
+        assert name == "serve"
+        env = {**os.environ, "SLURM_PROCID": "0", "MASTER_ADDR": "localhost", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "grpo_hpc.jobs.serve", str(STAND_IN), str(self.run_dir.path)]
+        with log.open("w") as out:
+            process = subprocess.Popen(command, env=env, cwd=self.run_dir.path, stdout=out, stderr=out)
+        try:
+            yield process
+        finally:
+            assert process.wait(10) is not None  # it ended by itself
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    values = {
+        "name": "served",
+        "output_dir": str(tmp_path),
+        "model": {"path": "model", "config": "Qwen3-0.6B", "dtype": "float32"},
+        "data": {"train": "rows.jsonl"},
+        "resources": {"device": "cpu", "nproc_per_node": 2},
+        "batch": {"train_iters": 1},
+        "rollout": {"vllm_mode": "server"},
+        "rewards": {"reward_funcs": ["exact_number"]},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    cfg = load_run(tmp_path / "run.yaml")
+    run_dir = RunDir.create(cfg, make_plan(cfg))
+    run_dir.new_attempt()
+    return run_dir
+
+
+def with_fault(run: RunDir, **fault: object) -> None:
+    (run.path / "payload.json").write_text(json.dumps({"server_fault": fault}))
+
+
+def test_servers_come_up_with_a_key_of_their_own_and_leave_nothing(run):
+    with_fault(run, kind="none")
+    folder = run.latest_attempt()
+    with serving(Steps(run), folder) as servers:
+        assert servers.await_ready(30, lambda: False) is None
+        found = json.loads(RunDir.servers_file(folder).read_text())["servers"]
+        assert [place["gpus"] for place in found] == [[0], [1]] and len({place["url"] for place in found}) == 2
+        assert all(place["url"].startswith("http://127.0.0.1:") for place in found)
+        key = RunDir.api_key(folder)
+        assert key.stat().st_mode & 0o777 == 0o600 and len(key.read_text()) > 40
+        commands = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True).stdout
+        assert found[0]["url"].rpartition(":")[2] in commands and key.read_text() not in commands
+        with pytest.raises(HTTPError, match="401"):
+            urlopen(found[0]["url"] + "/v1/models", timeout=5)
+        assert servers.failure() is None
+    assert not key.exists()
+    for place in found:
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", int(place["url"].rpartition(":")[2]))) != 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ({"kind": "start"}, "exit code 1; server_0.log: RuntimeError: the server was told to fail at its start"),
+        (
+            {"kind": "deaf"},
+            "after 2 s (vllm_server_timeout) the servers are not ready: ",
+        ),
+    ],
+)
+def test_servers_that_fail_are_named(run, fault, reason):
+    with_fault(run, port=None, **fault)
+    with serving(Steps(run), run.latest_attempt()) as servers:
+        assert reason in servers.await_ready(2 if fault["kind"] == "deaf" else 30, lambda: False)
+
+
+def test_a_wish_to_stop_ends_the_waiting(run):
+    with_fault(run, kind="deaf")
+    with serving(Steps(run), run.latest_attempt()) as servers:
+        assert servers.await_ready(60, lambda: True) is None
+        assert not RunDir.servers_file(run.latest_attempt()).exists()
+
+
+def test_a_step_that_says_nothing_is_told_by_its_exit_code(tmp_path):
+    (tmp_path / "servers.log").write_text("srun: error: Node failure on node3\n")
+    process = subprocess.Popen(["false"])
+    process.wait()
+    said = Servers(tmp_path, 1, process).failure()
+    assert said == "the servers' step ended with exit code 1; srun: error: Node failure on node3"
+
+
+def test_what_vllm_is_told():
+    cfg = load_run(ROOT / "configs" / "qwen3_8b_server.yaml", ["vllm_enforce_eager=true", "vllm_max_num_seqs=64"])
+    assert " ".join(options(cfg)) == (
+        "--model models/Qwen3-8B --dtype bfloat16 --seed 42 --tensor-parallel-size 1 --max-model-len 9216 "
+        "--max-num-seqs 64 --gpu-memory-utilization 0.9 --enforce-eager"
+    )
+
+
+def test_servers_listen_where_their_peer_reaches_them():
+    assert own_address("localhost") == "127.0.0.1"
+
+
+def test_a_port_has_one_owner():
+    with claimed_port(range(20000, 20100)) as first, claimed_port(range(20000, 20100)) as second:
+        assert first != second
+        with pytest.raises(EnvironmentProblem, match=f"no port from {first} to {first}"), claimed_port([first]):
+            pass
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        claimed_port([(taken := other.getsockname()[1]), 20000]) as port,
+    ):
+        assert port != taken
+
+
+@pytest.mark.parametrize(
+    ("executor", "change", "wrong"),
+    [("local", "nodes=1", "one machine"), ("slurm", "vllm_tensor_parallel_size=16", "lies within one node")],
+)
+def test_servers_need_nodes_that_hold_them(executor, change, wrong):
+    changes = [change, "vllm_server_nodes=2"]
+    cfg = load_run(ROOT / "configs" / "qwen3_8b_server.yaml", changes)
+    with pytest.raises(ConfigError, match=wrong):
+        require_complete(cfg, Profile(executor=executor))
