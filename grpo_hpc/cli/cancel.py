@@ -9,28 +9,31 @@ import click
 
 @click.command("cancel", short_help="End a run for good.")
 @click.argument("run_dir", metavar="RUN_DIR")
-@click.option("--json", "as_json", is_flag=True, help="Print what `grpo-hpc status --json` prints, afterwards.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print what `status --json` prints, afterwards; a list of it for a sweep."
+)
 def command(run_dir: str, as_json: bool) -> int:
-    """End the run in RUN_DIR: take it out of the queue, or tell it to save and stop. It does not start again by itself.
+    """End the run in RUN_DIR, or all runs of the sweep there: what waits leaves the queue, what runs saves and stops.
 
-    Under Slurm this is scancel, and the site's KillWait says how long the run may take to save; here it is 30 seconds.
-    A run that is over stays as it is. Returns when the processes are gone, with exit code 1 if they are not gone after
-    two minutes. `grpo-hpc resume` goes on from the newest checkpoint.
+    Nothing of it starts again by itself. Under Slurm this is scancel, and the site's KillWait says how long a run may
+    take to save; here it is 30 seconds. A run that is over stays as it is. Returns when the processes are gone, with
+    exit code 1 if they are not gone after two minutes. `grpo-hpc resume` goes on from the newest checkpoint.
     """
     from grpo_hpc.jobs.cancel import cancel
-    from grpo_hpc.jobs.run_dir import RunDir
-    from grpo_hpc.jobs.standing import LIVE, standing
+    from grpo_hpc.jobs.standing import LIVE, Records, standings
+    from grpo_hpc.jobs.sweep import Sweep, runs_at
 
-    run = RunDir.open(run_dir)
-    ended = cancel([run])
-    found = standing(run)
-    still = found.state in LIVE
+    runs = runs_at(run_dir)
+    ended = cancel(runs)
+    found = standings([Records.read(run) for run in runs])
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2))
-    elif still:
-        click.echo(f"{found.name} has been asked to save and stop, but is {found.state} still: {found.detail}")
-    elif ended:
-        click.echo(f"{found.name}: {found.state} after step {found.step} ({found.detail})")
-    else:
-        click.echo(f"{found.name} is over already: {found.state}")
-    return 1 if still else 0
+        facts = [state.to_dict() for state in found]
+        click.echo(json.dumps(facts if Sweep.at(run_dir) else facts[0], indent=2))
+    for run, state in zip(runs, found, strict=True) if not as_json else ():
+        if state.state in LIVE:
+            click.echo(f"{state.name} has been asked to save and stop, but is {state.state} still: {state.detail}")
+        elif run in ended:
+            click.echo(f"{state.name}: {state.state} after step {state.step} ({state.detail})")
+        else:
+            click.echo(f"{state.name} is over already: {state.state}")
+    return int(any(state.state in LIVE for state in found))

@@ -13,21 +13,19 @@ import click
 def command(folder: str | None, as_json: bool) -> None:
     """Show every run in the folder DIR (./runs when it is left out): state, step, reward, last sign of life.
 
-    What lies there and is no run, or a damaged one, is named. --json prints an object with `folder`, `runs` (each as
-    `grpo-hpc status RUN_DIR --json` prints it) and `passed_over` (path and reason).
-    """
-    from grpo_hpc.jobs.overview import DEFAULT_FOLDER, overview
-    from grpo_hpc.jobs.show_standing import console, runs_table, show_foreign
+    A sweep is one line; `grpo-hpc list SWEEP_DIR` compares its runs. What is no run, or a damaged one, is named.
 
-    found = overview(folder or DEFAULT_FOLDER)
+    --json prints an object with folder, runs (each as `grpo-hpc status RUN_DIR --json` prints it), sweeps (name: runs)
+    and passed_over (path, reason); for a sweep what `grpo-hpc status SWEEP_DIR --json` prints.
+    """
+    from grpo_hpc.jobs.overview import DEFAULT_FOLDER, comparison, overview
+    from grpo_hpc.jobs.show_standing import console, show
+    from grpo_hpc.jobs.sweep import Sweep
+
+    folder = folder or DEFAULT_FOLDER
+    sweep = Sweep.at(folder)
+    found = comparison(sweep) if sweep else overview(folder)
     if as_json:
-        passed_over = [{"path": path, "reason": reason} for path, reason in found.foreign]
-        runs = [run.to_dict() for run in found.runs]
-        click.echo(json.dumps({"folder": found.folder, "runs": runs, "passed_over": passed_over}, indent=2))
-        return
-    out = console()
-    if found.runs:
-        out.print(runs_table(found.runs))
+        click.echo(json.dumps(found.to_dict(), indent=2))
     else:
-        out.print(f"There is no run in {found.folder}.", soft_wrap=True)
-    show_foreign(found.foreign, out)
+        show(found, console())

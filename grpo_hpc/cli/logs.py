@@ -27,9 +27,9 @@ def command(
     --json prints one object a line: attempt (null for what Slurm's job wrote before the first), file, line.
     """
     from grpo_hpc.jobs.follow import Wanted, follow_log, read_log
-    from grpo_hpc.jobs.run_dir import RunDir
+    from grpo_hpc.jobs.sweep import one_run_at
 
-    run, wanted = RunDir.open(run_dir), Wanted(attempt, rank)
+    run, wanted = one_run_at(run_dir), Wanted(attempt, rank)
     shown = None
     for line in follow_log(run, wanted, lines) if follow else read_log(run, wanted, lines):
         if line is None:

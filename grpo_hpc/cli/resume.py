@@ -5,19 +5,28 @@ from __future__ import annotations
 import click
 
 from grpo_hpc.cli.queued import queued
+from grpo_hpc.cli.sweeping import resume_sweep
 
 
 @click.command("resume", short_help="Continue a stopped or crashed run.")
 @click.argument("run_dir", metavar="RUN_DIR")
 @click.option("--profile", "name", metavar="NAME", help="Continue on another cluster, or on a changed profile.")
 def command(run_dir: str, name: str | None) -> int:
-    """Continue the run in RUN_DIR from its newest checkpoint, with the run file that was resolved when it began."""
+    """Continue the run in RUN_DIR from its newest checkpoint, with the run file that was resolved when it began.
+
+    For the folder of a sweep: continue those of its runs that neither wait, run, nor are finished.
+    """
     from grpo_hpc.jobs.executors import start
     from grpo_hpc.jobs.preflight import preflight
     from grpo_hpc.jobs.prepare import move_run, stored_profile
     from grpo_hpc.jobs.profile import find_profile, read_profile, require_complete
     from grpo_hpc.jobs.run_dir import RunDir
+    from grpo_hpc.jobs.sweep import Sweep
 
+    if sweep := Sweep.at(run_dir):
+        if name:
+            raise click.UsageError("--profile moves one run; name a run of the sweep")
+        return resume_sweep(sweep)
     run = RunDir.open(run_dir)
     cfg = run.config()
     profile = read_profile(find_profile(name)) if name else stored_profile(run)

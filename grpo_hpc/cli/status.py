@@ -14,7 +14,7 @@ def command(run_dir: str | None, as_json: bool) -> None:
     """Show the state of a run, its step, time left, reward, last error and where its log is.
 
     What the run directory records is held against Slurm's queue and accounting. Without RUN_DIR: every run in ./runs
-    that waits or runs, or else the one that changed last.
+    that waits or runs, or else the one that changed last. For the folder of a sweep: its runs side by side.
 
     \b
     States: prepared, queued, starting, running; success, stopped, cancelled, timeout, preempted,
@@ -23,19 +23,25 @@ def command(run_dir: str | None, as_json: bool) -> None:
     --json prints one object, without RUN_DIR a list of them; times are seconds since the epoch:
     run_dir, name, state, detail, executor, job_ids, attempt, nodes, step, total_steps, phase, seconds_per_step,
     seconds_left, started, ended, changed, last_error, logs, reward, rewards (one a step), held_out.
+    For a sweep it is an object with folder, keys, points (each with values beside these facts) and damaged.
     """
-    from grpo_hpc.jobs.overview import present_runs
+    from grpo_hpc.jobs.overview import comparison, present_runs
     from grpo_hpc.jobs.run_dir import RunDir
-    from grpo_hpc.jobs.show_standing import console, show_standing
+    from grpo_hpc.jobs.show_standing import console, show, show_standing
     from grpo_hpc.jobs.standing import standing
+    from grpo_hpc.jobs.sweep import Sweep
 
-    found = [standing(RunDir.open(run_dir))] if run_dir else present_runs()
+    if run_dir and (sweep := Sweep.at(run_dir)):
+        found = comparison(sweep)
+        click.echo(json.dumps(found.to_dict(), indent=2)) if as_json else show(found, console())
+        return
+    runs = [standing(RunDir.open(run_dir))] if run_dir else present_runs()
     if as_json:
-        facts = [run.to_dict() for run in found]
+        facts = [run.to_dict() for run in runs]
         click.echo(json.dumps(facts[0] if run_dir else facts, indent=2))
         return
     out = console()
-    for index, run in enumerate(found):
+    for index, run in enumerate(runs):
         if index:
             out.print()
         show_standing(run, out)

@@ -14,11 +14,24 @@ from grpo_hpc.cli.queued import queued
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option("--dry-run", is_flag=True, help="Write the run directory and show the script, but start nothing.")
 @click.option("--fresh", is_flag=True, help="Move an existing run directory of that name away first.")
-def command(run: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) -> int:
+@click.option(
+    "--sweep",
+    "sweeps",
+    multiple=True,
+    metavar="KEY=VALUE,...",
+    help="A run for each of these values, as in --sweep optimizer.lr=1e-6,3e-6; several make all combinations.",
+)
+def command(run: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool, sweeps: tuple[str, ...]) -> int:
     """Start the run that the file RUN describes, on the cluster that cluster.profile names.
 
     The profile `local` is this machine: the first Ctrl-C finishes the step, saves and stops; the second kills.
+
+    A sweep is one array job, here one run after the other; `grpo-hpc status output_dir/NAME` compares its runs.
     """
+    if sweeps:
+        from grpo_hpc.cli.sweeping import submit_sweep
+
+        return submit_sweep(run, overrides, sweeps, dry_run, fresh)
     from rich.console import Console
 
     from grpo_hpc.config import load_run

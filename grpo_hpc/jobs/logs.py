@@ -63,9 +63,14 @@ def attempt_of(run_dir: RunDir, number: int | None) -> Attempt | None:
 def _slurm_log(run_dir: RunDir, job_ids: list[str]) -> Path | None:
     """What sbatch's script itself wrote, which is where a job ends that cannot even begin an attempt."""
     for job_id in reversed(job_ids):
-        for path in (run_dir.path / f"slurm-{job_id}.log", *run_dir.path.glob(f"submitit/{job_id}*_log.err")):
-            if _has_text(path):
-                return path
+        own = run_dir.path / f"slurm-{job_id}.log"
+        of_submitit = [
+            path
+            for folder in (run_dir.path, run_dir.path.parent)  # beside the run directory for a sweep
+            for path in (folder / "submitit").glob(f"{job_id}*_log.err")
+        ]
+        if found := next(filter(_has_text, (own, *of_submitit)), None):
+            return found
     return None
 
 

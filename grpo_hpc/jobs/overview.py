@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import ConfigError, GrpoHpcError
 from grpo_hpc.jobs.run_dir import RunDir
 from grpo_hpc.jobs.standing import LIVE, Records, Standing, standings
+from grpo_hpc.jobs.sweep import Sweep
 
 DEFAULT_FOLDER: str = RunConfig.model_fields["output_dir"].default
 
@@ -19,12 +22,23 @@ class Overview:
 
     Attributes:
         runs: by name.
+        sweeps: the runs of each sweep, by the folder's name.
         foreign: path and reason of everything else that lies there.
     """
 
     folder: str
     runs: list[Standing]
+    sweeps: dict[str, list[Standing]]
     foreign: list[tuple[str, str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe; what ``--json`` prints."""
+        return {
+            "folder": self.folder,
+            "runs": [run.to_dict() for run in self.runs],
+            "sweeps": {name: [run.to_dict() for run in runs] for name, runs in self.sweeps.items()},
+            "passed_over": [{"path": path, "reason": reason} for path, reason in self.foreign],
+        }
 
 
 def overview(folder: str | Path) -> Overview:
@@ -34,19 +48,72 @@ def overview(folder: str | Path) -> Overview:
         ConfigError: there is no such folder, or it is itself a run.
     """
     path = Path(folder).absolute()
+    if Sweep.at(path):
+        raise ConfigError(f"{folder} is a sweep, not a folder of runs", f"Look at it: grpo-hpc status {folder}.")
     if (path / "run.yaml").is_file():
         raise ConfigError(f"{folder} is a run, not a folder of runs", f"Look at it with `grpo-hpc status {folder}`.")
     if not path.is_dir():
         raise ConfigError(f"there is no folder {folder}", "Runs lie in the folder that output_dir of a run file names.")
-    runs: list[Records] = []
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    sweeps = {entry.name: [run.path for run in sweep.runs] for entry in entries if (sweep := _sweep(entry))}
+    records, foreign = _read([entry for entry in entries if entry.name not in sweeps])
+    groups = {}
+    for name, points in sweeps.items():
+        groups[name], damaged = _read(points)
+        foreign += damaged
+    found = iter(standings([*records, *(run for group in groups.values() for run in group)]))
+    runs = [next(found) for _ in records]
+    return Overview(str(path), runs, {name: [next(found) for _ in group] for name, group in groups.items()}, foreign)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of a sweep side by side.
+
+    Attributes:
+        values: of each run, by key; in the order of ``runs``.
+        damaged: path and reason of points that cannot be read.
+    """
+
+    folder: str
+    keys: list[str]
+    values: list[dict[str, Any]]
+    runs: list[Standing]
+    damaged: list[tuple[str, str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe; what ``--json`` prints."""
+        pairs = zip(self.values, self.runs, strict=True)
+        points = [{"values": values, **run.to_dict()} for values, run in pairs]
+        damaged = [{"path": path, "reason": reason} for path, reason in self.damaged]
+        return {"folder": self.folder, "keys": self.keys, "points": points, "damaged": damaged}
+
+
+def comparison(sweep: Sweep) -> Comparison:
+    """How the runs of a sweep stand."""
+    records, damaged = _read([run.path for run in sweep.runs])
+    of = {sweep.path / name: values for name, values in zip(sweep.names, sweep.values, strict=True)}
+    values = [of[record.run_dir.path] for record in records]
+    return Comparison(str(sweep.path), sweep.keys, values, standings(records), damaged)
+
+
+def _read(paths: Sequence[Path]) -> tuple[list[Records], list[tuple[str, str]]]:
+    """The records of those that are runs, and path and reason of the others."""
+    records: list[Records] = []
     foreign: list[tuple[str, str]] = []
-    for entry in sorted(entry for entry in path.iterdir() if not entry.name.startswith(".")):
+    for path in paths:
         try:
-            runs.append(Records.read(RunDir.open(entry)))
+            records.append(Records.read(RunDir.open(path)))
         except GrpoHpcError as error:
-            reason = "no run" if not (entry / "run.yaml").is_file() else " ".join(error.message.split())
-            foreign.append((str(entry), reason))
-    return Overview(str(path), standings(runs), foreign)
+            foreign.append((str(path), " ".join(error.message.split()) if (path / "run.yaml").is_file() else "no run"))
+    return records, foreign
+
+
+def _sweep(path: Path) -> Sweep | None:
+    try:
+        return Sweep.at(path)
+    except GrpoHpcError:
+        return None
 
 
 def present_runs(folder: str | Path = DEFAULT_FOLDER) -> list[Standing]:
@@ -55,7 +122,8 @@ def present_runs(folder: str | Path = DEFAULT_FOLDER) -> list[Standing]:
     Raises:
         ConfigError: there is no run.
     """
-    found = overview(folder).runs if Path(folder).is_dir() else []
+    seen = overview(folder) if Path(folder).is_dir() else None
+    found = [*seen.runs, *(run for group in seen.sweeps.values() for run in group)] if seen else []
     if not found:
         raise ConfigError(f"there is no run in ./{folder}", "Name a run directory: grpo-hpc status RUN_DIR")
     return [run for run in found if run.state in LIVE] or [max(found, key=lambda run: run.changed)]

@@ -92,8 +92,7 @@ class RunDir:
             write_atomically(draft / run_dir.lock_file.name, _json(fingerprint()))
             for name, text in (files or {}).items():
                 write_atomically(draft / name, text)
-            if run_dir._taken():
-                run_dir.path.rename(run_dir._old_name())
+            run_dir.make_room(fresh)
             draft.rename(run_dir.path)
         except OSError as error:
             shutil.rmtree(draft, ignore_errors=True)
@@ -125,6 +124,16 @@ class RunDir:
                 f"Continue it with `grpo-hpc resume {short_path(self.path)}`, give the new run another name "
                 f"(name=...), or submit with --fresh, which moves the old one to {self._old_name().name}.",
             )
+
+    def make_room(self, fresh: bool) -> None:
+        """Move away what holds this path, if ``fresh`` allows it.
+
+        Raises:
+            ConfigError: the directory is taken.
+        """
+        self.require_free(fresh)
+        if self._taken():
+            self.path.rename(self._old_name())
 
     def config(self) -> RunConfig:
         """The resolved run file of this run."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from grpo_hpc.jobs.overview import Comparison, Overview
 from grpo_hpc.jobs.run_dir import short_path
 from grpo_hpc.jobs.standing import LIVE, Standing
+from grpo_hpc.jobs.sweep import show_value
 from grpo_hpc.observe.draw import duration, sparkline
 from grpo_hpc.observe.metrics import PHASES
 
@@ -53,12 +56,12 @@ def _facts(found: Standing) -> Iterator[tuple[str, Text]]:
     yield "step", _step(found)
     if found.rewards:
         spark = Text(sparkline(found.rewards, _SPARK), style="cyan")
-        yield "reward", Text.assemble(number(found.reward), "  ", spark)
+        yield "reward", Text.assemble(_number(found.reward), "  ", spark)
     if found.held_out:
-        yield "held out", Text("  ".join(f"{name} {number(value)}" for name, value in found.held_out.items()))
+        yield "held out", Text("  ".join(f"{name} {_number(value)}" for name, value in found.held_out.items()))
     if found.attempt is not None:
         where = f" on {', '.join(found.nodes)}" if found.nodes else ""
-        yield "attempt", Text(f"{found.attempt}{where}, begun {ago(found.started)}".replace(", begun -", ""))
+        yield "attempt", Text(f"{found.attempt}{where}, begun {_ago(found.started)}".replace(", begun -", ""))
     if found.job_ids:
         yield "jobs", Text(f"{', '.join(found.job_ids)} ({found.executor})")
     if found.last_error:
@@ -79,7 +82,7 @@ def _step(found: Standing) -> Text:
     return line
 
 
-def runs_table(runs: Iterable[Standing], extra: Sequence[str] = (), cells: Sequence[Sequence[str]] = ()) -> Table:
+def _runs_table(runs: Iterable[Standing], extra: Sequence[str] = (), cells: Sequence[Sequence[str]] = ()) -> Table:
     """A table with one run a line.
 
     Args:
@@ -99,25 +102,57 @@ def runs_table(runs: Iterable[Standing], extra: Sequence[str] = (), cells: Seque
             *map(Text, texts),
             Text(run.state, style=_style(run.state)),
             f"{run.step}/{run.total_steps}",
-            number(run.reward),
-            *(number(run.held_out.get(name)) for name in held_out),
-            ago(run.changed),
+            _number(run.reward),
+            *(_number(run.held_out.get(name)) for name in held_out),
+            _ago(run.changed),
         )
     return table
 
 
-def show_foreign(foreign: Sequence[tuple[str, str]], out: Console) -> None:
+def show(found: Comparison | Overview, out: Console) -> None:
+    """Print many runs."""
+    if isinstance(found, Comparison):
+        _show_comparison(found, out)
+    else:
+        _show_overview(found, out)
+
+
+def _show_comparison(found: Comparison, out: Console) -> None:
+    """Print the runs of a sweep with what differs between them."""
+    short = [key.rpartition(".")[2] for key in found.keys]
+    titles = short if len(set(short)) == len(short) else found.keys
+    cells = [[show_value(values[key]) for key in found.keys] for values in found.values]
+    out.print(_runs_table(found.runs, titles, cells))
+    _show_foreign(found.damaged, out)
+
+
+def _show_overview(found: Overview, out: Console) -> None:
+    """Print what a folder of runs holds."""
+    if found.runs:
+        out.print(_runs_table(found.runs))
+    for name, runs in found.sweeps.items():
+        counts = Counter(run.state for run in runs)
+        states = ", ".join(f"{count} {state}" for state, count in counts.items())
+        best = max((run.reward for run in runs if run.reward is not None), default=None)
+        line = Text.assemble((name, "bold"), f"  sweep of {len(runs)}: {states}; best reward {_number(best)}")
+        out.print(line, soft_wrap=True)
+    if not found.runs and not found.sweeps:
+        out.print(Text(f"There is no run in {found.folder}."), soft_wrap=True)
+    _show_foreign(found.foreign, out)
+
+
+def _show_foreign(foreign: Sequence[tuple[str, str]], out: Console) -> None:
     """Name what lies in the folder and is no run, with the reason."""
     for path, reason in foreign:
         out.print(Text(f"passed over {short_path(path)}: {reason}", style="dim"), soft_wrap=True)
 
 
-def number(value: float | None) -> str:
+def _number(value: float | None) -> str:
     """A reward as people read it."""
     return "-" if value is None else f"{value:.3f}"
 
 
-def ago(then: float | None) -> str:
+def _ago(then: float | None) -> str:
     """How long ago a moment was."""
     return "-" if then is None else f"{duration(time.time() - then)} ago"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,20 @@ _DEADLINE_S = 60
 
 @dataclass(frozen=True)
 class Allocation:
-    """The job that this process runs in."""
+    """The job that this process runs in.
+
+    Attributes:
+        job_id: its number, for a task of an array ``ARRAY_TASK``.
+    """
 
     job_id: str
     restart: int
     nodes: list[str]
+
+    @property
+    def number(self) -> int:
+        """A number that hardly another job has."""
+        return int(self.job_id.replace("_", ""))
 
     @classmethod
     def here(cls, env: Mapping[str, str] = os.environ) -> Allocation | None:
@@ -27,7 +37,10 @@ class Allocation:
         if "SLURM_JOB_ID" not in env:
             return None
         names = call(["scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]]).split()
-        return cls(env["SLURM_JOB_ID"], int(env.get("SLURM_RESTART_COUNT") or 0), names)
+        job_id = env["SLURM_JOB_ID"]
+        if "SLURM_ARRAY_JOB_ID" in env:  # the number of an array's last task is that of the whole array
+            job_id = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+        return cls(job_id, int(env.get("SLURM_RESTART_COUNT") or 0), names)
 
 
 def call(command: Sequence[str], cwd: Path | None = None) -> str:
@@ -52,7 +65,18 @@ def call(command: Sequence[str], cwd: Path | None = None) -> str:
 
 def sbatch(script: Path, *options: str) -> str:
     """Queue ``script`` from its own folder and return the number of the job."""
-    return call(["sbatch", "--parsable", *options, script.name], cwd=script.parent).split(";")[0]
+    with outside_of_array():
+        return call(["sbatch", "--parsable", *options, script.name], cwd=script.parent).split(";")[0]
+
+
+@contextmanager
+def outside_of_array() -> Iterator[None]:
+    """A task of an array queues jobs here; they get its environment, and must not take themselves for tasks, too."""
+    removed = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("SLURM_ARRAY_")}
+    try:
+        yield
+    finally:
+        os.environ.update(removed)
 
 
 def requeue(job_id: str) -> None:

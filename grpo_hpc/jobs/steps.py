@@ -29,7 +29,7 @@ class Steps:
     @contextmanager
     def start(self, name: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         """The process of a step, which has a port of its own; what still runs when the context ends is killed."""
-        with claimed_port(job_ports(int(self.allocation.job_id))) as port, log.open("ab") as out:
+        with claimed_port(job_ports(self.allocation.number)) as port, log.open("ab") as out:
             process = subprocess.Popen(
                 ["bash", str(self.run_dir.job_script), name],
                 env={**self.env, "MASTER_ADDR": self.allocation.nodes[0], "MASTER_PORT": str(port)},

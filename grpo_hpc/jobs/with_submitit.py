@@ -13,6 +13,7 @@ from grpo_hpc.jobs.prepare import make_job
 from grpo_hpc.jobs.profile import Profile
 from grpo_hpc.jobs.render import sbatch_options
 from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.jobs.slurm import outside_of_array
 
 
 class Supervised:
@@ -37,14 +38,34 @@ def submit(run_dir: RunDir, profile: Profile, more: Sequence[str]) -> str:
     Raises:
         EnvironmentProblem: Slurm refused.
     """
+    return _submit([run_dir], run_dir.path, parameters(run_dir, profile, more))[0]
+
+
+def submit_array(run_dirs: list[RunDir], folder: Path, profile: Profile, more: Sequence[str]) -> list[str]:
+    """Queue all runs of a sweep as one array job and return the number of each task.
+
+    Args:
+        folder: the sweep's; the job is called like it.
+
+    Raises:
+        EnvironmentProblem: Slurm refused.
+    """
+    return _submit(run_dirs, folder, {**parameters(run_dirs[0], profile, more), "name": folder.name})
+
+
+def _submit(run_dirs: list[RunDir], folder: Path, options: dict[str, Any]) -> list[str]:
     import submitit
     from submitit.core.utils import FailedJobError
 
-    executor = submitit.AutoExecutor(folder=run_dir.path / "submitit", cluster="slurm")
-    executor.update_parameters(**parameters(run_dir, profile, more))
+    executor = submitit.AutoExecutor(folder=folder / "submitit", cluster="slurm")
+    executor.update_parameters(**options)
     try:
-        with chdir(run_dir.path), redirect_stdout(sys.stderr):
-            return str(executor.submit(Supervised(run_dir.path)).job_id)
+        with chdir(folder), redirect_stdout(sys.stderr), outside_of_array():
+            if len(run_dirs) == 1:
+                return [str(executor.submit(Supervised(run_dirs[0].path)).job_id)]
+            with executor.batch():
+                jobs = [executor.submit(Supervised(run_dir.path)) for run_dir in run_dirs]
+            return [str(job.job_id) for job in jobs]
     except (FailedJobError, FileNotFoundError) as error:
         raise EnvironmentProblem(f"submitit could not queue the run: {' '.join(str(error).split())}") from None
 
