@@ -50,7 +50,7 @@ def prepare(
         "model": {"path": str(model), "dtype": "float32"},
         "data": {"train": str(rows)},
         "resources": {"device": "cpu", "nodes": 2, "nproc_per_node": 2},
-        "batch": {"global_batch_size": 32, "train_iters": 4},
+        "batch": {"global_batch_size": 32, "train_iters": 500},
         "rewards": {"reward_funcs": ["exact_number"]},
         "cluster": {"profile": str(profile_file)},
     }

@@ -21,6 +21,7 @@ from grpo_hpc.jobs.attempts import saved_step
 from grpo_hpc.jobs.rank_log import redirect_output
 from grpo_hpc.jobs.run_dir import RunDir
 from grpo_hpc.observe.events import EventLog
+from grpo_hpc.observe.sinks import MetricSinks
 
 USUAL = {"attempt": "attempt_1", "step": 1, "rank": 0}
 
@@ -33,7 +34,7 @@ def main(run: RunDir) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda *got: signalled.append(got[0]))
     dist.init_process_group("gloo")
-    events = EventLog(run.events)
+    events, sinks = EventLog(run.events), MetricSinks(run.metrics, None)
     names = ("SLURMD_NODENAME", "CUDA_VISIBLE_DEVICES", "MASTER_PORT", "SECRET")
     where = {name: os.environ.get(name) for name in names} | {"contained": not Path("/usr/sbin/slurmd").exists()}
     (attempt / f"where_{rank}.json").write_text(json.dumps(where))
@@ -55,6 +56,10 @@ def main(run: RunDir) -> int:
         time.sleep(told["pause"])
         step += 1
         if rank == 0:
+            print(f"step {step}", flush=True)
+            metrics = {"time/step": told["pause"], "reward/mean": step / told["steps"]}
+            sinks.log(step, metrics)
+            events.metrics(step, metrics)
             with (run.path / "steps.txt").open("a") as file:
                 file.write(f"{attempt.name} {step}\n")
     save(run, step, rank)
