@@ -50,14 +50,14 @@ def main(run_dir: RunDir) -> int:
 
 
 def look(cfg: RunConfig, run_dir: RunDir) -> dict[str, Any]:
-    """What this node has: problems in words, free space in GiB, and its clock in seconds since the epoch."""
+    """What this node has: problems in words, and free space in GiB."""
     folders = dict.fromkeys([str(run_dir.path), os.environ.get("TMPDIR", "/tmp")])
     free = {folder: shutil.disk_usage(folder).free / _GIB for folder in folders if Path(folder).is_dir()}
     problems = [f"{folder} is no folder here" for folder in folders if folder not in free]
     problems += [f"{path} cannot be read" for path in _read_paths(cfg, run_dir) if not os.access(path, os.R_OK)]
     problems += _gpu_problems(cfg)
     problems += _name_problems()
-    return {"clock": time.time(), "free_gib": free, "problems": problems, "host": socket.gethostname()}
+    return {"free_gib": free, "problems": problems, "host": socket.gethostname()}
 
 
 def _read_paths(cfg: RunConfig, run_dir: RunDir) -> list[str]:
@@ -103,7 +103,10 @@ def _canaries(folder: Path) -> list[str]:
 
 
 def _all_reduce(device: str) -> dict[str, float]:
-    """Bandwidth in GB/s of an all-reduce over all ranks, and of one over the ranks of this node."""
+    """Bandwidth in GB/s of an all-reduce over all ranks, and of one over the ranks of this node.
+
+    And the clock, in seconds since the epoch, read when all ranks have just met: nodes start at different times.
+    """
     import torch
     import torch.distributed as dist
 
@@ -113,7 +116,10 @@ def _all_reduce(device: str) -> dict[str, float]:
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(seconds=_PATIENCE_S))
     values = torch.ones(_MIB_REDUCED[device] * 2**20 // 4, device=device)
     here, _ = dist.new_subgroups(int(os.environ["LOCAL_WORLD_SIZE"]))
-    speeds = {"bandwidth_gbps": _bandwidth(values, dist.group.WORLD), "local_gbps": _bandwidth(values, here)}
+    speeds = {"bandwidth_gbps": _bandwidth(values, dist.group.WORLD)}
+    dist.barrier()
+    speeds["clock"] = time.time()
+    speeds["local_gbps"] = _bandwidth(values, here)
     dist.destroy_process_group()
     return speeds
 

@@ -60,7 +60,8 @@ def _problems(
         elif not report:
             yield BadNode(node, f"no report; it cannot start the image or write {attempt / 'check'}{_last(attempt)}")
     clocks = {node: float(report["clock"]) for node, report in reports.items() if "clock" in report}
-    middle = sorted(clocks.values())[len(clocks) // 2] if clocks else 0.0
+    in_order = sorted(clocks, key=lambda node: clocks[node])
+    middle = in_order[(len(in_order) - 1) // 2] if in_order else ""
     for node, report in reports.items():
         for problem in report.get("problems", []):
             yield BadNode(node, problem)
@@ -68,8 +69,8 @@ def _problems(
             for folder, free in report["free_gib"].items():
                 if free < floors.free_gib:
                     yield BadNode(node, f"{folder} has {free:.1f} GiB free, {floors.free_gib:g} are needed")
-        if abs(clocks.get(node, middle) - middle) > floors.clock_skew_s:
-            yield BadNode(node, f"its clock is {clocks[node] - middle:+.1f} s off")
+        if node in clocks and abs(off := clocks[node] - clocks[middle]) > floors.clock_skew_s:
+            yield BadNode(node, f"its clock is {off:+.1f} s off that of {middle}")
     first = next(iter(reports))
     speed = reports[first].get("bandwidth_gbps")
     if speed is None:
