@@ -1,8 +1,10 @@
-"""What the check of the nodes found: reads the reports of :mod:`grpo_hpc.jobs.check_rank`, names the worst node."""
+"""What the check of the nodes found: reads the reports of :mod:`grpo_hpc.jobs.check_node`, names the worst node."""
 
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,11 @@ def server_nodes(cfg: RunConfig) -> int:
     return cfg.rollout.vllm_server_nodes if cfg.rollout.vllm_mode == "server" else 0
 
 
+def this_node() -> str:
+    """Slurm's name of the node that this process runs on, or the machine's own."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def report_path(attempt: Path, node: str) -> Path:
     """Where the check on ``node`` writes what it found."""
     return attempt / "check" / f"{node}.json"
@@ -57,14 +64,16 @@ def _problems(
     for node, report in reports.items():
         if not report and code == 0:
             yield BadNode(node, f"what it writes into {attempt / 'check'} is not seen elsewhere: it is not shared")
-        elif not report:
+    for node, report in reports.items():
+        for problem in report.get("problems", []):
+            yield BadNode(node, problem)
+    for node, report in reports.items():
+        if not report:
             yield BadNode(node, f"no report; it cannot start the image or write {attempt / 'check'}{_last(attempt)}")
     clocks = {node: float(report["clock"]) for node, report in reports.items() if "clock" in report}
     in_order = sorted(clocks, key=lambda node: clocks[node])
     middle = in_order[(len(in_order) - 1) // 2] if in_order else ""
     for node, report in reports.items():
-        for problem in report.get("problems", []):
-            yield BadNode(node, problem)
         if "free_gib" in report:
             for folder, free in report["free_gib"].items():
                 if free < floors.free_gib:

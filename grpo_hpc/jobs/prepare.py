@@ -19,7 +19,7 @@ from grpo_hpc.jobs.secrets import read_secrets
 
 TRAINER = ("-m", "grpo_hpc.train")
 SERVER = ("-m", "vllm.entrypoints.openai.api_server")
-_CHECK = ("-m", "grpo_hpc.jobs.check_rank")
+_LOOK, _MEET = ("-m", "grpo_hpc.jobs.check_node"), ("-m", "grpo_hpc.jobs.check_rank")
 _SERVE = ("-m", "grpo_hpc.jobs.serve")
 
 
@@ -37,7 +37,7 @@ def make_job(
     """
     cfg = with_absolute_paths(cfg)
     nodes, ranks, servers = cfg.resources.nodes, cfg.resources.nproc_per_node, server_nodes(cfg)
-    steps = [Step("check", _CHECK, nodes + servers, ranks), Step("train", program, nodes, ranks)]
+    steps = [Step("check", _MEET, nodes + servers, ranks, before=_LOOK), Step("train", program, nodes, ranks)]
     if servers:
         steps.append(Step("serve", (*_SERVE, *server), servers, ranks, first_node=nodes, torchrun=False))
     return Job(

@@ -32,6 +32,7 @@ class Step:
         nodes: how many of the job's nodes take part, and from which one on.
         ranks: processes on each under torchrun; otherwise one process has the GPUs of all of them.
         torchrun: the program is started by torchrun, on every rank; such a step begins at the first node.
+        before: what Python runs first, once on each node; when it fails, ``program`` is not started.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Step:
     ranks: int
     first_node: int = 0
     torchrun: bool = True
+    before: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,10 +177,13 @@ def _srun(job: Job, step: Step) -> list[str]:
 
 def _processes(job: Job, step: Step) -> str:
     """What runs on each node, in its container."""
-    words = [quote(job.profile.python or (job.python if job.profile.runtime == "none" else "python3"))]
+    python = quote(job.profile.python or (job.python if job.profile.runtime == "none" else "python3"))
+    words = [python]
     if step.torchrun:
         words += ["-m", "torch.distributed.run", *_rendezvous(job, step), f"--nproc-per-node={step.ranks}"]
     body = " ".join(["exec", *words, *map(quote, step.program), '"$0"'])
+    if step.before:
+        body = f'{" ".join([python, *map(quote, step.before)])} "$0" && {body}'
     if job.profile.executor != "local":
         # Slurm signals every process of a step. torchrun must not die of it, or of USR2: the ranks save, then end.
         body = f'trap "" TERM USR2; {body}'

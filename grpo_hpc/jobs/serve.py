@@ -22,6 +22,7 @@ from grpo_hpc.config import RunConfig
 from grpo_hpc.jobs.crash import find_crash
 from grpo_hpc.jobs.ends import what_happened
 from grpo_hpc.jobs.files import write_atomically
+from grpo_hpc.jobs.nodes import this_node
 from grpo_hpc.jobs.ports import claimed_port
 from grpo_hpc.jobs.processes import descendants, end_family, start_family
 from grpo_hpc.jobs.run_dir import RunDir
@@ -43,7 +44,7 @@ def main(run_dir: RunDir, program: list[str]) -> int:
         while not end.exists():
             for number, process in processes.items():
                 if (code := process.poll()) is not None:
-                    print(f"server {number} on {_node()} ended: {_why(attempt, number, code)}", flush=True)
+                    print(f"server {number} on {this_node()} ended: {_why(attempt, number, code)}", flush=True)
                     return 1
             time.sleep(_POLL_S)
     return 0
@@ -61,27 +62,28 @@ def _started(
         processes = {}
         for number, server in servers.items():
             port = stack.enter_context(claimed_port(range(server["port"], min(server["port"] + _PORTS, 65536))))
-            command = [sys.executable, *program, "--host", address, "--port", str(port), *options(cfg)]
-            env = {**os.environ, **secret, **_gpus(cfg, server["gpus"])}
+            command = [sys.executable, *program, "--host", address, "--port", str(port), *options(cfg, number)]
+            env = {**os.environ, **secret, **_device(cfg, server["gpus"])}
             processes[number] = start_family(command, env, RunDir.server_log(attempt, number))
-            place = {"url": f"http://{address}:{port}", "node": _node(), "gpus": server["gpus"]}
+            place = {"url": f"http://{address}:{port}", "node": this_node(), "gpus": server["gpus"]}
             write_atomically(attempt / "servers" / f"{number}.json", json.dumps(place) + "\n")
         yield processes
 
 
-def options(cfg: RunConfig) -> list[str]:
-    """What vLLM's server is told besides its address; its key is in its environment."""
+def options(cfg: RunConfig, number: int) -> list[str]:
+    """What vLLM's server ``number`` is told besides its address; its key is in its environment."""
     roll = cfg.rollout
-    words = ["--model", cfg.model.path, "--dtype", roll.vllm_dtype, "--seed", str(cfg.seed)]
+    words = ["--model", cfg.model.path, "--dtype", roll.vllm_dtype, "--seed", str(cfg.seed + number)]
     words += ["--tensor-parallel-size", str(roll.vllm_tensor_parallel_size)]
+    words += ["--logprobs-mode", "processed_logprobs"]  # of the distribution that is sampled from
     if roll.vllm_max_model_len is not None:
         words += ["--max-model-len", str(roll.vllm_max_model_len)]
     if roll.vllm_max_num_seqs is not None:
         words += ["--max-num-seqs", str(roll.vllm_max_num_seqs)]
-    if cfg.resources.device == "cuda":
-        words += ["--gpu-memory-utilization", str(roll.vllm_gpu_memory_utilization)]
-        words += ["--enforce-eager"] if roll.vllm_enforce_eager else []
-    return words
+    if cfg.resources.device == "cpu":
+        return [*words, "--kv-cache-memory-bytes", str(int(roll.vllm_kv_cache_gib * 2**30)), "--enforce-eager"]
+    words += ["--gpu-memory-utilization", str(roll.vllm_gpu_memory_utilization)]
+    return [*words, "--enforce-eager"] if roll.vllm_enforce_eager else words
 
 
 def own_address(peer: str) -> str:
@@ -94,20 +96,16 @@ def own_address(peer: str) -> str:
         return str(probe.getsockname()[0])
 
 
-def _gpus(cfg: RunConfig, local: list[int]) -> dict[str, str]:
-    """The GPUs of one server, out of those that Slurm gave to this step."""
+def _device(cfg: RunConfig, local: list[int]) -> dict[str, str]:
+    """Variables that give one server its GPUs, out of those that Slurm gave to this step."""
     if cfg.resources.device != "cuda":
-        return {}
+        return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # several servers on one node must not take the same cores
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return {"CUDA_VISIBLE_DEVICES": ",".join(given[gpu] if given != [""] else str(gpu) for gpu in local)}
 
 
 def _why(attempt: Path, number: int, code: int) -> str:
     return what_happened(code, find_crash(RunDir.server_log(attempt, number), []))
-
-
-def _node() -> str:
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 if __name__ == "__main__":

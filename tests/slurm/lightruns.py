@@ -35,12 +35,18 @@ PROFILE = {
 
 
 def prepare(
-    tmp_path: Path, name: str, sections: dict[str, dict[str, Any]], profile: dict[str, Any], folder: str
+    tmp_path: Path,
+    name: str,
+    sections: dict[str, dict[str, Any]],
+    profile: dict[str, Any],
+    folder: str,
+    server: tuple[str, ...] = (str(SERVER),),
 ) -> RunDir:
     """A run directory; what ``sections`` and ``profile`` say is put over a small run on 2 nodes x 2 ranks."""
     model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
-    model.mkdir(exist_ok=True)
-    shutil.copy(next((ROOT / "configs" / "models").glob("Qwen3-0.6B*")), model / "config.json")
+    if not model.is_dir():
+        model.mkdir()
+        shutil.copy(next((ROOT / "configs" / "models").glob("Qwen3-0.6B*")), model / "config.json")
     rows.write_text("{}\n")
     profile_file = tmp_path / f"{name}-profile.yaml"
     profile_file.write_text(yaml.safe_dump({"python": sys.executable, **PROFILE, **profile}))
@@ -59,7 +65,7 @@ def prepare(
     run_file = tmp_path / f"{name}.yaml"
     run_file.write_text(yaml.safe_dump(values))
     cfg = load_run(run_file)
-    return create_run(cfg, make_plan(cfg), program=(str(PAYLOAD),), server=(str(SERVER),))
+    return create_run(cfg, make_plan(cfg), program=(str(PAYLOAD),), server=server)
 
 
 def contained(runtime: str, request: pytest.FixtureRequest) -> dict[str, Any]:

@@ -77,7 +77,7 @@ if [ "$SLURMD_NODENAME" = {node} ]; then exec unshare --mount bash -c {shlex.quo
 
 
 def test_a_folder_that_is_not_shared_names_the_node(submit, tmp_path):
-    how = "mkdir -p latest/check && mount -t tmpfs tmpfs latest/check"
+    how = f"mkdir -p {tmp_path}/elsewhere latest/check && mount --bind {tmp_path}/elsewhere latest/check"
     run = submit(profile={"preflight": CHECK, **broken_on("node2", tmp_path, how)})
     assert reason(run).startswith("node2: ") and reason(run).endswith("it is not shared")
 

@@ -43,7 +43,8 @@ def test_the_commands_of_the_page(tmp_path, request):
     save_tiny_model(tmp_path / "model", layers=2)
     rows = [json.dumps({"prompt": f"Say {n}.", "answer": n}) for n in range(12)]
     (tmp_path / "train.jsonl").write_text("\n".join(rows) + "\n")
-    small = {"nodes": 2, "nproc_per_node": 2, "global_batch_size": 16, "train_iters": 3, "save_steps": 1}
+    small = {"nodes": 2, "nproc_per_node": 2, "micro_batch_size": 1, "global_batch_size": 16}
+    small |= {"train_iters": 3, "save_steps": 1}
     run_file = write_run(
         tmp_path, tmp_path / "model", name="first", output_dir="runs", vllm_kv_cache_gib=0.05, profile="mysite", **small
     )

@@ -8,10 +8,13 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import pytest
-from lightruns import contained, ended, everything, job, wait_for
+from lightruns import contained, ended, everything, job, prepare, wait_for
+from tiny import save_tiny_model
 
 from grpo_hpc.jobs import slurm
 from grpo_hpc.jobs.attempts import Attempt, history
+from grpo_hpc.jobs.executors import queue
+from grpo_hpc.jobs.prepare import SERVER, stored_profile
 from grpo_hpc.jobs.run_dir import RunDir
 
 ON_SERVERS = {"rollout": {"vllm_mode": "server", "vllm_server_nodes": 2, "vllm_server_timeout": 60}}
@@ -113,3 +116,24 @@ def test_two_jobs_with_servers_share_their_nodes(submit):
         assert ended(run, 1)[0].state == "success", everything(run)
     urls = [server["url"] for run in runs for server in servers(run, history(run)[0])]
     assert len(set(urls)) == 8
+
+
+def test_vllm_itself_comes_up(tmp_path):
+    save_tiny_model(tmp_path / "model", layers=2)
+    sections = {
+        "resources": {"nodes": 1, "nproc_per_node": 1},
+        "rollout": {
+            "vllm_mode": "server",
+            "vllm_dtype": "float32",
+            "vllm_max_model_len": 64,
+            "vllm_kv_cache_gib": 0.05,
+        },
+    }
+    profile = {"memory": "6000M", "environment": {"OMP_NUM_THREADS": "1"}}
+    run = prepare(tmp_path, "vllm", sections, profile, "runs", server=SERVER)
+    (run.path / "payload.json").write_text(json.dumps({"steps": 1, "pause": 0, "keeps_on": True}))
+    queue(run, stored_profile(run))
+    (attempt,) = ended(run, 1, 240)
+    assert attempt.state == "success", everything(run)
+    assert json.loads((attempt.folder(run) / "key_seen.json").read_text()) == {"mode": "0o600", "told": []}
+    assert "Application startup complete" in RunDir.server_log(attempt.folder(run), 0).read_text()

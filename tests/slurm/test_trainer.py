@@ -29,6 +29,7 @@ def submitted(folder: Path, name: str, **profile: object) -> RunDir:
         name=name,
         nodes=2,
         nproc_per_node=2,
+        micro_batch_size=1,
         global_batch_size=16,
         train_iters=STEPS,
         save_steps=1,

@@ -76,5 +76,11 @@ def test_an_all_reduce_that_never_ended_names_who_did_not_join(tmp_path, code, h
     assert found(tmp_path, code, **changed) == f"gpu3: the all-reduce over all ranks {how}"
 
 
+def test_what_a_node_says_comes_before_the_silence_of_others(tmp_path):
+    assert (
+        found(tmp_path, 1, gpu1=None, gpu3={"problems": ["0 of 8 GPUs are visible"]}) == "gpu3: 0 of 8 GPUs are visible"
+    )
+
+
 def test_too_few_nodes(tmp_path):
     assert found(tmp_path, nodes=4) == "gpu1: the job has 3 nodes, the run needs 4"

@@ -20,7 +20,7 @@ from grpo_hpc.errors import ConfigError, EnvironmentProblem
 from grpo_hpc.jobs.ports import claimed_port
 from grpo_hpc.jobs.profile import Profile, require_complete
 from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.serve import options, own_address
+from grpo_hpc.jobs.serve import _device, options, own_address
 from grpo_hpc.jobs.servers import Servers, serving
 from grpo_hpc.plan.make import make_plan
 
@@ -124,10 +124,19 @@ def test_a_step_that_says_nothing_is_told_by_its_exit_code(tmp_path):
 
 def test_what_vllm_is_told():
     cfg = load_run(ROOT / "configs" / "qwen3_8b_server.yaml", ["vllm_enforce_eager=true", "vllm_max_num_seqs=64"])
-    assert " ".join(options(cfg)) == (
-        "--model models/Qwen3-8B --dtype bfloat16 --seed 42 --tensor-parallel-size 1 --max-model-len 9216 "
-        "--max-num-seqs 64 --gpu-memory-utilization 0.9 --enforce-eager"
+    assert " ".join(options(cfg, 3)) == (
+        "--model models/Qwen3-8B --dtype bfloat16 --seed 45 --tensor-parallel-size 1 "
+        "--logprobs-mode processed_logprobs --max-model-len 9216 --max-num-seqs 64 "
+        "--gpu-memory-utilization 0.9 --enforce-eager"
     )
+
+
+def test_a_server_gets_its_own_of_the_gpus_of_the_step(monkeypatch):
+    cfg = load_run(ROOT / "configs" / "qwen3_8b_server.yaml")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert _device(cfg, [2, 3]) == {"CUDA_VISIBLE_DEVICES": "6,7"}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert _device(cfg, [2, 3]) == {"CUDA_VISIBLE_DEVICES": "2,3"}
 
 
 def test_servers_listen_where_their_peer_reaches_them():
