@@ -15,7 +15,13 @@ _SLURM_SAYS: tuple[tuple[State, re.Pattern[str]], ...] = (
     ("timeout", re.compile(r"DUE TO TIME LIMIT|time limit exceeded", re.IGNORECASE)),
     ("preempted", re.compile(r"DUE TO PREEMPTION", re.IGNORECASE)),
     ("node_failure", re.compile(r"DUE TO NODE FAILURE|Node failure on|Node \S+ (?:has )?failed", re.IGNORECASE)),
-    ("out_of_memory", re.compile(r"oom[-_ ]kill|Out Of Memory|OutOfMemoryError|CUDA out of memory", re.IGNORECASE)),
+    (
+        "out_of_memory",
+        re.compile(
+            r"oom[-_ ]kill|exceeded (?:job )?memory limit|Out Of Memory|OutOfMemoryError|CUDA out of memory",
+            re.IGNORECASE,
+        ),
+    ),
 )
 OF_SLURM: dict[str, State] = {
     "COMPLETED": "lost",  # Slurm is content, but the run did not say that it finished

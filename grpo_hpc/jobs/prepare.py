@@ -87,10 +87,12 @@ def stored_profile(run_dir: RunDir) -> Profile:
     return read_profile(run_dir.cluster_file)
 
 
-def move_run(run_dir: RunDir, profile: Profile) -> None:
+def move_run(
+    run_dir: RunDir, profile: Profile, program: tuple[str, ...] = TRAINER, server: tuple[str, ...] = SERVER
+) -> None:
     """Prepare a run for another cluster, or for a changed one: its profile and script are written anew."""
     profile = with_absolute_image(profile)
-    script = render(make_job(run_dir.config(), profile))
+    script = render(make_job(run_dir.config(), profile, program, server))
     write_atomically(run_dir.cluster_file, dump_profile(profile))
     write_atomically(run_dir.job_script, script)
 

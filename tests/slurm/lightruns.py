@@ -28,7 +28,7 @@ SERVER = Path(__file__).parent / "server.py"
 PROFILE = {
     "gres": "none",
     "cpus_per_node": 8,
-    "memory": "1000M",
+    "memory": "4000M",
     "time_limit": "30:00",
     "preflight": {"enabled": False},
 }

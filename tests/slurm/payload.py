@@ -114,8 +114,16 @@ def misbehave(fault: dict, attempt: str, step: int, rank: int) -> None:
         return
     if fault["kind"] == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault["kind"] == "mistake":
+        EventLog(RunDir.open(sys.argv[1]).events).error("ConfigError", "the payload was told wrong things", "")
+        sys.exit(2)
     if fault["kind"] == "raise":
         raise RuntimeError("the payload was told to fail")
+    if fault["kind"] == "eat":
+        eaten = []
+        while True:
+            eaten.append(b"x" * (1 << 27))
+            time.sleep(0.2)
     if fault["kind"] == "fill":
         with Path(fault["file"]).open("wb") as file:
             while True:

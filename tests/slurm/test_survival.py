@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lightruns import empty_queue, ended, everything, job, wait_for
+from lightruns import PAYLOAD, empty_queue, ended, everything, job, wait_for
 
 from grpo_hpc.jobs import slurm
 from grpo_hpc.jobs.attempts import history
+from grpo_hpc.jobs.executors import start
+from grpo_hpc.jobs.prepare import move_run, stored_profile
 from grpo_hpc.jobs.run_dir import RunDir
 
 
@@ -121,6 +123,38 @@ def test_scancel_is_final(submit):
     (first,) = ended(run, 1)
     assert first.state == "cancelled", everything(run)
     wait_for(lambda: slurm.state(job(run)) == "CANCELLED", "the job to end")
+
+
+def test_out_of_memory_is_no_crash_and_is_not_tried_again(submit):
+    run = submit(profile={"memory": "2000M"}, fault={"kind": "eat", "rank": 2})
+    (first,) = ended(run, 1)
+    assert first.state == "out_of_memory", everything(run)
+    wait_for(lambda: slurm.state(job(run)) == "FAILED", "the job to end")
+    assert len(history(run)) == 1
+
+
+def test_a_mistake_that_the_trainer_names_is_not_tried_again(submit):
+    run = submit(fault={"kind": "mistake"})
+    (first,) = ended(run, 1)
+    assert (first.state, first.reason) == ("error", "ConfigError: the payload was told wrong things"), everything(run)
+    wait_for(lambda: slurm.state(job(run)) == "FAILED", "the job to end")
+    assert len(history(run)) == 1
+
+
+def test_a_run_goes_on_with_any_executor(submit):
+    run = submit(sections={"resources": {"nodes": 1}}, steps=60, pause=0.1)
+    for number, executor in enumerate(("submitit", "local"), 1):
+        wait_for(lambda n=number: any(line.startswith(f"attempt_{n} ") for line in steps(run)), "a step")
+        slurm.call(["scancel", job(run)])
+        ended(run, number)
+        profile = stored_profile(run).model_copy(update={"executor": executor})
+        move_run(run, profile, program=(str(PAYLOAD),))
+        assert start(run) == 0
+    attempts = history(run)
+    assert [attempt.executor for attempt in attempts] == ["slurm", "submitit", "local"]
+    assert [attempt.state for attempt in attempts] == ["cancelled", "cancelled", "success"], everything(run)
+    assert [a.first_step for a in attempts[1:]] == [a.last_step for a in attempts[:2]]
+    assert [int(line.split()[1]) for line in steps(run)] == list(range(1, 61))
 
 
 @pytest.fixture

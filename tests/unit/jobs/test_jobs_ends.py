@@ -1,0 +1,93 @@
+"""How an attempt ended, told from what is left of it; the lines are those that Slurm, kernel and PyTorch write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from grpo_hpc.jobs.ends import End, judge, why_cancelled
+from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.observe.events import EventLog
+
+STEP = "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-11-23T04:02:16"
+TRACEBACK = "Traceback (most recent call last):\n  File 'x.py', line 1, in <module>\n"
+
+
+def judged(folder: Path, code: int, launcher: str = "", rank: str = "", asked=None, event=None) -> End:
+    events = EventLog(folder / "events.jsonl")
+    events.stopped(1)  # of an earlier attempt
+    offset = (folder / "events.jsonl").stat().st_size
+    if event:
+        event(events)
+    RunDir.launcher_log(folder).write_text(launcher)
+    RunDir.rank_log(folder, 0).write_text(rank)
+    logs = [RunDir.rank_log(folder, 0)]
+    return judge(code, asked, folder / "events.jsonl", offset, RunDir.launcher_log(folder), logs)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "rank", "state", "reason"),
+    [
+        (f"{STEP} DUE TO TIME LIMIT ***\n", "", "timeout", "DUE TO TIME LIMIT"),
+        (f"{STEP} DUE TO PREEMPTION ***\n", "", "preempted", "DUE TO PREEMPTION"),
+        ("srun: error: Node failure on n2\n", "", "node_failure", "srun: error: Node failure on n2"),
+        ("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0.\n", "", "out_of_memory", "oom-kill event"),
+        (
+            "slurmstepd: error: Step 7.0 exceeded memory limit (2000 > 1000), being killed\n",
+            "",
+            "out_of_memory",
+            "exceeded",
+        ),
+        (
+            "",
+            f"{TRACEBACK}torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n",
+            "out_of_memory",
+            "CUDA",
+        ),
+        ("", f"{TRACEBACK}ValueError: no\n", "crash", "exit code 1; rank_0.log: ValueError: no"),
+        ("slurmstepd: error: execve(): bash: No such file\n", "", "crash", "launcher.log: slurmstepd: error: execve()"),
+        ("", "", "crash", "exit code 1"),
+    ],
+)
+def test_what_ended_it(tmp_path, launcher, rank, state, reason):
+    end = judged(tmp_path, 1, launcher, rank)
+    assert end.state == state and reason in end.reason and "\n" not in end.reason
+
+
+def test_what_the_trainer_says_counts_first(tmp_path):
+    def wrong(events):
+        events.error("ConfigError", "lr is wrong", "")
+
+    assert judged(tmp_path, 1, f"{STEP} DUE TO TIME LIMIT ***\n", event=wrong) == End(
+        "error", "ConfigError: lr is wrong"
+    )
+
+
+def test_an_end_that_was_asked_for(tmp_path):
+    saved = judged(tmp_path, 0, asked="timeout", event=lambda events: events.stopped(8))
+    assert saved == End("timeout", "saved and stopped after step 8")
+    assert judged(tmp_path, 1, asked="preempted") == End("preempted", "ended before it had saved")
+    assert judged(tmp_path, 0, event=lambda events: events.stopped(9)).state == "stopped"
+
+
+def test_success_needs_the_word_of_the_trainer(tmp_path):
+    assert judged(tmp_path, 0, event=lambda events: events.finished({"lines": []})) == End("success", "finished")
+    assert judged(tmp_path, 0).state == "crash"
+    assert judged(tmp_path, 1, event=lambda events: events.finished({"lines": []})).state == "crash"
+
+
+@pytest.mark.parametrize(
+    ("why", "state"),
+    [
+        ("", "cancelled"),
+        (" DUE TO TIME LIMIT", "timeout"),
+        (" DUE TO PREEMPTION", "preempted"),
+        (" DUE TO JOB REQUEUE", "preempted"),
+        (" DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS", "node_failure"),
+    ],
+)
+def test_why_slurm_ended_a_step(tmp_path, why, state):
+    (tmp_path / "launcher.log").write_text(f"{STEP}{why} ***\n")
+    assert why_cancelled(tmp_path / "launcher.log") == state
+    assert why_cancelled(tmp_path / "none.log") is None
