@@ -25,6 +25,7 @@ _COMMANDS = {
     "list": ("grpo_hpc.cli.list", "Show the runs in a folder."),
     "logs": ("grpo_hpc.cli.logs", "Show the log of a run, also while it grows."),
     "cancel": ("grpo_hpc.cli.cancel", "End a run for good."),
+    "cluster": ("grpo_hpc.cli.cluster", "Describe clusters, once for all runs."),
     "config": ("grpo_hpc.cli.config", "List and copy the run files that come with grpo-hpc."),
     "import-swift": ("grpo_hpc.cli.import_swift", "Make a run file from an ms-swift GRPO command."),
 }

@@ -1,0 +1,133 @@
+"""What Slurm's commands tell about a cluster, for ``grpo-hpc cluster add``."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import shutil
+from dataclasses import dataclass
+
+from grpo_hpc.errors import EnvironmentProblem
+from grpo_hpc.jobs import slurm
+
+_GPU = re.compile(r"gpu:(?:([A-Za-z][^:,(]*):)?(\d+)")  # gpu:8, gpu:a100:8, gpu:a100:8(S:0-1)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition, and the largest kind of node in it.
+
+    Attributes:
+        time_limit: longest job as Slurm writes it; None without a limit.
+        gpus: of one node; 0 without.
+        exclusive: jobs always get whole nodes.
+    """
+
+    name: str
+    default: bool
+    time_limit: str | None
+    nodes: int
+    gpus: int
+    gpu_type: str | None
+    cpus: int
+    exclusive: bool = False
+
+
+@dataclass(frozen=True)
+class Site:
+    """A cluster as this machine sees it; all empty where there is no Slurm.
+
+    Attributes:
+        name: of the cluster.
+        partitions: those that take jobs, the default one first.
+        tres: Slurm can be asked for GPUs per node; otherwise with --gres.
+        requeue: jobs may be requeued.
+        pyxis: srun knows containers.
+        problem: why Slurm told nothing.
+    """
+
+    name: str = ""
+    partitions: tuple[Partition, ...] = ()
+    account: str | None = None
+    tres: bool = True
+    requeue: bool = True
+    pyxis: bool = False
+    apptainer: bool = False
+    problem: str = ""
+
+    def partition(self, name: str | None) -> Partition | None:
+        """A partition by name, or the one that jobs go to which name none."""
+        return next(
+            (found for found in self.partitions if found.name == name or (name is None and found.default)), None
+        )
+
+
+def detect() -> Site:
+    """Ask Slurm. What one command does not tell is left to the others, and to the person who is asked."""
+    apptainer = any(shutil.which(name) for name in ("apptainer", "singularity"))
+    try:
+        shown = slurm.call(["sinfo", "-h", "-o", "%P|%a|%l|%D|%G|%c"])
+    except EnvironmentProblem as error:
+        return Site(apptainer=apptainer, problem=error.message)
+    config = settings(_said("scontrol", "show", "config"))
+    whole = exclusive_partitions(_said("scontrol", "show", "partition", "-o"))
+    account = _said("sacctmgr", "-n", "-P", "show", "user", getpass.getuser(), "format=DefaultAccount")
+    return Site(
+        name=config.get("ClusterName", ""),
+        partitions=partitions(shown, whole),
+        account=account.partition("\n")[0].strip() or None,
+        tres="tres" in config.get("SelectType", "tres"),
+        requeue=config.get("JobRequeue", "1") == "1",
+        pyxis="--container-image" in _said("srun", "--help"),
+        apptainer=apptainer,
+    )
+
+
+def partitions(sinfo: str, exclusive: frozenset[str] = frozenset()) -> tuple[Partition, ...]:
+    """Partitions from lines ``name*|up|time limit|nodes|gres|cpus``, one for every kind of node."""
+    found: dict[str, Partition] = {}
+    for line in sinfo.splitlines():
+        name, available, limit, nodes, gres, cpus = line.split("|")
+        default = name.endswith("*")
+        name = name.removesuffix("*")
+        if available != "up":
+            continue
+        gpu_type, gpus = max(_gpus(gres), key=lambda kind: kind[1], default=(None, 0))
+        size = int(re.sub(r"\D", "", cpus) or 0)
+        here = Partition(
+            name, default, time_limit(limit), int(nodes), gpus, gpu_type, size, exclusive=name in exclusive
+        )
+        if name not in found or (here.gpus, here.nodes) > (found[name].gpus, found[name].nodes):
+            found[name] = here
+    return tuple(sorted(found.values(), key=lambda partition: not partition.default))
+
+
+def time_limit(text: str) -> str | None:
+    """A time limit as a profile writes it; None for no limit."""
+    if text in ("infinite", "UNLIMITED", "n/a"):
+        return None
+    return f"{text}:00" if re.fullmatch(r"\d+", text) else text
+
+
+def settings(scontrol: str) -> dict[str, str]:
+    """``Name = value`` lines of scontrol show config."""
+    pairs = (line.partition("=") for line in scontrol.splitlines() if "=" in line)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def exclusive_partitions(scontrol: str) -> frozenset[str]:
+    """Names of the partitions whose nodes are not shared."""
+    rows = [dict(word.partition("=")[::2] for word in line.split()) for line in scontrol.splitlines()]
+    return frozenset(row["PartitionName"] for row in rows if row.get("OverSubscribe", "").startswith("EXCLUSIVE"))
+
+
+def _gpus(gres: str) -> list[tuple[str | None, int]]:
+    return [(kind or None, int(count)) for kind, count in _GPU.findall(gres)]
+
+
+def _said(*command: str) -> str:
+    """What a command prints; nothing when it cannot, as on sites without accounting."""
+    try:
+        return slurm.call(command)
+    except EnvironmentProblem:
+        return ""
