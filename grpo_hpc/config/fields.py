@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from grpo_hpc.config.keys import closest
 from grpo_hpc.config.problems import Problem, shown
 from grpo_hpc.config.sections import SECTIONS, RunConfig
 
@@ -77,8 +78,16 @@ def _type_hint(kind: str, got: Any) -> str:
 
 def _choice_text(loc: tuple[int | str, ...], got: Any) -> str:
     section, key = str(loc[0]), str(loc[1])
-    choices = [str(choice) for choice in get_args(SECTIONS[section].model_fields[key].annotation)]
-    return f"must be {' or '.join(choices)}, got {shown(got)}"
+    choices = _choices(SECTIONS[section].model_fields[key].annotation)
+    near = closest(got, choices) if isinstance(got, str) else None
+    return f"must be {' or '.join(choices)}, got {shown(got)}" + (f"; did you mean {near}?" if near else "")
+
+
+def _choices(annotation: Any) -> list[str]:
+    """What a Literal allows, also one inside a list, a dict or an optional value."""
+    if get_origin(annotation) is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    return [choice for part in get_args(annotation) for choice in _choices(part)]
 
 
 def _description(loc: tuple[int | str, ...]) -> str:

@@ -42,6 +42,10 @@ def _recomputes(granularity: str) -> Callable[[RunConfig], bool]:
     return lambda cfg: cfg.parallel.recompute_granularity == granularity
 
 
+def _reports_to(*names: str) -> Callable[[RunConfig], bool]:
+    return lambda cfg: any(name in cfg.logging.report_to for name in names)
+
+
 _OPTIONS = (
     _Option("resources.gpu", _on_cuda, "has no meaning on a CPU"),
     *(
@@ -113,6 +117,16 @@ _OPTIONS = (
         "optimizer.min_lr",
         lambda cfg: cfg.optimizer.lr_decay_style != "constant",
         "has no meaning while optimizer.lr_decay_style is constant; leave it out or choose linear or cosine",
+    ),
+    *(
+        _Option(f"logging.{name}_{what}", _reports_to(name), f"has a meaning only with {name} in logging.report_to")
+        for name in ("wandb", "swanlab")
+        for what in ("project", "exp_name")
+    ),
+    _Option(
+        "logging.report_offline",
+        _reports_to("wandb", "swanlab"),
+        "has a meaning only with wandb or swanlab in logging.report_to",
     ),
 )
 
@@ -293,6 +307,9 @@ def _rest(cfg: RunConfig) -> list[Problem]:
     for name in sorted(rewards.reward_failure.keys() - set(columns)):
         text = f"{name!r} is not among rewards.reward_funcs: {', '.join(columns)}"
         found.append(Problem("rewards.reward_failure", text))
+    for name in sorted(set(cfg.logging.report_to)):
+        if cfg.logging.report_to.count(name) > 1:
+            found.append(Problem("logging.report_to", f"names {name} twice"))
     if cfg.evaluation.eval_steps is not None and cfg.data.eval is None:
         found.append(Problem("evaluation.eval_steps", "needs rows to evaluate on: give data.eval"))
     if cfg.checkpoint.save_total_limit is not None and cfg.checkpoint.save_steps is None:

@@ -305,7 +305,16 @@ class Evaluation(Section):
 class Logging(Section):
     """What is recorded besides metrics.jsonl."""
 
-    tensorboard: bool = Field(default=True, description="write TensorBoard event files")
+    report_to: list[Literal["tensorboard", "wandb", "swanlab"]] = Field(
+        default=["tensorboard"], description="where metrics go besides metrics.jsonl; [] for nowhere"
+    )
+    report_offline: bool = Field(
+        default=False, description="wandb and SwanLab write files only, for `wandb sync` and `swanlab sync`"
+    )
+    wandb_project: str = Field(default="grpo-hpc", min_length=1, description="project in wandb")
+    wandb_exp_name: str | None = Field(default=None, min_length=1, description="name in wandb; absent: the run's")
+    swanlab_project: str = Field(default="grpo-hpc", min_length=1, description="project in SwanLab")
+    swanlab_exp_name: str | None = Field(default=None, min_length=1, description="name in SwanLab; absent: the run's")
     log_completions: bool = Field(default=True, description="write every completion to completions.jsonl")
 
 

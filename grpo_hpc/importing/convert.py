@@ -293,9 +293,25 @@ def freeze_vision(given: Given, run: Run) -> Result:
 
 
 def reporters(given: Given, run: Run) -> Result:
-    """A list of reporters becomes one switch each."""
-    chosen = [str(value) for value in given.values if str(value) != "none"]
-    return Result({"tensorboard": "tensorboard" in chosen, **{name: True for name in chosen if name != "tensorboard"}})
+    """``none`` is an empty list here."""
+    return Result({"report_to": [str(value) for value in given.values if str(value) != "none"]}, fate=Fate.TAKEN)
+
+
+def of_reporter(name: str) -> Converter:
+    """A key of one reporter; it must be among those that the run reports to."""
+
+    def convert(given: Given, run: Run) -> Result:
+        chosen = run.given("report_to")
+        if chosen is None or name not in map(str, chosen.values):
+            return Result(note=f"report_to does not name {name}")
+        return Result({given.name: given.shown}, fate=Fate.TAKEN)
+
+    return convert
+
+
+def offline(given: Given, run: Run) -> Result:
+    """The packages' own variables for files without a server."""
+    return Result({"report_offline": True} if given.shown in ("offline", "local") else {})
 
 
 def evaluation_steps(given: Given, run: Run) -> Result:

@@ -14,6 +14,7 @@ from grpo_hpc.importing.shell import Command, Word, read_script
 
 _LARGEST = 1 << 20
 _FLAG = re.compile(r"--?[A-Za-z_]")
+_SECRET = re.compile(r"api_key|hub_token|_(KEY|TOKEN)$")
 _SBATCH = re.compile(r"^#SBATCH\s+(?:--)?(-N|nodes|gpus-per-node|gres)[=\s]+(?:gpu:)?(?:[A-Za-z]\w*:)?(\d+)\s*$", re.M)
 _LAUNCHERS = {"nproc_per_node": "NPROC_PER_NODE", "nnodes": "NNODES"}
 _RAY_GROUPS = ("train", "rollout", "teacher")
@@ -37,6 +38,9 @@ class Given:
 
     @property
     def shown(self) -> str:
+        """Its words; those of a key or token are shown nowhere."""
+        if _SECRET.search(self.name):
+            return "(secret)"
         return " ".join(str(v).lower() if isinstance(v, bool) else str(v) for v in self.values)
 
 

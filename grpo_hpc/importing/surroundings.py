@@ -46,6 +46,12 @@ ENVIRONMENT: tuple[Flag, ...] = (
     renamed("NNODES", "nodes", default=1),
     converted("CUDA_VISIBLE_DEVICES", convert.visible_devices, "NPROC_PER_NODE says how many"),
     converted("ASCEND_RT_VISIBLE_DEVICES", convert.visible_devices, "NPROC_PER_NODE says how many"),
+    *(converted(name, convert.offline, "offline becomes report_offline") for name in ("WANDB_MODE", "SWANLAB_MODE")),
+    *nothing(
+        "no key lies in a run file: export it where you submit, and see `secrets` and `inherit` of the cluster profile",
+        "WANDB_API_KEY",
+        "SWANLAB_API_KEY",
+    ),
     *nothing("every process is told by the launcher", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"),
     *nothing("set by the program", "CUDA_DEVICE_MAX_CONNECTIONS", "PYTORCH_CUDA_ALLOC_CONF", "OMP_NUM_THREADS"),
     *nothing("weights are streamed in buckets of fixed size", "SWIFT_UPDATE_WEIGHTS_BUCKET_SIZE"),

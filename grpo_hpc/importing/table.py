@@ -335,10 +335,17 @@ _TUNING = (
     *missing("quantised training", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_quant_storage"),
 )
 
+_SERVICES = ("wandb", "swanlab")
+
 _LOGGING = (
     *nothing("every optimizer step is recorded", "logging_steps=log_interval", "tensorboard_log_interval"),
-    converted("report_to", convert.reporters, "one switch for each reporter"),
-    *all_same("log_completions", "wandb_project", "wandb_exp_name", "swanlab_project", "swanlab_exp_name"),
+    converted("report_to", convert.reporters, "the same list; none is []"),
+    *all_same("log_completions"),
+    *(
+        same(f"{name}_{what}", convert=convert.of_reporter(name))
+        for name in _SERVICES
+        for what in ("project", "exp_name")
+    ),
     *nothing("TensorBoard files lie in the run directory", "tensorboard_dir", "tensorboard_queue_size"),
     *nothing("wandb's files lie in the run directory", "wandb_save_dir"),
     *nothing("completions.jsonl has one row per completion, with its prompt's id", "wandb_log_unique_prompts"),

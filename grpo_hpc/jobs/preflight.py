@@ -75,6 +75,11 @@ def _check_packages(cfg: RunConfig) -> None:
             f"training needs packages that are not installed: {', '.join(missing)}",
             f"Install them with `pip install 'grpo-hpc[{extra}]'`.",
         )
+    for name in cfg.logging.report_to:
+        if not _installed(name):
+            raise EnvironmentProblem(
+                f"logging.report_to names {name}, which is not installed", f"Install it with: pip install {name}"
+            )
 
 
 def _installed(module: str) -> bool:

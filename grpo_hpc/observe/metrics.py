@@ -230,7 +230,8 @@ def markdown() -> str:
 
 _HEAD = """# Metrics
 
-A run writes one row per optimizer step to `metrics.jsonl` in its run directory, and the same values to TensorBoard.
+A run writes one row per optimizer step to `metrics.jsonl` in its run directory, and the same values under the same
+names to what `logging.report_to` names: TensorBoard (the default), wandb and SwanLab.
 Each row has `step`, counted from 1, and `time`, in seconds since 1970. Evaluations are rows of their own, with the
 number of steps made before them (0: the untrained model). A value that is not finite is written as `null`. Metrics of a
 rollout appear with the first optimizer step made from it. Unless a meaning says otherwise, values are over all ranks.

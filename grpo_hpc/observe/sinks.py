@@ -1,16 +1,26 @@
-"""Where metrics go: a file of JSON lines and TensorBoard."""
+"""Where metrics go: a file of JSON lines always, and the reporters that the run names (:mod:`.reporters`)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from grpo_hpc.observe.jsonl import JsonLines
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+
+class Sink(Protocol):
+    """One place that metrics go to, all under the same names."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of ``step``."""
+
+    def rewind(self, step: int) -> None:
+        """A resumed run will write everything after ``step`` again; called before the first :meth:`log`."""
+
+    def close(self) -> None:
+        """Write out what is still held back."""
 
 
 class MetricSinks:
@@ -18,43 +28,39 @@ class MetricSinks:
 
     Args:
         metrics_path: rows of ``{"step": ..., "time": ..., <name>: <value>}``; ``time`` in seconds since the epoch.
-        tensorboard_dir: where TensorBoard's files go; None writes none.
+        reporters: further sinks. One that fails later on is left out from then on: curves are no reason to end a run.
+        lost: is told in words when that happens.
     """
 
-    def __init__(self, metrics_path: str | Path, tensorboard_dir: str | Path | None) -> None:
+    def __init__(
+        self, metrics_path: str | Path, reporters: Sequence[Sink] = (), lost: Callable[[str], None] = print
+    ) -> None:
         self._lines = JsonLines(metrics_path)
-        self._tensorboard_dir = tensorboard_dir
-        self._tensorboard: SummaryWriter | None = None
-        self._purge_step: int | None = None
+        self._reporters = list(reporters)
+        self._lost = lost
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one row for ``step``."""
         self._lines.write([{"step": step, "time": round(time.time(), 3), **metrics}])
-        if self._tensorboard_dir is not None:
-            writer = self._writer()
-            for name, value in metrics.items():
-                writer.add_scalar(name, value, step)
-            writer.flush()
+        self._each(lambda reporter: reporter.log(step, metrics))
 
     def rewind(self, step: int) -> None:
         """Forget what was written after ``step``; 0 forgets everything, also what was measured before the first step.
 
-        TensorBoard files cannot be cut, so its reader is told to disregard the later points. Call this before the
-        first :meth:`log`.
+        Call this before the first :meth:`log`.
         """
         self._lines.keep(lambda row: step > 0 and row["step"] <= step)
-        self._purge_step = step + 1 if step else 0
+        self._each(lambda reporter: reporter.rewind(step))
 
     def close(self) -> None:
-        """Finish TensorBoard's file."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-            self._tensorboard = None
+        """Let every reporter finish."""
+        self._each(lambda reporter: reporter.close())
+        self._reporters = []
 
-    def _writer(self) -> SummaryWriter:
-        """Made at the first use: importing TensorBoard takes seconds, and a rewind may come first."""
-        if self._tensorboard is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(self._tensorboard_dir), purge_step=self._purge_step)
-        return self._tensorboard
+    def _each(self, do: Callable[[Sink], None]) -> None:
+        for reporter in list(self._reporters):
+            try:
+                do(reporter)
+            except Exception as error:  # libraries that talk to servers raise all sorts
+                self._reporters.remove(reporter)
+                self._lost(f"{type(reporter).__name__} failed and gets no more metrics: {error}")

@@ -14,6 +14,7 @@ from grpo_hpc.errors import EXIT_USER_ERROR, GrpoHpcError
 from grpo_hpc.jobs.run_dir import RunDir
 from grpo_hpc.observe.completions import CompletionLog
 from grpo_hpc.observe.events import EventLog
+from grpo_hpc.observe.reporters import Report, open_reporters
 from grpo_hpc.observe.sinks import MetricSinks
 from grpo_hpc.rollout.collect import Collector, Tokenizer, fitting_rows
 from grpo_hpc.rollout.engine import ColocateEngine
@@ -70,6 +71,7 @@ def _train(run_dir: RunDir, events: EventLog | None) -> None:
 def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: EventLog | None) -> Trainer:
     clock = PhaseClock(platform, events)
     with clock.phase("start"):
+        reporter = _reporter(run_dir, cfg, events)  # first: a package or a key that is missing is known at once
         stop = StopRequest(run_dir.stop, platform)
         init_model_parallel(cfg, platform)
         tokenizer = Tokenizer(cfg.model.path)
@@ -85,7 +87,6 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         engine = ColocateEngine(cfg, platform)
         colocation.attach(engine)
         longest = engine.max_model_len - cfg.rollout.max_completion_length
-        reporter = _reporter(run_dir, cfg, events)
         reporter.rewind(state.step)
         parts = Parts(
             policy=policy,
@@ -117,7 +118,15 @@ def _rows(path: str, cfg: RunConfig, tokenizer: Tokenizer, longest: int, events:
 def _reporter(run_dir: RunDir, cfg: RunConfig, events: EventLog | None) -> Reporter:
     if events is None:
         return Reporter()
-    sinks = MetricSinks(run_dir.metrics, run_dir.tensorboard if cfg.logging.tensorboard else None)
+    wanted = cfg.logging
+    report = Report(
+        run_dir.path,
+        cfg.model_dump(mode="json"),
+        {"wandb": wanted.wandb_project, "swanlab": wanted.swanlab_project},
+        {"wandb": wanted.wandb_exp_name or cfg.name, "swanlab": wanted.swanlab_exp_name or cfg.name},
+        wanted.report_offline,
+    )
+    sinks = MetricSinks(run_dir.metrics, open_reporters(wanted.report_to, report), events.message)
     log = CompletionLog(run_dir.completions) if cfg.logging.log_completions else None
     return Reporter(events, sinks, log)
 
@@ -138,6 +147,6 @@ def _closing_lines(run_dir: RunDir, cfg: RunConfig, saved: Path | None) -> list[
             f"  load it   transformers.AutoModelForCausalLM.from_pretrained({str(run_dir.export)!r})",
         ]
     lines += [f"metrics     {run_dir.metrics}", f"completions {run_dir.completions}"]
-    if cfg.logging.tensorboard:
+    if "tensorboard" in cfg.logging.report_to:
         lines.append(f"  curves    tensorboard --logdir {run_dir.tensorboard}")
     return lines

@@ -60,6 +60,11 @@ class Reporter:
         if self.log:
             self.log.rewind(step)
 
+    def close(self) -> None:
+        """Let every sink finish."""
+        if self.sinks:
+            self.sinks.close()
+
 
 def rollout_metrics(rollout: Rollout, *, dynamic: bool) -> dict[str, float]:
     """Rewards and lengths of everything that was sampled, over all ranks; with ``dynamic`` what was kept of it."""

@@ -225,6 +225,7 @@ class Trainer:
         dist.barrier()
         self._parts.collector.close()
         self._parts.engine.close()
+        self._parts.reporter.close()
 
     def _log_step(self, values: dict[str, float], lesson: Lesson, seconds: float) -> None:
         metrics = step_metrics(values, lesson.trained, self._rollout_metrics, self._clock.take(), seconds)

@@ -191,3 +191,13 @@ def test_what_is_planned_but_cannot_be_trained_yet(run_file: Path, override: str
     require_trainable(load_run(run_file))
     with pytest.raises(ConfigError, match=named):
         require_trainable(load_run(run_file, ["device=cuda", "dtype=bfloat16", "nproc_per_node=2", override]))
+
+
+def test_reporters_are_a_list_of_known_names(run_file: Path) -> None:
+    assert load_run(run_file).logging.report_to == ["tensorboard"]
+    assert load_run(run_file, ["report_to=[]"]).logging.report_to == []
+    said = mistakes(run_file, "report_to=[wandbb]")
+    assert "must be tensorboard or wandb or swanlab, got 'wandbb'; did you mean wandb?" in said
+    assert "names wandb twice" in mistakes(run_file, "report_to=[wandb, wandb]")
+    assert "only with wandb in logging.report_to" in mistakes(run_file, "wandb_project=p")
+    assert "only with wandb or swanlab" in mistakes(run_file, "report_offline=true")

@@ -362,3 +362,18 @@ def test_random_flags_give_a_file_that_says_what_is_wrong(flags: list[tuple[str,
 def test_words_that_are_no_grpo_command_are_refused() -> None:
     with pytest.raises(ConfigError, match="rlhf_type is not given"):
         from_words(["--beta", "1"])
+
+
+def test_reporters_and_their_keys(tmp_path: Path) -> None:
+    script = tmp_path / "train.sh"
+    words = [*ENOUGH, "--report_to", "wandb", "--wandb_project", "p", "--swanlab_project", "q"]
+    exported = "export WANDB_API_KEY=5ecret\n"
+    script.write_text(f"{exported}WANDB_MODE=offline megatron rlhf {' '.join(words)}\n")
+    result = import_run(from_files([script]))
+    found = values(result)
+    assert found["logging.report_to"] == ["wandb"] and found["logging.wandb_project"] == "p"
+    assert found["logging.report_offline"] is True
+    assert "logging.swanlab_project" not in found and fate(result, "swanlab_project") is Fate.NO_EFFECT
+    assert "5ecret" not in result.text + json.dumps(to_dict(result))
+    assert values(imported("--report_to", "none"))["logging.report_to"] == []
+    assert fate(imported("--report_to", "tensorbord"), "report_to") is Fate.UNSUPPORTED

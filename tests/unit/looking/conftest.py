@@ -32,7 +32,7 @@ from grpo_hpc.jobs.run_dir import RunDir
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.sinks import MetricSinks
 run = RunDir.open(sys.argv[1])
-log, sinks = EventLog(run.events), MetricSinks(run.metrics, None)
+log, sinks = EventLog(run.events), MetricSinks(run.metrics)
 
 def step(number, reward=0.5):
     log.phase("rollout", number)

@@ -53,7 +53,7 @@ def test_a_file_that_is_not_there_is_empty(tmp_path):
 
 def test_metrics_rows_and_rewind(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    sinks = MetricSinks(path, None)
+    sinks = MetricSinks(path)
     for step in range(4):
         sinks.log(step, {"loss": float(step), "kl": math.nan, "grad_norm": math.inf})
     with path.open("a") as file:
@@ -78,11 +78,11 @@ def test_completions_and_rewind(tmp_path):
 
 def test_rewinding_what_was_never_written(tmp_path):
     CompletionLog(tmp_path / "completions.jsonl").rewind(0)
-    MetricSinks(tmp_path / "metrics.jsonl", None).rewind(0)
+    MetricSinks(tmp_path / "metrics.jsonl").rewind(0)
 
 
 def test_history_reads_what_sinks_write(tmp_path):
-    sinks = MetricSinks(tmp_path / "metrics.jsonl", None)
+    sinks = MetricSinks(tmp_path / "metrics.jsonl")
     sinks.log(0, {"eval/x/mean": 0.25})
     sinks.log(1, {"loss": 1.0})
     sinks.log(2, {"loss": math.nan})

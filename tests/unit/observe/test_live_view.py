@@ -70,7 +70,7 @@ def test_one_slow_step_hardly_changes_the_time_left():
 
 
 def test_a_resumed_run_forgets_the_steps_it_makes_again(tmp_path):
-    sinks = MetricSinks(tmp_path / "metrics.jsonl", None)
+    sinks = MetricSinks(tmp_path / "metrics.jsonl")
     for step in range(1, 8):
         sinks.log(step, {"reward/mean": float(step)})
     state = RunState(10, History.read(tmp_path / "metrics.jsonl"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from grpo_hpc.observe.reporters import Report, open_reporters
 from grpo_hpc.observe.sinks import MetricSinks
 
 
@@ -11,7 +12,7 @@ def test_values_are_read_back_and_a_resume_replaces_later_ones(tmp_path):
     pytest.importorskip("torch")
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for start, value in ((0, 1.0), (2, 5.0)):
-        sinks = MetricSinks(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+        sinks = MetricSinks(tmp_path / "metrics.jsonl", open_reporters(["tensorboard"], Report(tmp_path)))
         sinks.rewind(start)
         for step in range(start + 1, 4):
             sinks.log(step, {"loss": value})

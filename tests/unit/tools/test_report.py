@@ -29,7 +29,7 @@ def runs(tmp_path):
 
 
 def make_run(path, seed):
-    sinks = MetricSinks(path / "metrics.jsonl", None)
+    sinks = MetricSinks(path / "metrics.jsonl")
     sinks.log(0, {"eval/exact_number/mean": 0.4})
     for step in range(1, 11):
         sinks.log(step, {"reward/mean": 0.04 * step * seed, "time/step": 10.0, "time/train": 6.0, "time/rollout": 3.0})
