@@ -275,7 +275,8 @@ def _build(plan: Plan, target: Path, workers: int, max_memory: int, as_json: boo
         click.echo(json.dumps({**plan.about, "target": str(target), "bytes": plan.nbytes, "seconds": seconds}))
     else:
         rate = plan.nbytes / max(seconds, 1e-9) / 1e9
-        click.echo(f"{target}: {_size(plan.nbytes)} in {seconds:.1f} s ({rate:.2f} GB/s), {len(plan.sizes)} files")
+        files = f"{len(plan.sizes)} file" + ("s" if len(plan.sizes) != 1 else "")
+        click.echo(f"{target}: {_size(plan.nbytes)} in {seconds:.1f} s ({rate:.2f} GB/s), {files}")
 
 
 @contextmanager
