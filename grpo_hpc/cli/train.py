@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 Entry = tuple[str, str, dict[str, str]]  # name, what it is, and what else there is to say
@@ -15,12 +17,19 @@ Entry = tuple[str, str, dict[str, str]]  # name, what it is, and what else there
     required=True,
     help="What to show, each with its source.",
 )
-def command(what: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects: name, summary, source and what else.")
+def command(what: str, as_json: bool) -> None:
     """Show what a run file may name: policy losses, advantage estimators, reward functions.
 
-    Runs are started by `grpo-hpc submit`. docs/algorithms.md has every formula.
+    Runs are started by `grpo-hpc submit`. docs/algorithms.md and docs/rewards.md have every formula.
     """
-    for name, summary, more in {"losses": _losses, "estimators": _estimators, "rewards": _rewards}[what]():
+    entries = {"losses": _losses, "estimators": _estimators, "rewards": _rewards}[what]()
+    if as_json:
+        click.echo(
+            json.dumps([{"name": name, "summary": summary, **more} for name, summary, more in entries], indent=2)
+        )
+        return
+    for name, summary, more in entries:
         click.secho(name, bold=True)
         click.echo(f"  {summary}")
         for label, text in more.items():

@@ -33,17 +33,27 @@ RewardFunction = Callable[..., Sequence[float | None]]
 
 Parameters = Mapping[str, Mapping[str, Any]]  # values of parameters by the column name of their function
 
-_BUILT_IN = ("accuracy", "builtin", "lengths", "texts")
+_BUILT_IN = ("accuracy", "builtin", "code", "lengths", "texts")
 _OF_THE_RUN = ("max_completion_length",)
 _registered: dict[str, RewardFunction] = {}
 _sources: dict[str, str] = {}
+_preparations: dict[str, Callable[..., None]] = {}
 
 
-def reward(name: str, *, source: str = "") -> Callable[[RewardFunction], RewardFunction]:
-    """Decorator: make a function known under ``name``; ``source`` says where it comes from."""
+def reward(
+    name: str, *, source: str = "", prepare: Callable[..., None] | None = None
+) -> Callable[[RewardFunction], RewardFunction]:
+    """Decorator: make a function known under ``name``.
+
+    Args:
+        source: where it comes from.
+        prepare: called with the function's parameters when a run starts; raises a GrpoHpcError where it cannot work.
+    """
 
     def register(function: RewardFunction) -> RewardFunction:
         _registered[name], _sources[name] = function, source
+        if prepare is not None:
+            _preparations[name] = prepare
         return function
 
     return register
@@ -63,13 +73,14 @@ def resolve(
             wrong.
     """
     check_names(names, given)
-    found = {_column(name): _load(name) if _is_file(name) else _registered[name] for name in names}
-    return {
-        column: partial(function, **values)
-        if (values := checked(column, function, (given or {}).get(column, {}), run or {}))
-        else function
-        for column, function in found.items()
-    }
+    found: dict[str, RewardFunction] = {}
+    for name in names:
+        function, column = _load(name) if _is_file(name) else _registered[name], _column(name)
+        values = checked(column, function, (given or {}).get(column, {}), run or {})
+        if name in _preparations:
+            _preparations[name](**values)
+        found[column] = partial(function, **values) if values else function
+    return found
 
 
 def registered_names() -> list[str]:

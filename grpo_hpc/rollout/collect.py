@@ -68,17 +68,10 @@ class Collector:
     Work is split over all replicas of the engine, so no rank of a model-parallel group is idle.
     """
 
-    def __init__(self, cfg: RunConfig, engine: Engine, tokenizer: Tokenizer) -> None:
-        """Also starts a process for the reward functions.
-
-        Raises:
-            ConfigError: they cannot be loaded.
-        """
+    def __init__(self, cfg: RunConfig, engine: Engine, tokenizer: Tokenizer, pool: WorkerPool) -> None:
         self._seed = cfg.seed
         self._engine, self._tokenizer = engine, tokenizer
-        self._rewards = cfg.rewards
-        self._pool = _pool(cfg)
-        self._pool.start()
+        self._rewards, self._pool = cfg.rewards, pool
         self._columns = [name.rpartition(":")[2] for name in cfg.rewards.reward_funcs]
         self._replica_size = cfg.rollout.vllm_tensor_parallel_size
 
@@ -155,9 +148,15 @@ class Collector:
         return int.from_bytes(digest, "big") >> 1
 
 
-def _pool(cfg: RunConfig) -> WorkerPool:
+def start_rewards(cfg: RunConfig) -> WorkerPool:
+    """Processes for the reward functions; made before any model, so that what is wrong with them costs no time.
+
+    Raises:
+        ConfigError: they cannot be loaded.
+        EnvironmentProblem: one of them cannot work here.
+    """
     r = cfg.rewards
-    return WorkerPool(
+    pool = WorkerPool(
         r.reward_funcs,
         r.reward_params,
         {"max_completion_length": cfg.rollout.max_completion_length},
@@ -166,6 +165,8 @@ def _pool(cfg: RunConfig) -> WorkerPool:
         timeout=r.reward_timeout,
         retries=r.reward_retries,
     )
+    pool.start()
+    return pool
 
 
 def gather_lists(mine: list[Any]) -> list[Any]:

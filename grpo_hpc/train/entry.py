@@ -16,7 +16,7 @@ from grpo_hpc.observe.completions import CompletionLog
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.reporters import Report, open_reporters
 from grpo_hpc.observe.sinks import MetricSinks
-from grpo_hpc.rollout.collect import Collector, Tokenizer, fitting_rows
+from grpo_hpc.rollout.collect import Collector, Tokenizer, fitting_rows, start_rewards
 from grpo_hpc.rollout.engine import ColocateEngine
 from grpo_hpc.rollout.residency import Residency
 from grpo_hpc.train import checkpoint
@@ -74,6 +74,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         reporter = _reporter(run_dir, cfg, events)  # first: a package or a key that is missing is known at once
         stop = StopRequest(run_dir.stop, platform)
         init_model_parallel(cfg, platform)
+        pool = start_rewards(cfg)
         tokenizer = Tokenizer(cfg.model.path)
         policy = TrainedPolicy(cfg, platform, clock.progress)
         second = cfg.algorithm.beta > 0 and policy.adapters is None  # else it is the policy without adapters
@@ -93,7 +94,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
             reference=reference,
             engine=engine,
             colocation=colocation,
-            collector=Collector(cfg, engine, tokenizer),
+            collector=Collector(cfg, engine, tokenizer, pool),
             tokenizer=tokenizer,
             rows=_rows(cfg.data.train, cfg, tokenizer, longest, events),
             eval_rows=_rows(cfg.data.eval, cfg, tokenizer, longest, events) if cfg.data.eval else [],

@@ -66,7 +66,7 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     """Train from the start, or from the checkpoint after ``begin`` steps; what was reported and how far it moved."""
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.data.rows import read_rows
-    from grpo_hpc.rollout.collect import Collector, Tokenizer, fitting_rows
+    from grpo_hpc.rollout.collect import Collector, Tokenizer, fitting_rows, start_rewards
     from grpo_hpc.rollout.residency import Residency
     from grpo_hpc.train import checkpoint
     from grpo_hpc.train.checkpoint import TrainerState
@@ -91,7 +91,7 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
         reference=reference,
         engine=engine,
         colocation=colocation,
-        collector=Collector(cfg, engine, tokenizer),
+        collector=Collector(cfg, engine, tokenizer, start_rewards(cfg)),
         tokenizer=tokenizer,
         rows=fitting_rows(read_rows(cfg.data.train), tokenizer, 40)[0],
         eval_rows=[],
