@@ -113,6 +113,16 @@ def failures_in_a_row(attempts: list[Attempt]) -> int:
 
 
 def saved_step(run_dir: RunDir) -> int:
-    """Steps in the newest checkpoint; a folder has its name only when it is complete."""
-    names = [path.name.removeprefix("step_") for path in run_dir.checkpoints.glob("step_*")]
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    """Steps in the newest checkpoint, 0 without one."""
+    newest = newest_checkpoint(run_dir)
+    return 0 if newest is None else _step(newest)
+
+
+def newest_checkpoint(run_dir: RunDir) -> Path | None:
+    """Folder of the newest checkpoint; it has its name only when it is complete."""
+    found = [path for path in run_dir.checkpoints.glob("step_*") if path.name.removeprefix("step_").isdigit()]
+    return max(found, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))

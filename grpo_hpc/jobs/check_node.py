@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.config import RunConfig
-from grpo_hpc.jobs.attempts import saved_step
+from grpo_hpc.jobs.attempts import newest_checkpoint
 from grpo_hpc.jobs.files import write_atomically
 from grpo_hpc.jobs.nodes import report_path, this_node
 from grpo_hpc.jobs.run_dir import RunDir
@@ -46,9 +46,9 @@ def _read_paths(cfg: RunConfig, run_dir: RunDir) -> list[str]:
     """What training begins with: the model, the rows, and the newest checkpoint, file by file."""
     model = [cfg.model.path, f"{cfg.model.path}/config.json", *map(str, Path(cfg.model.path).glob("*.safetensors"))]
     rows = [path for path in (cfg.data.train, cfg.data.eval) if path]
-    step = saved_step(run_dir)
-    newest = [run_dir.checkpoints / f"step_{step:06d}"] if step else []
-    return [*model, *rows, *(str(path) for folder in newest for path in (folder, *folder.rglob("*")))]
+    newest = newest_checkpoint(run_dir)
+    saved = [] if newest is None else [newest, *newest.rglob("*")]
+    return [*model, *rows, *map(str, saved)]
 
 
 def _gpu_problems(cfg: RunConfig) -> list[str]:

@@ -104,7 +104,7 @@ def _tells(path: Path, key: Path) -> bool:
 
 def save(run: RunDir, step: int, rank: int) -> None:
     if rank == 0:
-        (run.checkpoints / f"step_{step:06d}").mkdir(parents=True, exist_ok=True)
+        (run.checkpoints / f"step_{step}").mkdir(parents=True, exist_ok=True)
     dist.barrier()
 
 

@@ -52,9 +52,10 @@ def test_what_is_missing_is_named_with_its_node(submit, tmp_path):
 def test_a_checkpoint_that_is_gone_is_named(submit):
     run = submit(profile={"preflight": CHECK}, start=False)
     run.checkpoints.mkdir()
-    (run.checkpoints / "step_000002").symlink_to("/nowhere")
+    for name in ("step_2", "step_10"):
+        (run.checkpoints / name).symlink_to("/nowhere")
     queue(run, stored_profile(run))
-    assert reason(run) == f"node1: {run.checkpoints}/step_000002 cannot be read"
+    assert reason(run) == f"node1: {run.checkpoints}/step_10 cannot be read"
 
 
 def test_gpus_that_a_node_lacks_are_counted(submit):
