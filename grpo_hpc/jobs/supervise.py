@@ -129,15 +129,16 @@ def _check_and_train(steps: Steps, profile: Profile, folder: Path, wishes: _Wish
             code = wait(process, profile.preflight.seconds)
         code = TOOK_TOO_LONG if code is None else code
         if found := bad_node(folder, steps.allocation.nodes, cfg, profile.preflight, code):
-            return End(wishes.asked or "preflight", str(found)), code or 1
-        if wishes.asked:
-            return End(wishes.asked, _EARLY), 0
+            asked = _who_asked(steps.run_dir, wishes, folder / "check.log")
+            return End(asked, _EARLY) if asked else End("preflight", str(found)), code or 1
+        if asked := _who_asked(steps.run_dir, wishes, folder / "check.log"):
+            return End(asked, _EARLY), 0
     if not server_nodes(cfg):
         return _train(steps, folder, wishes)
     with serving(steps, folder) as servers:
-        problem = servers.await_ready(cfg.rollout.vllm_server_timeout, lambda: wishes.asked)
-        if wishes.asked:
-            return End(wishes.asked, _EARLY), 0
+        problem = servers.await_ready(cfg.rollout.vllm_server_timeout, steps.run_dir.stop.exists)
+        if asked := _who_asked(steps.run_dir, wishes, folder / "servers.log"):
+            return End(asked, _EARLY), 0
         if problem:
             return of_texts(problem) or End("crash", problem), 1
         return _train_with(servers, steps, profile, folder, wishes)
@@ -181,13 +182,13 @@ def _judge(run_dir: RunDir, folder: Path, offset: int, code: int, wishes: _Wishe
     return judge(code, _who_asked(run_dir, wishes, launcher_log), run_dir.events, offset, launcher_log, logs)
 
 
-def _who_asked(run_dir: RunDir, wishes: _Wishes, launcher_log: Path) -> State | None:
+def _who_asked(run_dir: RunDir, wishes: _Wishes, log: Path) -> State | None:
     """Why the attempt was told to stop: Slurm's signal, scancel, or a person's file."""
     why = run_dir.why_stop()
     if why == "cancelled":
         return "cancelled"
     if wishes.asked == "preempted":  # so far it was TERM and no more; a step that Slurm ended has a line about it
-        return why_cancelled(launcher_log) or wishes.asked
+        return why_cancelled(log) or wishes.asked
     if wishes.asked is None and why is not None:
         return "stopped"
     return wishes.asked

@@ -157,6 +157,14 @@ def test_a_run_goes_on_with_any_executor(submit):
     assert [int(line.split()[1]) for line in steps(run)] == list(range(1, 61))
 
 
+def test_a_cancel_in_the_check_is_final_too(submit):
+    run = submit(profile={"preflight": {"enabled": True, "free_gib": 0.01}}, steps=500, pause=0.1)
+    wait_for(lambda: (run.latest / "check.log").exists(), "the check")
+    slurm.call(["scancel", job(run)])
+    (first,) = ended(run, 1)
+    assert first.state == "cancelled", everything(run)
+
+
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
     """A file system of 4 MB, away from pytest's own folders, which it could not clear while this is mounted."""
