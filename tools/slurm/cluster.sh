@@ -52,7 +52,7 @@ SlurmdParameters=config_overrides
 GresTypes=gpu
 ReturnToService=2
 JobRequeue=1
-KillWait=10
+KillWait=4
 MinJobAge=3600
 SlurmdTimeout=30
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
