@@ -18,14 +18,16 @@ from grpo_hpc.jobs.attempts import history
 from grpo_hpc.jobs.run_dir import RunDir
 
 # What cannot be done as it stands here: the clone is this checkout, installed already; the image is small, made from
-# Debian packages, and shows this machine's Python; the run file that is edited by hand is a tiny model on 2 x 2 ranks.
+# Debian packages, and shows this machine's Python; what is edited by hand is a profile for that and a run of a tiny model
+# on 2 x 2 ranks.
 REPLACED = {
     "git clone https://example.org/grpo-hpc": "mkdir grpo-hpc",
     "python3.11 -m venv .venv": "mkdir -p .venv/bin",
     ".venv/bin/pip install .": 'printf \'#!/bin/sh\\nexec %s -m grpo_hpc.cli "$@"\\n\' "$PYTHON" > .venv/bin/grpo-hpc'
     " && chmod +x .venv/bin/grpo-hpc",
-    "grpo-hpc image build gpu": "cp $IMAGE grpo-hpc-gpu.sif && cp $PROFILE ~/.config/grpo-hpc/profiles/mysite.yaml",
-    "grpo-hpc config copy qwen2.5_7b first.yaml": "grpo-hpc config copy qwen2.5_7b other.yaml && cp $RUN first.yaml",
+    "grpo-hpc image build gpu": "cp $IMAGE grpo-hpc-gpu.sif",
+    "grpo-hpc config copy qwen2.5_7b first.yaml": "grpo-hpc config copy qwen2.5_7b other.yaml && cp $RUN first.yaml"
+    " && cp $PROFILE ~/.config/grpo-hpc/profiles/mysite.yaml",
 }
 
 
@@ -49,7 +51,7 @@ def test_the_commands_of_the_page(tmp_path, request):
     run_file = write_run(
         tmp_path, tmp_path / "model", name="first", output_dir="runs", vllm_kv_cache_gib=0.05, profile="mysite", **small
     )
-    (tmp_path / "home/.config/grpo-hpc/profiles").mkdir(parents=True)
+    (tmp_path / "home").mkdir()
     env = os.environ | {
         "HOME": str(tmp_path / "home"),
         "PYTHON": sys.executable,
