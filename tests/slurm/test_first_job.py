@@ -18,8 +18,8 @@ from grpo_hpc.jobs.attempts import history
 from grpo_hpc.jobs.run_dir import RunDir
 
 # What cannot be done as it stands here: the clone is this checkout, installed already; the image is small, made from
-# Debian packages, and shows this machine's Python; what is edited by hand is a profile for that and a run of a tiny model
-# on 2 x 2 ranks.
+# Debian packages, and shows this machine's Python; what is edited by hand is a profile for that and a run of a tiny
+# model on 2 x 2 ranks.
 REPLACED = {
     "git clone https://example.org/grpo-hpc": "mkdir grpo-hpc",
     "python3.11 -m venv .venv": "mkdir -p .venv/bin",
