@@ -6,9 +6,11 @@ import json
 
 import click
 
+from grpo_hpc.cli.completion import run_dirs
+
 
 @click.command("cancel", short_help="End a run for good.")
-@click.argument("run_dir", metavar="RUN_DIR")
+@click.argument("run_dir", metavar="RUN_DIR", shell_complete=run_dirs)
 @click.option(
     "--json", "as_json", is_flag=True, help="Print what `status --json` prints, afterwards; a list of it for a sweep."
 )

@@ -6,9 +6,11 @@ import json
 
 import click
 
+from grpo_hpc.cli.completion import folders_of_runs
+
 
 @click.command("list", short_help="Show the runs in a folder.")
-@click.argument("folder", metavar="[DIR]", required=False)
+@click.argument("folder", metavar="[DIR]", required=False, shell_complete=folders_of_runs)
 @click.option("--json", "as_json", is_flag=True, help="Print the same facts as JSON.")
 def command(folder: str | None, as_json: bool) -> None:
     """Show every run in the folder DIR (./runs when it is left out): state, step, reward, last sign of life.

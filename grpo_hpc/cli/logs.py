@@ -8,9 +8,11 @@ import sys
 
 import click
 
+from grpo_hpc.cli.completion import run_dirs
+
 
 @click.command("logs", short_help="Show the log of a run, also while it grows.")
-@click.argument("run_dir", metavar="RUN_DIR")
+@click.argument("run_dir", metavar="RUN_DIR", shell_complete=run_dirs)
 @click.option("-f", "--follow", is_flag=True, help="Go on as the log grows, over every new start, until the run ends.")
 @click.option("--rank", type=click.IntRange(min=0), metavar="N", help="The log of this rank.")
 @click.option("--attempt", type=click.IntRange(min=1), metavar="N", help="The log of this start. [default: the newest]")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from grpo_hpc.cli.completion import run_dirs
 from grpo_hpc.cli.queued import queued
 from grpo_hpc.cli.sweeping import resume_sweep
 
 
 @click.command("resume", short_help="Continue a stopped or crashed run.")
-@click.argument("run_dir", metavar="RUN_DIR")
+@click.argument("run_dir", metavar="RUN_DIR", shell_complete=run_dirs)
 @click.option("--profile", "name", metavar="NAME", help="Continue on another cluster, or on a changed profile.")
 def command(run_dir: str, name: str | None) -> int:
     """Continue the run in RUN_DIR from its newest checkpoint, with the run file that was resolved when it began.

@@ -6,9 +6,11 @@ import json
 
 import click
 
+from grpo_hpc.cli.completion import run_dirs
+
 
 @click.command("status", short_help="Show how a run stands.")
-@click.argument("run_dir", metavar="[RUN_DIR]", required=False)
+@click.argument("run_dir", metavar="[RUN_DIR]", required=False, shell_complete=run_dirs)
 @click.option("--json", "as_json", is_flag=True, help="Print the same facts as JSON.")
 def command(run_dir: str | None, as_json: bool) -> None:
     """Show the state of a run, its step, time left, reward, last error and where its log is.

@@ -6,6 +6,7 @@ from shlex import quote
 
 import click
 
+from grpo_hpc.cli.completion import sweep_keys
 from grpo_hpc.cli.queued import queued
 
 
@@ -19,6 +20,7 @@ from grpo_hpc.cli.queued import queued
     "sweeps",
     multiple=True,
     metavar="KEY=VALUE,...",
+    shell_complete=sweep_keys,
     help="A run for each of these values, as in --sweep optimizer.lr=1e-6,3e-6; several make all combinations.",
 )
 def command(run: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool, sweeps: tuple[str, ...]) -> int:

@@ -42,7 +42,15 @@ def prepare(
     folder: str,
     server: tuple[str, ...] = (str(SERVER),),
 ) -> RunDir:
-    """A run directory; what ``sections`` and ``profile`` say is put over a small run on 2 nodes x 2 ranks."""
+    """The directory of :func:`write_run`'s run."""
+    cfg = load_run(write_run(tmp_path, name, sections, profile, folder))
+    return create_run(cfg, make_plan(cfg), program=(str(PAYLOAD),), server=server)
+
+
+def write_run(
+    tmp_path: Path, name: str, sections: dict[str, dict[str, Any]], profile: dict[str, Any], folder: str
+) -> Path:
+    """A run file; what ``sections`` and ``profile`` say is put over a small run on 2 nodes x 2 ranks."""
     model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
     if not model.is_dir():
         model.mkdir()
@@ -64,8 +72,7 @@ def prepare(
         values[section] = {**values.get(section, {}), **keys}
     run_file = tmp_path / f"{name}.yaml"
     run_file.write_text(yaml.safe_dump(values))
-    cfg = load_run(run_file)
-    return create_run(cfg, make_plan(cfg), program=(str(PAYLOAD),), server=server)
+    return run_file
 
 
 def contained(runtime: str, request: pytest.FixtureRequest) -> dict[str, Any]:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
-from lightruns import ended, everything, job, wait_for
+import pytest
+from lightruns import PAYLOAD, ended, everything, job, wait_for, write_run
 
 from grpo_hpc.jobs import slurm
+from grpo_hpc.jobs.array import create_sweep, start_sweep
 from grpo_hpc.jobs.attempts import history
+from grpo_hpc.jobs.profile import find_profile, read_profile
 from grpo_hpc.jobs.run_dir import RunDir
 from grpo_hpc.jobs.standing import standing
+from grpo_hpc.jobs.sweep import make_points
+from grpo_hpc.plan.make import make_plan
 
 COMMAND = [sys.executable, "-m", "grpo_hpc.cli"]
 
@@ -102,3 +108,52 @@ def test_cancel_is_final_for_what_waits_and_what_runs(submit):
     assert history(waiting) == []
     assert state(waiting) == "cancelled"
     slurm.call(["scancel", "--name=blocker"])
+
+
+@pytest.mark.parametrize("executor", ["slurm", "submitit"])
+def test_a_sweep_is_one_array_job_whose_points_are_runs(tmp_path: Path, executor: str):
+    small = {"resources": {"nodes": 1}, "cluster": {"max_failures": 0}}
+    file = write_run(tmp_path, "lr", small, {"executor": executor}, "runs")
+    points = make_points(str(file), [], ["optimizer.lr=1e-6,3e-6"])
+    sweep = create_sweep(points, [make_plan(point.cfg) for point in points], False, (str(PAYLOAD),))
+    first, second = sweep.runs
+    long = {"steps": 30, "pause": 0.2}
+    (first.path / "payload.json").write_text(json.dumps(long))
+    (second.path / "payload.json").write_text(json.dumps({"steps": 3, "pause": 0, "fault": {"kind": "raise"}}))
+    start_sweep(sweep, [0, 1])
+    arrays = {job(run).partition("_")[0] for run in sweep.runs}
+    assert len(arrays) == 1
+    wait_for(lambda: standing(first).step >= 2, f"step 2\n{everything(first)}")
+    slurm.call(["scancel", "--signal=USR2", "--full", job(first)])  # this point alone saves and is requeued
+    assert [attempt.state for attempt in ended(first, 2)] == ["timeout", "success"], everything(first)
+    assert {attempt.job_id for attempt in history(first)} == {job(first)}
+    assert [attempt.state for attempt in ended(second, 1)] == ["crash"]
+    found = json.loads(grpo_hpc("status", sweep.path, "--json"))
+    rows = [(point["values"]["optimizer.lr"], point["state"], point["step"]) for point in found["points"]]
+    assert rows == [(1e-6, "success", 30), (3e-6, "crash", 0)]
+    assert "RuntimeError: the payload was told to fail" in found["points"][1]["last_error"]
+    (second.path / "payload.json").write_text(json.dumps({"steps": 3, "pause": 0}))
+    assert "Queued 1 runs" in grpo_hpc("resume", sweep.path)
+    assert [attempt.state for attempt in ended(second, 2)] == ["crash", "success"], everything(second)
+    assert grpo_hpc("list", sweep.path).count("success") == 2
+
+
+def test_a_profile_is_made_from_what_slurm_says(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("GRPO_HPC_PROFILES", str(tmp_path / "profiles"))
+    grpo_hpc("cluster", "add", "here", "--yes", "--runtime=none")
+    found = read_profile(find_profile("here"))
+    assert (found.executor, found.partition, found.gres, found.requeue) == ("slurm", "debug", "gpus-per-node", True)
+    assert (found.gpus_per_node, found.gpu_type, found.time_limit, found.exclusive) == (2, "fake", None, False)
+    grpo_hpc("cluster", "add", "typo", "--yes", "--runtime=none", "--partition=debgu", code=2)
+    wrong = subprocess.run(
+        [*COMMAND, "cluster", "add", "typo", "--partition=hihg", "--yes"], capture_output=True, text=True
+    )
+    assert "Did you mean 'high'? There are debug, low, drop, high." in wrong.stderr
+    file = write_run(tmp_path, "with-it", {"cluster": {"profile": "here"}, "resources": {"nodes": 1}}, {}, "runs")
+    slurm.call(["sbatch", "--test-only", str(_script(file))])
+
+
+def _script(file: Path) -> Path:
+    """The script of a run on the detected cluster."""
+    grpo_hpc("submit", file, "--dry-run")
+    return file.parent / "runs" / file.stem / "job.sh"
