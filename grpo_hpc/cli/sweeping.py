@@ -44,6 +44,8 @@ def submit_sweep(run: str, overrides: Sequence[str], sweeps: Sequence[str], dry_
 
 def resume_sweep(sweep: Sweep) -> int:
     """Start the points that neither wait, run, nor are finished."""
+    from grpo_hpc.jobs.preflight import preflight
+    from grpo_hpc.jobs.prepare import stored_profile
     from grpo_hpc.jobs.standing import LIVE, Records, standings
 
     found = standings([Records.read(run) for run in sweep.runs])
@@ -51,6 +53,8 @@ def resume_sweep(sweep: Sweep) -> int:
     if not open_points:
         click.echo("Nothing to do: every run of the sweep waits, runs or is finished.")
         return 0
+    for run in (sweep.runs[index] for index in open_points):
+        preflight(run.config(), stored_profile(run))
     return start(sweep, open_points)
 
 

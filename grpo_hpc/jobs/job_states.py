@@ -84,6 +84,19 @@ def _past(job_ids: Sequence[str]) -> dict[str, list[str]]:
         return {}
     found: dict[str, list[str]] = {}
     for line in shown.splitlines():
-        job_id, _, state = line.partition("|")
-        found.setdefault(job_id, []).extend(state.split()[:1])
+        jobs, _, state = line.partition("|")
+        for job_id in tasks(jobs):
+            found.setdefault(job_id, []).extend(state.split()[:1])
+    return found
+
+
+def tasks(jobs: str) -> list[str]:
+    """Numbers of jobs: ``7_[0-2,5%2]``, which is how Slurm names tasks that never began, is 7_0, 7_1, 7_2 and 7_5."""
+    array, bracket, indices = jobs.partition("_[")
+    if not bracket:
+        return [jobs]
+    found: list[str] = []
+    for part in indices.partition("]")[0].partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        found += [f"{array}_{index}" for index in range(int(first), int(last or first) + 1)]
     return found

@@ -11,7 +11,7 @@ from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import ConfigError, GrpoHpcError
 from grpo_hpc.jobs.run_dir import RunDir
 from grpo_hpc.jobs.standing import LIVE, Records, Standing, standings
-from grpo_hpc.jobs.sweep import Sweep
+from grpo_hpc.jobs.sweep import FILE, Sweep
 
 DEFAULT_FOLDER: str = RunConfig.model_fields["output_dir"].default
 
@@ -105,7 +105,8 @@ def _read(paths: Sequence[Path]) -> tuple[list[Records], list[tuple[str, str]]]:
         try:
             records.append(Records.read(RunDir.open(path)))
         except GrpoHpcError as error:
-            foreign.append((str(path), " ".join(error.message.split()) if (path / "run.yaml").is_file() else "no run"))
+            said = " ".join(error.message.split()) if (path / "run.yaml").is_file() else "no run"
+            foreign.append((str(path), f"{FILE} is damaged" if (path / FILE).is_file() else said))
     return records, foreign
 
 

@@ -17,6 +17,7 @@ stop                exists while somebody has asked the trainer to save and stop
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shutil
@@ -246,8 +247,11 @@ def short_path(path: str | Path) -> str:
 
 
 def _runs_beside(path: Path) -> str:
-    found = sorted(short_path(run.parent) for run in path.parent.glob("*/run.yaml")) if path.parent.is_dir() else []
-    return f"Run directories there: {', '.join(found[:6])}" if found else ""
+    """The run that was meant, or those that are there."""
+    found = {run.parent.name: short_path(run.parent) for run in sorted(path.parent.glob("*/run.yaml"))}
+    if near := difflib.get_close_matches(path.name, found, n=1):
+        return f"Did you mean {found[near[0]]}?"
+    return f"Run directories there: {', '.join(list(found.values())[:6])}" if found else ""
 
 
 def _json(value: object) -> str:

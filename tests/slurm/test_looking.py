@@ -133,9 +133,19 @@ def test_a_sweep_is_one_array_job_whose_points_are_runs(tmp_path: Path, executor
     assert rows == [(1e-6, "success", 30), (3e-6, "crash", 0)]
     assert "RuntimeError: the payload was told to fail" in found["points"][1]["last_error"]
     (second.path / "payload.json").write_text(json.dumps({"steps": 3, "pause": 0}))
-    assert "Queued 1 runs" in grpo_hpc("resume", sweep.path)
+    start_sweep(sweep, [1])
     assert [attempt.state for attempt in ended(second, 2)] == ["crash", "success"], everything(second)
     assert grpo_hpc("list", sweep.path).count("success") == 2
+
+
+def test_a_sweep_that_somebody_cancels_in_the_queue(tmp_path: Path):
+    slurm.call(["sbatch", "-N4", "--exclusive", "--output=/dev/null", "--wrap", "sleep 100"])
+    points = make_points(str(write_run(tmp_path, "lr", {}, {}, "runs")), [], ["optimizer.lr=1e-6,3e-6,1e-5"])
+    sweep = create_sweep(points, [make_plan(point.cfg) for point in points], False, (str(PAYLOAD),))
+    start_sweep(sweep, [0, 2])
+    assert [state(run) for run in sweep.runs] == ["queued", "prepared", "queued"]
+    slurm.call(["scancel", job(sweep.runs[0]).partition("_")[0]])
+    wait_for(lambda: [state(run) for run in sweep.runs] == ["cancelled", "prepared", "cancelled"], "the end to be seen")
 
 
 def test_a_profile_is_made_from_what_slurm_says(tmp_path: Path, monkeypatch):

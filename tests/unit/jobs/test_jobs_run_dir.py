@@ -80,6 +80,9 @@ def test_open_refuses_what_is_no_run_and_names_the_runs_beside(cfg: RunConfig) -
     create(cfg)
     with pytest.raises(ConfigError, match="does not exist") as caught:
         RunDir.open("runs/smal")
+    assert caught.value.hint == "Did you mean runs/small?"
+    with pytest.raises(ConfigError, match="does not exist") as caught:
+        RunDir.open("runs/other")
     assert caught.value.hint == "Run directories there: runs/small"
     Path("runs/empty").mkdir()
     with pytest.raises(ConfigError, match=r"has no run\.yaml"):

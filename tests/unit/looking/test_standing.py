@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grpo_hpc.jobs.attempts import Attempt
-from grpo_hpc.jobs.job_states import JobStates, QueuedJob
+from grpo_hpc.jobs.job_states import JobStates, QueuedJob, tasks
 from grpo_hpc.jobs.launcher import Launcher
 from grpo_hpc.jobs.local import run_local
 from grpo_hpc.jobs.run_dir import RunDir
@@ -119,6 +119,13 @@ def test_the_state_under_slurm(submission, attempts, jobs, stop, expected) -> No
     state, detail = judge_state(submission, attempts, jobs, stop)
     assert state == expected
     assert ("not installed" in detail) == bool(jobs.problem)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "expected"), [("7", ["7"]), ("7_3", ["7_3"]), ("7_[0-2,5%2]", ["7_0", "7_1", "7_2", "7_5"])]
+)
+def test_tasks_that_never_began_have_one_line_in_the_accounting(jobs: str, expected: list[str]) -> None:
+    assert tasks(jobs) == expected
 
 
 def test_status_prints_the_facts_of_its_json(run: RunDir, capsys, trainer, cli) -> None:

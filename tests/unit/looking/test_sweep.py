@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from grpo_hpc.jobs.prepare import TRAINER
 from grpo_hpc.jobs.sweep import Sweep, make_points, show_value
 from grpo_hpc.plan.make import make_plan
 
+ROOT = Path(__file__).parents[3]
 BODY = """
 if "-1" in run.path.name and not (run.path / "attempt_2").exists(): sys.exit("the second point fails at first")
 step(1, run.config().optimizer.lr * 1e5)
@@ -28,6 +30,11 @@ log.finished({"lines": []})
 def sweep(new_run, trainer) -> Sweep:
     """Three learning rates; the script of each run starts the stand-in."""
     new_run("other")  # makes run.yaml
+    Path("t.jsonl").write_text('{"messages": [{"role": "user", "content": "1 + 1"}], "answer": 2}\n')
+    Path("m").mkdir()
+    shutil.copy(next((ROOT / "configs" / "models").glob("Qwen3-0.6B*")), "m/config.json")
+    for name in ("model.safetensors", "tokenizer.json"):
+        (Path("m") / name).touch()
     points = make_points("run.yaml", [], ["optimizer.lr=1e-6,3e-6,9e-6"])
     made = create_sweep(points, [make_plan(point.cfg) for point in points], False, TRAINER)
     for run in made.runs:
@@ -132,6 +139,13 @@ def test_points_run_one_after_the_other_and_are_compared(sweep: Sweep, cli, caps
     assert "Nothing to do" in capsys.readouterr().out
 
 
+def test_a_sweep_whose_model_is_gone_is_not_resumed(sweep: Sweep, cli, capsys) -> None:
+    Path("m/model.safetensors").unlink()
+    assert cli("resume", sweep.path) == 2
+    assert "lacks weights" in capsys.readouterr().err
+    assert not any(run.job_file.exists() for run in sweep.runs)
+
+
 def test_a_damaged_point_is_named_and_the_others_are_shown(sweep: Sweep, cli, capsys) -> None:
     sweep.runs[1].run_file.unlink()
     assert cli("status", sweep.path) == 0
@@ -140,6 +154,8 @@ def test_a_damaged_point_is_named_and_the_others_are_shown(sweep: Sweep, cli, ca
     (sweep.path / "sweep.json").write_text('{"keys": 1}')
     assert cli("status", sweep.path) == 2
     assert "sweep.json is damaged" in capsys.readouterr().err
+    assert cli("list") == 0
+    assert "runs/small: sweep.json is damaged" in capsys.readouterr().out
 
 
 def test_a_sweep_is_no_run(sweep: Sweep, cli, capsys) -> None:
