@@ -119,6 +119,9 @@ def misbehave(fault: dict, attempt: str, step: int, rank: int) -> None:
         sys.exit(2)
     if fault["kind"] == "raise":
         raise RuntimeError("the payload was told to fail")
+    if fault["kind"] == "hang":
+        while True:  # a signal ends the sleep, not the loop
+            time.sleep(60)
     if fault["kind"] == "eat":
         eaten = []
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
@@ -76,6 +77,20 @@ def test_a_trainer_that_fails_with_its_server_is_not_blamed(submit):
     run = submit(run={"max_failures": 0}, sections=ON_SERVERS, steps=30, pause=0.01, server_fault=fault)
     (first,) = ended(run, 1)
     assert first.state == "crash" and re.fullmatch(DIED, first.reason), everything(run)
+
+
+def test_a_container_that_outlives_its_step_is_removed(submit, request):
+    run = submit(
+        run={"max_failures": 0},
+        profile=contained("podman", request) | {"save_before_s": 2},
+        sections=ON_SERVERS,
+        fault={"kind": "hang", "rank": None},
+        server_fault={"kind": "die", "port": 8001, "requests": 1},
+    )
+    (first,) = ended(run, 1)
+    assert first.state == "crash" and re.fullmatch(DIED, first.reason), everything(run)
+    mine = ["podman", "ps", "--quiet", "--filter", f"label=grpo-hpc={job(run)}"]
+    assert subprocess.run(mine, capture_output=True, text=True, check=True).stdout == ""
 
 
 def test_a_failed_rank_ends_the_servers(submit):

@@ -129,6 +129,34 @@ def test_hostile_values_arrive_as_they_are(executor, runtime, step, tmp_path):
             assert f'type=bind,"source={doubled}","destination={doubled}"' in words
 
 
+def test_hostile_values_reach_pyxis_or_are_refused(tmp_path):
+    text = HOSTILE.replace(",", "").replace(":", "")
+    base = job("slurm", "pyxis")
+    profile = base.profile.model_copy(update={"image": f"/i{HOSTILE}", "python": str(tmp_path / "tools" / "python")})
+    hostile = replace(base, run_dir=f"/r{text}", binds=(f"/m{text}",), profile=profile)
+    words = {call[0]: call for call in run_script(render(hostile), tmp_path, "train")}["srun"]
+    assert f"--container-image=/i{HOSTILE}" in words
+    assert f"--container-mounts=/r{text}:/r{text},/m{text}:/m{text}" in words
+    assert f"--container-workdir=/r{text}" in words
+    with pytest.raises(ConfigError, match="comma or colon"):
+        render(replace(hostile, binds=("/a,b",)))
+
+
+def test_hostile_modules_and_interpreters(tmp_path):
+    base = job("slurm", "none", modules=[HOSTILE, "cuda/13"])
+    (tmp_path / "tools").mkdir()
+    for name in ("module", f"py{HOSTILE}".replace("/", "")):
+        (tmp_path / "tools" / name).write_text(RECORDER)
+        (tmp_path / "tools" / name).chmod(0o755)
+    script = tmp_path / "job.sh"
+    script.write_text(render(replace(base, python=str(tmp_path / "tools" / name), run_dir=f"/r{HOSTILE}")))
+    env = {"PATH": f"{tmp_path}/tools:/usr/bin:/bin", "RECORD": str(tmp_path / "record")}
+    for step in (["environment"], []):
+        subprocess.run(["bash", script, *step], env=env, check=True, capture_output=True)
+    calls = [call.split("\0") for call in (tmp_path / "record").read_text().split("\0END OF CALL\0") if call]
+    assert calls == [["module", "load", HOSTILE, "cuda/13"], [name, "-m", "grpo_hpc.jobs.supervise", f"/r{HOSTILE}"]]
+
+
 @pytest.mark.parametrize("tool", ["apptainer", "docker", "podman"])
 def test_a_look_inside_brings_its_input_and_nothing_else(tool, tmp_path, monkeypatch):
     here, tools = tmp_path / "it's $(here)", tmp_path / "tools"
