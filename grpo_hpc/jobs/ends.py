@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import disk_usage
 
 from grpo_hpc.jobs.attempts import State
 from grpo_hpc.jobs.crash import Crash, find_crash
@@ -23,6 +24,8 @@ _SLURM_SAYS: tuple[tuple[State, re.Pattern[str]], ...] = (
         ),
     ),
 )
+_FULL = 2**20
+"""Bytes; with less than that no log says why."""
 OF_SLURM: dict[str, State] = {
     "COMPLETED": "lost",  # Slurm is content, but the run did not say that it finished
     "TIMEOUT": "timeout",
@@ -68,7 +71,8 @@ def judge(code: int, asked: State | None, events: Path, offset: int, launcher_lo
         return End(asked, "ended before it had saved")
     crash = find_crash(launcher_log, rank_logs)
     text = launcher_log.read_text(errors="replace") if launcher_log.is_file() else ""
-    return of_texts(text, "\n".join(crash.lines)) or End("crash", what_happened(code, crash))
+    full = f"; the disk of {events.parent} is full" if disk_usage(events.parent).free < _FULL else ""
+    return of_texts(text, "\n".join(crash.lines)) or End("crash", what_happened(code, crash) + full)
 
 
 def of_texts(*texts: str) -> End | None:
