@@ -24,8 +24,7 @@ _SLURM_SAYS: tuple[tuple[State, re.Pattern[str]], ...] = (
         ),
     ),
 )
-_FULL = 2**20
-"""Bytes; with less than that no log says why."""
+_FULL = 2**20  # bytes free; with less no log can say why
 OF_SLURM: dict[str, State] = {
     "COMPLETED": "lost",  # Slurm is content, but the run did not say that it finished
     "TIMEOUT": "timeout",
