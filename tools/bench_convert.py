@@ -102,7 +102,8 @@ def make_model(folder: Path, kind: str, size: float) -> int:
             while left:
                 left -= out.write(memoryview(noise).cast("B")[: min(left, noise.nbytes)])
         places |= {name: file for name, _, _ in shard}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
