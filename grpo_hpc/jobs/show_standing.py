@@ -30,6 +30,8 @@ _STYLES = {
 }
 _SPARK = 40
 
+_NAMED = 3  # things of one kind that are named one by one
+
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
@@ -142,9 +144,13 @@ def _show_overview(found: Overview, out: Console) -> None:
 
 
 def _show_foreign(foreign: Sequence[tuple[str, str]], out: Console) -> None:
-    """Name what lies in the folder and is no run, with the reason."""
+    """Name what lies in the folder and is no run, with the reason; things of one reason together."""
+    by_reason: dict[str, list[str]] = {}
     for path, reason in foreign:
-        out.print(Text(f"passed over {short_path(path)}: {reason}", style="dim"), soft_wrap=True)
+        by_reason.setdefault(reason, []).append(short_path(path))
+    for reason, paths in by_reason.items():
+        more = f" and {len(paths) - _NAMED:,} more" if len(paths) > _NAMED else ""
+        out.print(Text(f"passed over {', '.join(paths[:_NAMED])}{more}: {reason}", style="dim"), soft_wrap=True)
 
 
 def _number(value: float | None) -> str:
