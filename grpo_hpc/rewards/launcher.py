@@ -1,8 +1,8 @@
 """Runs one untrusted program; started as a script by :mod:`grpo_hpc.rewards.sandbox`, with the standard library only.
 
 The first line of standard input is the order, as JSON. When standard input ends, whoever asked is gone or has seen
-enough, and the program is killed. Exit codes: the program's own, 128 + signal, 124 out of time. What keeps a
-program from being isolated is written to the file descriptor ``status``, which the program never has.
+enough, and the program is killed. Exit codes: the program's own, 128 + signal, 124 out of time. What keeps a program
+from being isolated is written to the file descriptor ``status``, which the program never has.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def main() -> int:
     order = json.loads(_first_line())
     try:
+        others = _tasks_of_user() if _counted_with_others(order["namespaces"]) else 0
         if order["namespaces"]:
             _enter_namespaces()
         _libc.prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -37,7 +38,7 @@ def main() -> int:
     except OSError as error:
         return _not_isolated(order["status"], error)
     if child == 0:
-        _become_the_program(order)
+        _become_the_program(order, others + order["processes"])
     os.close(order["status"])
     ended = os.pidfd_open(child)
     readable, _, _ = select.select([0, ended], [], [], order["seconds"])
@@ -70,7 +71,23 @@ def _enter_namespaces() -> None:
     Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
 
 
-def _become_the_program(order: dict[str, Any]) -> None:
+def _counted_with_others(namespaces: bool) -> bool:
+    """Whether the kernel's limit of processes counts all of the user's, and not those of the user namespace alone."""
+    version = tuple(int(part) for part in os.uname().release.replace("-", ".").split(".")[:2])
+    return not namespaces or version < (5, 14)
+
+
+def _tasks_of_user() -> int:
+    """Processes and threads that this user has at present, as far as /proc shows them."""
+    tasks = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended
+            if folder.stat().st_uid == os.getuid():
+                tasks += len(list((folder / "task").iterdir()))
+    return tasks
+
+
+def _become_the_program(order: dict[str, Any], processes: int) -> None:
     """Never returns. In namespaces the program's parent is process 1: everything in them ends when that ends."""
     try:
         _libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -80,17 +97,20 @@ def _become_the_program(order: dict[str, Any]) -> None:
                 os.close(order["status"])
                 os._exit(_ended(child))
         os.chdir(order["folder"])
-        os.setsid()  # signals to its group are not for the launcher
-        Path("program.py").write_text(order["program"], errors="replace")
-        Path("input").write_text(order["input"], errors="replace")
+        Path("program.py").write_text(order["program"], "utf-8", errors="replace")
+        Path("input").write_text(order["input"], "utf-8", errors="replace")
         os.dup2(os.open("input", os.O_RDONLY), 0)
+        Path("input").unlink()
+        os.dup2(os.open("/dev/null", os.O_WRONLY), 2)
         os.closerange(3, order["status"])
         os.closerange(order["status"] + 1, 1 << 16)
         os.set_inheritable(order["status"], False)  # it closes where the program begins
-        _limit(order)
+        _limit(order, processes)
         _check(_libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
-        environment = {"PATH": "/usr/bin:/bin", "HOME": order["folder"], "PYTHONIOENCODING": "utf-8:replace"}
-        os.execve(sys.executable, [sys.executable, "-I", "program.py"], environment)  # here capabilities end
+        one_thread = dict.fromkeys(["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"], "1")
+        environment = {"PATH": "/usr/bin:/bin", "HOME": order["folder"]} | one_thread
+        # here capabilities end
+        os.execve(sys.executable, [sys.executable, "-I", "-X", "utf8", "program.py"], environment)
     except BaseException as error:
         os._exit(_not_isolated(order["status"], error))
 
@@ -101,10 +121,15 @@ def _not_isolated(status: int, error: BaseException) -> int:
 
 
 def _arrange_files(folder: str, size: int) -> None:
-    """All files read-only but for an empty file system of ``size`` bytes on ``folder``; /proc shows only our own."""
+    """All files read-only but for an empty file system of ``size`` bytes on ``folder``.
+
+    /proc shows our own processes only, and /run, where the sockets of system services are, is empty.
+    """
     _check(_libc.mount(None, b"/", None, _MS_PRIVATE, None), "mount /")
     if _libc.mount(b"proc", b"/proc", b"proc", _NOSUID_NODEV, None):  # containers may forbid it
         _check(_libc.mount(b"tmpfs", b"/proc", b"tmpfs", _NOSUID_NODEV, None), "mount /proc")
+    if Path("/run").is_dir():
+        _check(_libc.mount(b"tmpfs", b"/run", b"tmpfs", _NOSUID_NODEV, b"size=4k"), "mount /run")
     attributes = (ctypes.c_uint64 * 4)(_RDONLY, 0, 0, 0)
     done = _libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, attributes, ctypes.sizeof(attributes))
     _check(done, "mount_setattr")
@@ -112,11 +137,11 @@ def _arrange_files(folder: str, size: int) -> None:
     _check(_libc.mount(b"tmpfs", folder.encode(), b"tmpfs", _NOSUID_NODEV, options), "mount the work folder")
 
 
-def _limit(order: dict[str, Any]) -> None:
+def _limit(order: dict[str, Any], processes: int) -> None:
     for kind, value in [
         (resource.RLIMIT_AS, order["memory_bytes"]),
         (resource.RLIMIT_CPU, order["cpu_seconds"]),
-        (resource.RLIMIT_NPROC, order["processes"]),
+        (resource.RLIMIT_NPROC, processes),
         (resource.RLIMIT_FSIZE, order["disk_bytes"]),
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),

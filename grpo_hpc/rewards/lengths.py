@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -14,23 +15,24 @@ from grpo_hpc.rewards.registry import reward
 Positive = Annotated[int, Field(ge=1)]
 
 
-@reward("soft_overlong", source="DAPO, arXiv 2503.14476, equation 13")
-def soft_overlong(
-    completion_ids: list[list[int]], *, soft_cache_length: Positive, max_completion_length: Positive
-) -> list[float | None]:
-    """0 for short completions, then linearly down to -1 over the last ``soft_cache_length`` tokens before the limit.
-
-    With length n, limit L and cache C: min(0, max(-1, (L - C - n) / C)).
-
-    Raises:
-        ConfigError: the cache is not shorter than the limit.
-    """
-    limit, cache = max_completion_length, soft_cache_length
+def _check_cache(values: Mapping[str, Any]) -> None:
+    limit, cache = values["max_completion_length"], values["soft_cache_length"]
     if cache >= limit:
         raise ConfigError(
             f"soft_overlong: soft_cache_length {cache} is not below max_completion_length {limit}",
             f"It is the part of the limit that is punished; the longest that has a meaning is {limit - 1}.",
         )
+
+
+@reward("soft_overlong", source="DAPO, arXiv 2503.14476, equation 13", check=_check_cache)
+def soft_overlong(
+    completion_ids: list[list[int]], *, soft_cache_length: Positive, max_completion_length: Positive
+) -> list[float | None]:
+    """0 for short completions, then linearly down to -1 over the last ``soft_cache_length`` tokens before the limit.
+
+    With length n, limit L and cache C < L: min(0, max(-1, (L - C - n) / C)).
+    """
+    limit, cache = max_completion_length, soft_cache_length
     return [min(0.0, max(-1.0, (limit - cache - len(ids)) / cache)) for ids in completion_ids]
 
 

@@ -3,7 +3,7 @@
     def short(completions: list[str], *, longest: int = 100) -> list[float | None]: ...
 
 ``longest`` is a parameter; everything before the star is a column. Annotations are checked strictly ("4" is not 4).
-A parameter named ``max_completion_length`` has the run's value unless the run file gives another.
+A parameter named ``max_completion_length`` or ``reward_timeout`` has the run's value unless the run file gives another.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ class WorkerPool:
 
         Raises:
             ConfigError: as for :func:`grpo_hpc.rewards.registry.resolve`.
-            EnvironmentProblem: the worker died.
+            EnvironmentProblem: the worker died, or this machine lacks what a function needs.
         """
         if not self._workers:
             self._workers.append(self._spawn())
@@ -141,14 +141,19 @@ class WorkerPool:
         self.start()
         outcomes: dict[int, Outcome] = {}
         tries = [0] * len(tasks)
-        plain = deque(n for n, task in enumerate(tasks) if task.column not in self._async)
-        waiting = deque(n for n, task in enumerate(tasks) if task.column in self._async)
+        alone = {n for n, task in enumerate(tasks) if task.column not in self._async}
+        plain = deque(alone)
+        waiting = deque(n for n in range(len(tasks)) if n not in alone)
         while len(outcomes) < len(tasks):
             self._hand_out(tasks, plain, waiting)
             for number, outcome in self._collect():
+                if outcome is None:
+                    alone.add(number)
+                    plain.append(number)
+                    continue
                 tries[number] += 1
                 if outcome.failure and tries[number] <= self._retries:
-                    (waiting if tasks[number].column in self._async else plain).append(number)
+                    (plain if number in alone else waiting).append(number)
                 else:
                     outcomes[number] = outcome
         return [outcomes[number] for number in range(len(tasks))]
@@ -183,10 +188,10 @@ class WorkerPool:
         worker.deadlines[number] = time.monotonic() + self._timeout + grace
         worker.send((number, tasks[number].column, dict(tasks[number].offered)))
 
-    def _collect(self) -> list[tuple[int, Outcome]]:
-        """Wait until something happens; what has ended by then."""
+    def _collect(self) -> list[tuple[int, Outcome | None]]:
+        """Wait until something happens; what has ended by then. None: one of several calls broke the loop of all."""
         busy = [worker for worker in self._all() if worker.deadlines]
-        ended: list[tuple[int, Outcome]] = []
+        ended: list[tuple[int, Outcome | None]] = []
         for worker in _woken(busy):
             worker.write()
             messages = worker.read()
@@ -202,8 +207,8 @@ class WorkerPool:
                 ended += self._lost(worker, Outcome(None, "timeout", f"it took more than {self._timeout:g} s"))
         return ended
 
-    def _lost(self, worker: _Worker, outcome: Outcome) -> list[tuple[int, Outcome]]:
-        """Give ``worker`` up; all its tasks end with ``outcome``."""
+    def _lost(self, worker: _Worker, outcome: Outcome) -> list[tuple[int, Outcome | None]]:
+        """Give ``worker`` up. Its task ends with ``outcome``; of several nobody knows which was at fault."""
         numbers = list(worker.deadlines)
         worker.deadlines.clear()
         worker.kill()
@@ -211,7 +216,7 @@ class WorkerPool:
             self._looping = None
         else:
             self._workers.remove(worker)
-        return [(number, outcome) for number in numbers]
+        return [(number, outcome if len(numbers) == 1 else None) for number in numbers]
 
     def _spawn(self) -> _Worker:
         worker = _start()
@@ -228,7 +233,8 @@ class WorkerPool:
                 for message in messages:
                     if "broken" in message:
                         worker.kill()
-                        raise ConfigError(message["broken"], message["hint"])
+                        kind = EnvironmentProblem if message["kind"] == "EnvironmentProblem" else ConfigError
+                        raise kind(message["broken"], message["hint"])
                     self._async = frozenset(message["ready"])
                     return worker
         worker.kill()

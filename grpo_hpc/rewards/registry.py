@@ -26,34 +26,34 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.rewards.parameters import check_given, checked, in_source, shown
+from grpo_hpc.rewards.parameters import check_given, checked, declared, in_source, shown
 
 OFFERED = ("completions", "prompts", "finish_reasons", "completion_ids")  # besides the columns of the data
 RewardFunction = Callable[..., Sequence[float | None]]
 
 Parameters = Mapping[str, Mapping[str, Any]]  # values of parameters by the column name of their function
+Check = Callable[[Mapping[str, Any]], None]
 
 _BUILT_IN = ("accuracy", "builtin", "code", "lengths", "texts")
-_OF_THE_RUN = ("max_completion_length",)
+_OF_THE_RUN = ("max_completion_length", "reward_timeout")
 _registered: dict[str, RewardFunction] = {}
 _sources: dict[str, str] = {}
-_preparations: dict[str, Callable[..., None]] = {}
+_checks: dict[RewardFunction, Check] = {}
 
 
-def reward(
-    name: str, *, source: str = "", prepare: Callable[..., None] | None = None
-) -> Callable[[RewardFunction], RewardFunction]:
+def reward(name: str, *, source: str = "", check: Check | None = None) -> Callable[[RewardFunction], RewardFunction]:
     """Decorator: make a function known under ``name``.
 
     Args:
         source: where it comes from.
-        prepare: called with the function's parameters when a run starts; raises a GrpoHpcError where it cannot work.
+        check: called with the values of all parameters where the function will run, before a model is loaded; raises
+            what is wrong with them, or with the machine.
     """
 
     def register(function: RewardFunction) -> RewardFunction:
         _registered[name], _sources[name] = function, source
-        if prepare is not None:
-            _preparations[name] = prepare
+        if check is not None:
+            _checks[function] = check
         return function
 
     return register
@@ -71,16 +71,18 @@ def resolve(
     Raises:
         ConfigError: a name is unknown, a file cannot be loaded, two functions have the same name, or a parameter is
             wrong.
+        EnvironmentProblem: this machine lacks what a function needs.
     """
     check_names(names, given)
-    found: dict[str, RewardFunction] = {}
-    for name in names:
-        function, column = _load(name) if _is_file(name) else _registered[name], _column(name)
-        values = checked(column, function, (given or {}).get(column, {}), run or {})
-        if name in _preparations:
-            _preparations[name](**values)
-        found[column] = partial(function, **values) if values else function
-    return found
+    found = {_column(name): _load(name) if _is_file(name) else _registered[name] for name in names}
+    return {column: _bound(column, f, (given or {}).get(column, {}), run or {}) for column, f in found.items()}
+
+
+def _bound(column: str, function: RewardFunction, given: Mapping[str, Any], run: Mapping[str, Any]) -> RewardFunction:
+    values = checked(column, function, given, run)
+    if function in _checks:
+        _checks[function]({name: p.default for name, p in declared(function).items()} | values)
+    return partial(function, **values) if values else function
 
 
 def registered_names() -> list[str]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -21,6 +24,7 @@ Isolation = Literal["namespaces", "limits"]
 _NOBODY = 65534
 _LAUNCHER = Path(__file__).with_name("launcher.py").read_text()
 _LONGEST_OUTPUT = 1 << 20  # bytes
+_GRACE_SECONDS = 10.0  # for the launcher to start and to clear up
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Ran:
 
     Attributes:
         code: its exit code, 128 + signal, or 124 when time ran out.
-        output: what it wrote to standard output, cut at 1 MiB; its standard error is thrown away.
+        output: what it wrote to standard output, cut at 1 MiB; standard error is thrown away.
         cut: whether it was ended because it wrote more.
     """
 
@@ -83,7 +87,7 @@ def run_program(
     with tempfile.TemporaryDirectory(prefix="grpo-hpc-", ignore_cleanup_errors=True) as folder:
         if os.geteuid() == 0:
             os.chown(folder, _NOBODY, _NOBODY)
-        ran, trouble = _launched(order | {"folder": folder}, interpreter)
+        ran, trouble = _launched(order | {"folder": folder}, interpreter, limits.seconds)
     if trouble:
         raise EnvironmentProblem(
             f"programs cannot be isolated here by {isolation} ({trouble})",
@@ -102,46 +106,74 @@ def require_isolation(isolation: Isolation, interpreter: str = sys.executable) -
     """
     try:
         ran = run_program("print(6 * 7)", isolation=isolation, interpreter=interpreter)
-    except PermissionError:
+    except OSError as error:
+        whom = "by the user nobody, as whom programs run where this process is root" if os.geteuid() == 0 else "here"
         raise EnvironmentProblem(
-            f"the user nobody, as whom programs run where this process is root, may not run {interpreter}",
+            f"{interpreter} cannot be run {whom}: {error.strerror}",
             "Name a Python that everybody may run, as in `interpreter: /usr/bin/python3`.",
         ) from None
     if ran.output.strip() != "42":
-        raise EnvironmentProblem(f"a trial program did not run in the sandbox: exit code {ran.code}: {ran.output}")
+        said = f": {ran.output.strip()}" if ran.output else ""
+        raise EnvironmentProblem(f"a trial program failed in the sandbox with exit code {ran.code}{said}")
 
 
-def _launched(order: dict[str, Any], interpreter: str) -> tuple[Ran, str]:
+def _launched(order: dict[str, Any], interpreter: str, seconds: float) -> tuple[Ran, str]:
     """How the program ended, and what kept it from being isolated; that has a pipe that the program never gets."""
-    unprivileged = _NOBODY if os.geteuid() == 0 else None  # root's processes are not counted, and own the devices
     status, launchers = os.pipe()
-    try:
-        process = subprocess.Popen(
-            [interpreter, "-I", "-S", "-c", _LAUNCHER],  # as text: another user may not be able to read our files
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={},
-            cwd="/",
-            start_new_session=True,
-            user=unprivileged,
-            group=unprivileged,
-            extra_groups=None if unprivileged is None else [],
-            pass_fds=(launchers,),
-        )
-    except BaseException:
-        os.close(status)
-        raise
-    finally:
-        os.close(launchers)
+    with os.fdopen(status, errors="replace") as trouble:
+        try:
+            process = _start(interpreter, launchers)
+        finally:
+            os.close(launchers)
+        ran = _watch(process, json.dumps(order | {"status": launchers}).encode() + b"\n", seconds)
+        return ran, trouble.read().strip()
+
+
+def _start(interpreter: str, status: int) -> subprocess.Popen[bytes]:
+    unprivileged = _NOBODY if os.geteuid() == 0 else None  # root's processes are not counted, and own the devices
+    return subprocess.Popen(
+        [interpreter, "-I", "-S", "-c", _LAUNCHER],  # as text: another user may not be able to read our files
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={},
+        cwd="/",
+        start_new_session=True,
+        user=unprivileged,
+        group=unprivileged,
+        extra_groups=None if unprivileged is None else [],
+        pass_fds=(status,),
+    )
+
+
+def _watch(process: subprocess.Popen[bytes], order: bytes, seconds: float) -> Ran:
     assert process.stdin and process.stdout
-    with process, os.fdopen(status, errors="replace") as trouble, suppress(BrokenPipeError):
-        process.stdin.write(json.dumps(order | {"status": launchers}).encode() + b"\n")
+    deadline = time.monotonic() + seconds + _GRACE_SECONDS
+    with suppress(BrokenPipeError):
+        process.stdin.write(order)
         process.stdin.flush()
-        output = process.stdout.read(_LONGEST_OUTPUT + 1)
+    output = _read(process.stdout.fileno(), process.pid, deadline)
+    with suppress(BrokenPipeError):
         process.stdin.close()  # the launcher ends the program, if it has not ended
-        code = process.wait()
-        code = code if code >= 0 else 128 - code
-        text = output[:_LONGEST_OUTPUT].decode(errors="replace")
-        return Ran(code, text, len(output) > _LONGEST_OUTPUT), trouble.read().strip()
-    return Ran(process.returncode, "", False), "the launcher died"
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(max(0.0, deadline - time.monotonic()))
+    with suppress(ProcessLookupError):  # without namespaces a program can kill its launcher, and live on
+        os.killpg(process.pid, signal.SIGKILL)
+    code = process.wait()
+    process.stdout.close()
+    text = output[:_LONGEST_OUTPUT].decode(errors="replace")
+    return Ran(code if code >= 0 else 128 - code, text, len(output) > _LONGEST_OUTPUT)
+
+
+def _read(pipe: int, launcher: int, deadline: float) -> bytes:
+    """What comes until the pipe is closed or the launcher ended, the output is too long or the time is over."""
+    output = bytearray()
+    ended = os.pidfd_open(launcher)
+    while len(output) <= _LONGEST_OUTPUT:
+        readable, _, _ = select.select([pipe, ended], [], [], max(0.0, deadline - time.monotonic()))
+        block = os.read(pipe, 1 << 16) if pipe in readable else b""
+        if not block:
+            break
+        output += block
+    os.close(ended)
+    return bytes(output)

@@ -42,7 +42,7 @@ async def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
     try:
         functions = resolve(names, given, run)
     except GrpoHpcError as error:
-        return _send(replies, {"broken": error.message, "hint": error.hint})
+        return _send(replies, {"broken": error.message, "hint": error.hint, "kind": type(error).__name__})
     _send(replies, {"ready": [name for name, function in functions.items() if _is_async(function)]})
     running: set[asyncio.Task[None]] = set()
     while True:

@@ -159,7 +159,7 @@ def start_rewards(cfg: RunConfig) -> WorkerPool:
     pool = WorkerPool(
         r.reward_funcs,
         r.reward_params,
-        {"max_completion_length": cfg.rollout.max_completion_length},
+        {"max_completion_length": cfg.rollout.max_completion_length, "reward_timeout": r.reward_timeout},
         workers=r.reward_workers,
         concurrency=r.reward_concurrency,
         timeout=r.reward_timeout,

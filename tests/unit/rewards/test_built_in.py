@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from grpo_hpc.errors import ConfigError, RewardError
 from grpo_hpc.rewards.accuracy import accuracy
 from grpo_hpc.rewards.lengths import cosine, soft_overlong
+from grpo_hpc.rewards.registry import resolve
 from grpo_hpc.rewards.texts import format_reward, react_format, repetition, tool_calls
 
 HOSTILE = ["", "<think>" * 50_000, "a" * 200_000, "\x00\ud800", "<tool_call>" + "[" * 100_000, "\\boxed{" * 2000]
@@ -93,7 +94,7 @@ def test_soft_overlong_is_the_papers_three_cases(length, cache):
 
 def test_soft_overlong_needs_a_cache_below_the_limit():
     with pytest.raises(ConfigError, match="19"):
-        soft_overlong([[1]], soft_cache_length=20, max_completion_length=20)
+        resolve(["soft_overlong"], {"soft_overlong": {"soft_cache_length": 20}}, {"max_completion_length": 20})
 
 
 @given(st.integers(0, 15), st.booleans())

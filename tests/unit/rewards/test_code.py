@@ -1,176 +1,130 @@
-"""Programs that nobody has read: what they can do to the machine, and what they earn."""
+"""The reward of code: real programs in the real sandbox."""
 
 from __future__ import annotations
 
-import os
-import socket
-import sys
+import json
 import time
-from pathlib import Path
+from functools import partial
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from grpo_hpc.errors import ConfigError, EnvironmentProblem, RewardError
-from grpo_hpc.rewards.code import code, last_block
+from grpo_hpc.rewards.code import code, last_program
 from grpo_hpc.rewards.pool import Task, WorkerPool
 from grpo_hpc.rewards.registry import resolve
-from grpo_hpc.rewards.sandbox import Limits, require_isolation, run_program
-
-# root's programs run as nobody, who may not be able to reach an interpreter below /root
-PYTHON = "/usr/bin/python3" if os.geteuid() == 0 and Path("/usr/bin/python3").exists() else sys.executable
-QUICK = Limits(seconds=2.0, memory_bytes=256 << 20)
 
 
-@pytest.fixture(params=["namespaces", "limits"])
-def run(request):
-    """``run(program, text, limits)`` in each isolation."""
-    try:
-        require_isolation(request.param, PYTHON)
-    except EnvironmentProblem as error:
-        assert request.param == "namespaces" and "isolation: limits" in error.hint
-        pytest.skip(f"no namespaces on this machine: {error.message}")
-    return lambda program, text="", limits=QUICK: run_program(program, text, limits, request.param, PYTHON)
+@pytest.fixture
+def judge(interpreter):
+    return partial(code, reward_timeout=60.0, interpreter=interpreter)
 
 
-def test_a_program_reads_its_input_and_says_how_it_ended(run):
-    assert run("print(input()[::-1])", "abc").output == "cba\n"
-    assert run("raise SystemExit(7)").code == 7
-    assert run("import os; os.kill(os.getpid(), 9)").code == 137
-    ran = run("import sys; print('no', file=sys.stderr); print(1 / 0)")
-    assert (ran.code, ran.output) == (1, "")
+def block(program: str, language: str = "python") -> str:
+    return f"Here it is:\n```{language}\n{program}\n```\nDone."
 
 
-def test_time_and_memory_end(run):
-    began = time.monotonic()
-    assert run("while True: pass", limits=Limits(seconds=0.5)).timed_out
-    assert run("import time; time.sleep(60)", limits=Limits(seconds=0.5)).timed_out
-    assert time.monotonic() - began < 30
-    ran = run("b = bytearray(1 << 30); print(len(b))")
-    assert ran.code != 0 and "1073741824" not in ran.output
-
-
-def test_endless_output_is_cut(run):
-    ran = run("while True: print('x' * 10000)")
-    assert ran.cut and len(ran.output) == 1 << 20
-
-
-def test_a_fork_bomb_and_daemons_leave_nothing_behind(run):
-    run("import os\nwhile True:\n try: os.fork()\n except OSError: pass", limits=Limits(seconds=1.0))
-    mark = f"left-behind-{os.getpid()}"
-    daemon = f"import os, time\nif os.fork() == 0:\n os.setsid(); time.sleep(100)  # {mark}\n"
-    began = time.monotonic()
-    run(daemon, limits=Limits(seconds=20.0))
-    assert time.monotonic() - began < 15, "the daemon did not keep the run from ending"
-    ours = [pid for pid in Path("/proc").iterdir() if pid.name.isdigit() and b"program.py" in _command_line(pid)]
-    assert ours == []
-
-
-def _command_line(pid):
-    try:
-        return (pid / "cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def test_it_cannot_end_who_started_it(run):
-    for target in ("os.getppid()", "0"):
-        assert run(f"import os\nos.kill({target}, 9)").code in (0, 137)  # process 1 of a namespace cannot be killed
-        assert run("print(1)").output == "1\n"
-
-
-def test_namespaces_hide_files_and_network(tmp_path):
-    try:
-        require_isolation("namespaces", PYTHON)
-    except EnvironmentProblem as error:
-        pytest.skip(f"no namespaces on this machine: {error.message}")
-    tmp_path.chmod(0o777)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        program = (
-            "import socket, os\n"
-            f"for target in ('{tmp_path}/written', '/tmp/written-by-a-program', '/dev/shm/written'):\n"
-            "    try: open(target, 'w').write('x'); print('wrote', target)\n"
-            "    except OSError: pass\n"
-            f"try: socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 1); print('connected')\n"
-            "except OSError: pass\n"
-            "open('own', 'w').write('y'); print(open('own').read())\n"
-        )
-        ran = run_program(program, "", QUICK, "namespaces", PYTHON)
-    assert ran.output == "y\n"
-    full = "open('big', 'wb').write(b'x' * (80 << 20)); print('fits')"
-    assert "fits" not in run_program(full, "", QUICK, "namespaces", PYTHON).output
-
-
-def test_a_program_cannot_say_that_there_is_no_isolation(run):
-    assert run("import os; print('not isolated: x', flush=True); os._exit(125)").code == 125
-
-
-# -- the reward -------------------------------------------------------------------------------------------------------
-
-ADD = "Here:\n```python\ndef add(a, b):\n    return a + b\n```\nDone."
-READ = "```\nprint(sum(map(int, input().split())))\n```"
-GOOD, BAD = "assert add(1, 2) == 3", "assert add(1, 2) == 4"
-
-
-def scores(text, tests, **parameters):
-    return code([text], [tests], isolation="limits", interpreter=PYTHON, **parameters)[0]
-
-
-def test_shares_of_tests():
-    assert scores(ADD, [GOOD, BAD, GOOD, GOOD]) == 0.75
-    assert scores(ADD, [GOOD, BAD], credit="all") == 0.0
-    assert scores(ADD, [GOOD], credit="all") == 1.0
-    assert scores("no block", [GOOD]) == 0.0
-    assert scores("```python\nsyntax error(\n```", [GOOD]) == 0.0
-    assert scores(ADD, None) is None and scores(ADD, []) is None
-    assert scores(ADD, '["assert add(2, 2) == 4"]') == 1.0
-
-
-def test_input_and_output():
-    cases = [{"input": "1 2\n", "output": "3"}, {"input": "1 2 3", "output": "6  \n\n"}, {"input": "", "output": "0"}]
-    assert scores(READ, cases) == pytest.approx(2 / 3)
-
-
-@pytest.mark.parametrize("early", ["raise SystemExit(0)", "import os; os._exit(0)", "import sys; sys.exit()"])
-def test_leaving_before_the_tests_earns_nothing(early):
-    assert scores(f"```python\n{early}\n```", ["assert False"]) == 0.0
-
-
-def test_what_takes_too_long_earns_nothing():
-    assert scores("```python\nwhile True: pass\n```", ["pass"], seconds=0.3) == 0.0
+DOUBLE = block("def double(x):\n    return 2 * x")
+ECHO = block("while True:\n    try: print(input()[::-1] + '  ')\n    except EOFError: break")
 
 
 @pytest.mark.parametrize(
-    ("text", "block"),
+    ("text", "expected"),
     [
-        ("```python\na\n```", "a\n"),
-        ("```\na\n```\n```py\nb\n```", "b\n"),
-        ("```python\na\n```\n```bash\nb\n```", "a\n"),
-        ("  ```PYTHON\r\na\n  ```", "a\n"),
-        ("```python\nnever closed", None),
+        ("no program", None),
         ("", None),
+        ("```python\nx = 1", None),
+        ("```\nx\n```", "x"),
+        ("```\nx\n```\n```python\ny\n```\n```\nits output\n```", "y"),
+        ("```py\nx\n```\n```Python3\ny\n```", "y"),
+        ("```bash\nls\n```", None),
+        ("```\nx\n```\n```\ny\n```", "y"),
+        ("1.  so\n    ```python\n    if x:\n        y\n    ```", "if x:\n    y"),
+        ("```python\nx = '''\n```python\n'''\n```", "x = '''\n```python\n'''"),
+        ("```" * 50_000, None),
+        ("```\n" * 100_001, ""),
     ],
 )
-def test_the_last_block(text, block):
-    assert last_block(text) == block
+def test_the_last_block_is_the_program(text, expected):
+    assert last_program(text) == expected
 
 
-@pytest.mark.parametrize("column", ["text", '{"input": 1}', [{"input": "x"}], [1], 3])
-def test_tests_that_are_none(column):
+@given(st.text())
+def test_any_text_has_a_program_or_none(text):
+    assert isinstance(last_program(text), str | None)
+
+
+def test_all_or_a_fraction(judge):
+    tests = ["assert double(2) == 4", "assert double(2) == 5", "assert double('a') == 'aa'"]
+    assert judge([DOUBLE] * 3, [tests, tests[::2], json.dumps(tests)]) == [0.0, 1.0, 0.0]
+    assert judge([DOUBLE, "nothing"], [tests, tests], score="fraction") == [2 / 3, 0.0]
+    assert judge([DOUBLE, "nothing"], [None, None]) == [None, None]
+
+
+def test_input_and_output(judge):
+    tests = [{"input": "ab\ncd\n", "output": "ba\ndc"}, {"input": "", "output": ""}, {"input": "ab", "output": "ab"}]
+    assert judge([ECHO], [tests], score="fraction") == [2 / 3]
+    fails_at_the_end = block("print('x')\nraise SystemExit(1)")
+    assert judge([fails_at_the_end], [[{"input": "", "output": "x"}]]) == [0.0]
+    talks = block("import sys\nprint('debug', file=sys.stderr)\nprint('x')")
+    assert judge([talks], [[{"input": "", "output": "x\n"}]]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    "cheat",
+    [
+        "import sys; sys.exit(0)",
+        "import os; os._exit(0)",
+        "quit()",
+        "class Equal:\n    __eq__ = lambda *_: True\nraise SystemExit",
+        "def double(x): raise SystemExit(0)",
+        "def double(x): import os; os._exit(0)",
+        "print('ok'); import os; os.kill(os.getpid(), 9)",
+        "not python at all",
+        "'''",
+    ],
+)
+def test_leaving_early_is_no_success(judge, cheat):
+    assert judge([block(cheat)], [["assert double(2) == 4"]]) == [0.0]
+
+
+def test_what_programs_may_do_without_harm(judge):
+    noisy = "from __future__ import annotations\nprint('x' * 1000)\nimport threading, time\n"
+    noisy += "threading.Thread(target=time.sleep, args=(100,)).start()\ndef f(): return 1"
+    main = "def f(): return 1\nif __name__ == '__main__':\n    print(f(int(input())))"
+    assert judge([block(noisy), block(main)], [["assert f() == 1"]] * 2) == [1.0, 1.0]
+
+
+def test_an_endless_loop_costs_its_time_and_no_more(judge):
+    endless = block("def double(x):\n    while x == 3: pass\n    return 2 * x")
+    tests = ["double(3)", "double(3)", "assert double(2) == 4"]
+    assert judge([endless], [tests], score="fraction", seconds=0.4) == [1 / 3]
+    started = time.monotonic()
+    assert judge([endless], [tests * 100], score="fraction", seconds=100.0, total_seconds=0.5) == [0.0]
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("tests", [[], "no json", '{"a": 1}', [3], [{"input": "x"}], [{"input": 1, "output": "1"}], 7])
+def test_tests_that_are_none(judge, tests):
     with pytest.raises(RewardError, match="column 'tests'"):
-        scores(ADD, column)
+        judge([DOUBLE], [tests])
 
 
-def test_where_programs_cannot_be_isolated_the_run_does_not_start():
-    with pytest.raises((EnvironmentProblem, OSError)):
-        resolve(["code"], {"code": {"interpreter": "/nowhere/python"}})
+def test_the_start_says_what_is_wrong(interpreter):
+    run = {"reward_timeout": 30.0}
+    with pytest.raises(ConfigError, match=r"total_seconds 30 is not below rewards\.reward_timeout 30"):
+        resolve(["code"], {"code": {"interpreter": interpreter}}, run)
     with pytest.raises(ConfigError, match="isolation"):
-        resolve(["code"], {"code": {"isolation": "hope"}})
+        resolve(["code"], {"code": {"isolation": "namespace"}}, run)
+    with pytest.raises(EnvironmentProblem, match="/nowhere/python"):
+        WorkerPool(["code"], {"code": {"interpreter": "/nowhere/python"}}, {"reward_timeout": 60.0}).start()
 
 
-def test_in_the_worker_pool():
-    pool = WorkerPool(["code"], {"code": {"isolation": "limits", "interpreter": PYTHON}}, timeout=20)
-    try:
-        tasks = [Task("code", {"completions": [text], "tests": [[GOOD]]}) for text in (ADD, "none")]
-        assert [outcome.score for outcome in pool.run(tasks)] == [1.0, 0.0]
-    finally:
-        pool.close()
+def test_in_the_pool(interpreter):
+    pool = WorkerPool(["code"], {"code": {"interpreter": interpreter}}, {"reward_timeout": 60.0}, workers=1)
+    rows = [(DOUBLE, ["assert double(1) == 2"]), (DOUBLE, ["assert double(1) == 3"]), (DOUBLE, 3)]
+    outcomes = pool.run([Task("code", {"completions": [text], "tests": [tests]}) for text, tests in rows])
+    pool.close()
+    assert [outcome.score for outcome in outcomes] == [1.0, 0.0, None]
+    assert outcomes[2].failure == "error" and "column 'tests'" in outcomes[2].text

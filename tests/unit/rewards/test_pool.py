@@ -39,6 +39,10 @@ def mine(completions, folder, *, factor: float = 1.0):
         return [1.0, 2.0]
     return [len(text) * factor]
 
+async def blocks(completions, folder):
+    time.sleep(1000 if completions[0] == "hang" else 0)
+    return [1.0]
+
 async def slow(completions, folder):
     here = Path(folder[0])
     mark = here / f"running-{completions[0]}"
@@ -129,3 +133,14 @@ def test_workers_end_with_the_pool(pool_of, own):
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_call_that_blocks_the_loop_does_not_take_its_neighbours_with_it(own, tmp_path):
+    pool = WorkerPool([f"{own}:blocks"], timeout=2.0)
+    try:
+        texts = ["fine", "hang", *["fine"] * 5]
+        outcomes = pool.run([Task("blocks", {"completions": [text], "folder": [str(tmp_path)]}) for text in texts])
+    finally:
+        pool.close()
+    assert [outcome.score for outcome in outcomes] == [None if text == "hang" else 1.0 for text in texts]
+    assert outcomes[1].failure == "timeout"
