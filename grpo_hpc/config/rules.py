@@ -259,6 +259,12 @@ def _optimizer(cfg: RunConfig) -> list[Problem]:
 
 def _rollout(cfg: RunConfig) -> list[Problem]:
     found: list[Problem] = []
+    if cfg.moe.router_replay_mode == "R3" and not _on_cuda(cfg):
+        text = (
+            "R3 needs resources.device: cuda: vLLM returns the experts of a token from its second model runner only, "
+            "which does not run on a CPU; use R2, which replays the trainer's own routing"
+        )
+        found.append(Problem("moe.router_replay_mode", text))
     roll = cfg.rollout
     if roll.top_k == 0:
         found.append(Problem("rollout.top_k", "must be -1 (all tokens) or at least 1, got 0"))

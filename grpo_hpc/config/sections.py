@@ -99,6 +99,24 @@ class Parallel(Section):
     )
 
 
+class Moe(Section):
+    """Routing of tokens to experts; without meaning for a model that has none."""
+
+    moe_router_dtype: Literal["fp32", "fp64", "none"] = Field(
+        default="fp32", description="precision in which routers compute; none: that of the model"
+    )
+    moe_aux_loss_coeff: float = Field(default=0.0, ge=0, description="weight of the balance loss of each sequence")
+    moe_z_loss_coeff: float = Field(default=0.0, ge=0, description="weight of the routers' z-loss")
+    moe_router_bias_update_rate: float = Field(
+        default=0.0, ge=0, description="how far a router's correction bias moves per step towards balance"
+    )
+    router_replay_mode: Literal["disabled", "R2", "R3"] = Field(
+        default="disabled",
+        description="experts of a token in training: chosen anew, as when old log-probabilities were computed (R2), "
+        "or as vLLM chose them (R3)",
+    )
+
+
 class Batch(Section):
     """Batch sizes, all counted in completions, and the length of the run."""
 
@@ -145,6 +163,15 @@ class Rollout(Section):
         default=None, ge=1, description="completions that one engine works on at a time"
     )
     vllm_enforce_eager: bool = Field(default=False, description="run vLLM without CUDA graphs")
+    sync_bucket_mib: float = Field(
+        default=512.0, gt=0, description="weights on their way to vLLM that a rank holds whole at a time, in MiB"
+    )
+    canary_tolerance: float | None = Field(
+        default=None,
+        gt=0,
+        description="largest mean distance of vLLM's log-probabilities from the trainer's when a run starts, in nat; "
+        "absent: 0.02 where both are float32, else 0.2",
+    )
     max_completion_length: int = Field(default=512, ge=1, description="longest completion in tokens")
     temperature: float = Field(default=1.0, gt=0, le=10, description="sampling temperature, also used in training")
     top_p: float = Field(default=1.0, gt=0, le=1, description="probability mass that is sampled from; 1 keeps all")
@@ -351,6 +378,7 @@ class RunConfig(Section):
     data: Data
     resources: Resources = Resources()
     parallel: Parallel = Parallel()
+    moe: Moe = Moe()
     batch: Batch
     rollout: Rollout = Rollout()
     algorithm: Algorithm = Algorithm()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import torch
 import torch.distributed as dist
@@ -102,12 +104,14 @@ def _check_names(shape: ModelShape, table: list[Entry], parameters: set[str], fo
 class HfExporter:
     """Streams the whole model as Hugging Face tensors; every rank takes part and receives every tensor.
 
-    Pipeline stages, expert-parallel and tensor-parallel ranks contribute their shards; one tensor is whole at a time.
-    What no rank holds (a vision tower that is not trained) is not streamed.
+    Pipeline stages, expert-parallel and tensor-parallel ranks contribute their shards. Parameters of one layer travel
+    together in buckets of bounded size, so no rank ever holds more of the whole model than one bucket. What no rank
+    holds (a vision tower that is not trained) is not streamed.
 
     Args:
         values: what to stream of each parameter, such as its gradient; by default the parameter itself. Asked for when
             the parameter's turn comes.
+        bucket_bytes: most that is whole at a time, where it is more than one parameter.
     """
 
     def __init__(
@@ -115,8 +119,9 @@ class HfExporter:
         chunks: Sequence[PolicyModel],
         layer_spec: str,
         values: Callable[[Tensor], Tensor] = lambda p: p.detach(),
+        bucket_bytes: int = 1 << 29,
     ) -> None:
-        self._parameters, self._values = local_parameters(chunks), values
+        self._parameters, self._values, self._bucket_bytes = local_parameters(chunks), values, bucket_bytes
         held = {name: (tuple(p.shape), p.dtype) for name, p in self._shown()}
         self._stages = _gather_objects(held, mpu.get_pipeline_model_parallel_group())
         experts = _gather_objects({name: m for s in self._stages for name, m in s.items()}, _expert_group())
@@ -127,30 +132,67 @@ class HfExporter:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Hugging Face names and tensors in the training dtype. Collective: every rank must consume it to the end."""
-        for entry in self._table:
-            shard = self._over(mpu.get_pipeline_model_parallel_group(), self._stages, entry.name)
-            if entry.rule.experts:
-                shard = self._over(_expert_group(), self._experts, entry.name, shard)
-            whole = _gather(shard, entry) if entry.layout.sharded else [shard]
-            yield from zip(entry.hf_names, entry.layout.to_hf(whole), strict=True)
+        for bucket in self.buckets():
+            shards = _gather(self._fetch(bucket), bucket[0])
+            sizes = [math.prod(self._meta[entry.name][0]) for entry in bucket]
+            parts = [shard.split(sizes) for shard in shards]
+            del shards
+            for number, entry in enumerate(bucket):
+                shape = self._meta[entry.name][0]
+                own = [part[number].view(shape) for part in parts]
+                yield from zip(entry.hf_names, entry.layout.to_hf(own), strict=True)
+
+    def buckets(self) -> Iterator[list[Entry]]:
+        """The parameters in their order, those together that travel together; the same on every rank."""
+        for _, run in groupby(self._table, key=self._route):
+            bucket: list[Entry] = []
+            size = 0
+            for entry in run:
+                shape, dtype = self._meta[entry.name]
+                own = math.prod(shape) * dtype.itemsize * (shard_of(entry).size if entry.layout.sharded else 1)
+                if bucket and size + own > self._bucket_bytes:
+                    yield bucket
+                    bucket, size = [], 0
+                bucket.append(entry)
+                size += own
+            yield bucket
+
+    def _route(self, entry: Entry) -> tuple[object, ...]:
+        """What parameters must have in common to travel together: who holds them, and how they are cut."""
+        place = entry.layer if entry.rule.per_layer else entry.name
+        holder = _first_with(entry.name, self._experts) if entry.rule.experts else None
+        return place, entry.rule.part == "vision", holder, entry.layout.sharded, self._meta[entry.name][1]
 
     def _shown(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, self._values(parameter)) for name, parameter in self._parameters.items())
 
-    def _over(
-        self, group: dist.ProcessGroup, holders: list[dict[str, Meta]], name: str, held: Tensor | None = None
-    ) -> Tensor:
-        """The tensor from the first rank of ``group`` that has it; where none has, an empty one of its shape."""
-        mine = held
-        if held is None and name in self._parameters:
-            mine = self._values(self._parameters[name])
-        owner = next((rank for rank, names in enumerate(holders) if name in names), None)
-        if mine is None or (owner is not None and owner != dist.get_rank(group)):
-            shape, dtype = self._meta[name]
-            mine = torch.empty(shape, dtype=dtype, device=next(iter(self._parameters.values())).device)
-        if owner is not None and len(holders) > 1:
-            dist.broadcast(mine, dist.get_global_rank(group, owner), group=group)
-        return mine
+    def _fetch(self, bucket: list[Entry]) -> Tensor:
+        """This tensor-parallel rank's shards of the bucket, one behind the other: [sum of their sizes]."""
+        name, experts = bucket[0].name, bucket[0].rule.experts
+        if name in self._parameters:
+            values = [self._values(self._parameters[entry.name]).flatten() for entry in bucket]
+            flat = values[0] if len(values) == 1 else torch.cat(values)
+        else:
+            size = sum(math.prod(self._meta[entry.name][0]) for entry in bucket)
+            device = next(iter(self._parameters.values())).device
+            flat = torch.empty(size, dtype=self._meta[name][1], device=device)
+        flat = _from_first(flat, name, self._stages, mpu.get_pipeline_model_parallel_group())
+        return _from_first(flat, name, self._experts, _expert_group()) if experts else flat
+
+
+def _first_with(name: str, holders: list[dict[str, Meta]]) -> int | None:
+    return next((rank for rank, names in enumerate(holders) if name in names), None)
+
+
+def _from_first(flat: Tensor, name: str, holders: list[dict[str, Meta]], group: dist.ProcessGroup) -> Tensor:
+    """``flat`` of the first rank of ``group`` that holds ``name``; untouched where none does."""
+    owner = _first_with(name, holders)
+    if owner is None or len(holders) == 1:
+        return flat
+    if dist.get_rank(group) != owner:
+        flat = torch.empty_like(flat)  # it may be this rank's own parameter
+    dist.broadcast(flat, dist.get_global_rank(group, owner), group=group)
+    return flat
 
 
 def _expert_group() -> dist.ProcessGroup:
@@ -163,11 +205,12 @@ def _gather_objects(mine: dict[str, Meta], group: dist.ProcessGroup) -> list[dic
     return found
 
 
-def _gather(shard: Tensor, entry: Entry) -> list[Tensor]:
+def _gather(flat: Tensor, entry: Entry) -> list[Tensor]:
+    """``flat`` of every rank that holds a shard of it, in rank order."""
     place = shard_of(entry)
-    if place.size == WHOLE.size:
-        return [shard]
+    if place.size == WHOLE.size or not entry.layout.sharded:
+        return [flat]
     group = mpu.get_expert_tensor_parallel_group() if entry.rule.experts else mpu.get_tensor_model_parallel_group()
-    shards = [torch.empty_like(shard) for _ in range(place.size)]
-    dist.all_gather(shards, shard.contiguous(), group=group)
+    shards = [torch.empty_like(flat) for _ in range(place.size)]
+    dist.all_gather(shards, flat.contiguous(), group=group)
     return shards

@@ -25,6 +25,7 @@ from grpo_hpc.models.families import family
 from grpo_hpc.models.head import LogprobHead, Scoring
 from grpo_hpc.models.layouts import padded_vocabulary
 from grpo_hpc.models.norm import RmsNorm, TokenNorm
+from grpo_hpc.models.routing import NO_BALANCE, Balance, route_by_policy
 from grpo_hpc.models.shape import ModelShape
 
 
@@ -126,6 +127,10 @@ class PolicyModel(GPTModel):
 
     Args:
         vp_stage: which of this rank's model chunks it is, when pipeline stages interleave.
+        balance: weights of the losses that keep experts evenly used.
+
+    Attributes:
+        routing: what its routers share; None without experts.
     """
 
     def __init__(
@@ -135,6 +140,7 @@ class PolicyModel(GPTModel):
         spec: TransformerBlockSubmodules,
         temperature: float,
         vp_stage: int | None = None,
+        balance: Balance = NO_BALANCE,
     ) -> None:
         super().__init__(
             config=config,
@@ -154,6 +160,7 @@ class PolicyModel(GPTModel):
         self.shape = shape
         self.temperature = temperature
         self.entropy_gradient = False  # the second row of the output has a gradient too
+        self.routing = route_by_policy(self, shape, balance)
         if self.post_process:
             self.output_layer.__class__ = LogprobHead
 

@@ -169,6 +169,28 @@ METRICS: dict[str, Metric] = {
     ),
     "dynamic/carried_completions": Metric("", "Completions kept for the next rollout.", "carried over", ".0f"),
     "tokens/scored": Metric("tok", "Completion tokens in the loss of the optimizer step.", "trained on", ".0f"),
+    "moe/load_max_over_mean": Metric(
+        "",
+        "Tokens of the busiest expert over those of the mean one, mean over layers; 1 where all are used alike. Like "
+        "all that begins with moe: over all tokens of the training passes, only for models with experts.",
+        "busiest expert",
+        ".2f",
+    ),
+    "moe/load_entropy": Metric(
+        "", "Entropy of the tokens' distribution over experts, over its maximum; mean over layers.", "expert entropy"
+    ),
+    "moe/max_violation": Metric(
+        "", "Busiest expert over the mean one, minus 1, in the worst layer.", "worst imbalance", ".2f"
+    ),
+    "moe/layer_<n>/max_violation": Metric("", "The same of one layer with experts.", "imbalance <n>", ".2f"),
+    "moe/idle_experts": Metric("", "Experts that got no token, in the layer with the most.", "idle experts", ".0f"),
+    "moe/aux_loss": Metric(
+        "", "Balance loss without its weight, mean over layers; 1 where all experts are used alike.", "balance loss"
+    ),
+    "moe/z_loss": Metric("", "Z-loss of the routers without its weight, mean over layers.", "z-loss"),
+    "moe/replay_changed": Metric(
+        "", "Share of choices of experts that the router would now make otherwise; with router replay.", "replayed"
+    ),
     "packing/micro_batches": Metric("", "Forward passes of the optimizer step on each rank.", "micro-batches", ".0f"),
     "packing/tokens_per_micro_batch": Metric("tok", "Mean tokens of a micro-batch, without padding.", "packed", ".0f"),
     "packing/padding_fraction": Metric(
@@ -180,6 +202,15 @@ METRICS: dict[str, Metric] = {
     "throughput/rollout_tokens_per_s": Metric(_SPEED, "Tokens sampled per second of rollout.", "rollout", ".0f"),
     "throughput/train_tokens_per_s": Metric(
         _SPEED, "Prompt and completion tokens trained on per second of the train phase.", "training", ".0f"
+    ),
+    "throughput/sync_gb_per_s": Metric(
+        "GB/s", "Weights handed to each engine per second of sync, in the engine's precision.", "sync", ".2f"
+    ),
+    "sync/tensors_compared": Metric(
+        "",
+        "Weight tensors, chosen anew at each sync, whose hash inside the engine was found equal to what was sent.",
+        "compared",
+        ".0f",
     ),
     "memory/peak_gib": Metric("GiB", "Most memory that the first rank has used so far.", "peak memory", ".1f"),
     "time/step": Metric(_SECONDS, "The whole step, without evaluation and saving.", "step", ".1f"),
@@ -199,6 +230,7 @@ METRICS: dict[str, Metric] = {
 PHASES: dict[str, str] = {
     "start": "loading model and engine",
     "sync": "handing weights to the engine",
+    "canary": "comparing log-probabilities of engine and trainer",
     "rollout": "sampling completions",
     "reward": "scoring completions",
     "offload": "making room on the device",
@@ -213,7 +245,7 @@ PHASES: dict[str, str] = {
 def lookup(name: str) -> Metric | None:
     """The table's entry for the metric ``name``, or None; names of reward functions fill in ``<name>``."""
     pattern = re.sub(r"^(rewards|eval)/.+/(mean|std|failures|timeouts)$", r"\1/<name>/\2", name)
-    return METRICS.get(pattern)
+    return METRICS.get(re.sub(r"^moe/layer_\d+/", "moe/layer_<n>/", pattern))
 
 
 def reward_name(name: str) -> str:

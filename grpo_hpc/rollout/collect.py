@@ -87,6 +87,14 @@ class Collector:
             for (prompt, number), completion in zip(mine, completions, strict=True)
         ]
 
+    def probe(self, prompts: Sequence[Prompt], tokens: int) -> list[Trajectory]:
+        """A short completion of every prompt from every replica, on every rank; they are no part of the run."""
+        replica = dist.get_rank() // self._replica_size
+        requests = [Request(p.tokens, self._request_seed(p.position, replica)) for p in prompts]
+        completions = self._engine.probe(requests, tokens)
+        pairs = zip(prompts, completions, strict=True)
+        return self.gather([self._trajectory(prompt, replica, completion) for prompt, completion in pairs])
+
     def score(self, trajectories: list[Trajectory], rows: dict[int, Row]) -> None:
         """Fill in the reward columns and the weighted reward of this rank's trajectories.
 
@@ -140,6 +148,7 @@ class Collector:
             finish_reason=completion.finish_reason,
             weight_version=self._engine.version or 0,
             text=self._tokenizer.decode(completion.tokens),
+            routing=completion.routing,
         )
 
     def _request_seed(self, position: int, sample: int) -> int:

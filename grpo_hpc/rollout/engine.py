@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from grpo_hpc.errors import RolloutError
+from grpo_hpc.rollout.digest import Sent, compare, sample
 from grpo_hpc.rollout.precision import cast
 from grpo_hpc.rollout.residency import Part
+from grpo_hpc.rollout.trajectory import pack_experts
 
 if TYPE_CHECKING:
     from grpo_hpc.config import RunConfig
@@ -34,6 +38,20 @@ class Completion:
     tokens: list[int]
     logprobs: list[float]
     finish_reason: str
+    routing: str | None = None
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What a weight sync handed over.
+
+    Attributes:
+        bytes: of all tensors, in the engine's precision; each replica gets as many.
+        compared: tensors whose values inside the engine were compared with what was sent.
+    """
+
+    bytes: int
+    compared: int
 
 
 class Engine(Protocol):
@@ -47,7 +65,9 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request], *, greedy: bool = False) -> list[Completion]: ...
 
-    def load_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> None: ...
+    def probe(self, requests: Sequence[Request], tokens: int) -> list[Completion]: ...
+
+    def load_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> Synced: ...
 
     def sleep(self) -> None: ...
 
@@ -61,13 +81,20 @@ class ColocateEngine:
 
     ``vllm_tensor_parallel_size`` consecutive ranks form one replica; the ranks of a replica are given the same
     requests and return the same completions.
+
+    Args:
+        replayed_layers: numbers of the layers with experts whose routing every completion must bring with it.
     """
 
-    def __init__(self, cfg: RunConfig, platform: Platform) -> None:
+    def __init__(self, cfg: RunConfig, platform: Platform, replayed_layers: Sequence[int] = ()) -> None:
         r = cfg.rollout
         options = platform.engine_options(r.vllm_gpu_memory_utilization, r.vllm_kv_cache_gib)
         options |= {"enforce_eager": True} if r.vllm_enforce_eager else {}
         options |= {"max_num_seqs": r.vllm_max_num_seqs} if r.vllm_max_num_seqs else {}
+        if replayed_layers:
+            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"  # the other runner does not return experts
+            options |= {"enable_return_routed_experts": True}
+        self._replayed_layers = list(replayed_layers)
         from vllm import LLM  # takes seconds, and reads its environment on import
 
         self._cfg, self._seed, self._device = r, cfg.seed, platform.device
@@ -96,37 +123,49 @@ class ColocateEngine:
         Raises:
             RolloutError: the engine holds no weights of this run yet.
         """
-        if self.version is None:
-            raise RolloutError("the inference engine was asked to sample before the policy's weights were synchronised")
-        from vllm import TokensPrompt
-
-        outputs = self._llm.generate(
-            [TokensPrompt(prompt_token_ids=request.prompt_tokens) for request in requests],
-            [self._sampling(request.seed, greedy) for request in requests],
-            use_tqdm=False,
-        )
-        return [_completion(output.outputs[0]) for output in outputs]
-
-    def _sampling(self, seed: int, greedy: bool) -> Any:
-        from vllm import SamplingParams
-
         r = self._cfg
         chosen: dict[str, Any] = (
             {"temperature": 0.0} if greedy else {"temperature": r.temperature, "top_p": r.top_p, "top_k": r.top_k}
         )
-        return SamplingParams(max_tokens=r.max_completion_length, seed=seed, logprobs=0, detokenize=False, **chosen)
+        return self._generate(requests, max_tokens=r.max_completion_length, **chosen)
 
-    def load_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> None:
-        """Replace all weights by ``tensors`` (Hugging Face names) and forget what was cached under the old ones."""
+    def probe(self, requests: Sequence[Request], tokens: int) -> list[Completion]:
+        """At most ``tokens`` tokens for each request, from the whole distribution: without ``top_p`` and ``top_k``."""
+        found = self._generate(requests, max_tokens=tokens, temperature=self._cfg.temperature)
+        self._llm.reset_prefix_cache()  # the run samples as if nothing had been asked before
+        return found
+
+    def _generate(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
+        if self.version is None:
+            raise RolloutError("the inference engine was asked to sample before the policy's weights were synchronised")
+        from vllm import SamplingParams, TokensPrompt
+
+        outputs = self._llm.generate(
+            [TokensPrompt(prompt_token_ids=request.prompt_tokens) for request in requests],
+            [SamplingParams(seed=request.seed, logprobs=0, detokenize=False, **options) for request in requests],
+            use_tqdm=False,
+        )
+        return [_completion(output.outputs[0], self._replayed_layers) for output in outputs]
+
+    def load_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> Synced:
+        """Replace all weights by ``tensors`` (Hugging Face names) and forget what was cached under the old ones.
+
+        Raises:
+            RolloutError: a sample of the engine's weights differs from what was sent.
+        """
+        self.version = None
         dtype: Any = self._llm.llm_engine.model_config.dtype
         generator = torch.Generator(self._device).manual_seed(self._seed + version)  # the same on every rank
-        converted = ((name, cast(tensor, dtype, generator)) for name, tensor in tensors)
+        sent: Sent = self._llm.apply_model(partial(sample, seed=self._seed + version))[0]
+        converted = sent.watch((name, cast(tensor, dtype, generator)) for name, tensor in tensors)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": converted})
         for _ in converted:  # the stream is collective: every rank must reach its end
             pass
         self._llm.apply_model(_refresh_tied_head)
         self._llm.reset_prefix_cache()
+        compared = self._llm.apply_model(lambda model: compare(model, sent, _ranks_of_one_engine()))[0]
         self.version = version
+        return Synced(sent.bytes, compared)
 
     def sleep(self) -> None:
         """Free the device: weights wait in host memory (``sleep_level`` 1) or are dropped, the KV cache always is."""
@@ -144,6 +183,13 @@ class ColocateEngine:
         self._llm.llm_engine.engine_core.shutdown()
 
 
+def _ranks_of_one_engine() -> dist.ProcessGroup:
+    from vllm.distributed.parallel_state import get_tp_group
+
+    group: dist.ProcessGroup = get_tp_group().cpu_group
+    return group
+
+
 def _refresh_tied_head(model: Any) -> None:
     """Make a tied output matrix follow its embedding.
 
@@ -153,7 +199,22 @@ def _refresh_tied_head(model: Any) -> None:
     model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
 
-def _completion(output: Any) -> Completion:
+def _completion(output: Any, replayed_layers: list[int]) -> Completion:
     tokens = list(output.token_ids)
     logprobs = [entry[token].logprob for entry, token in zip(output.logprobs, tokens, strict=True)]
-    return Completion(tokens, logprobs, output.finish_reason)
+    routing = routing_of(output.routed_experts, replayed_layers) if replayed_layers else None
+    return Completion(tokens, logprobs, output.finish_reason, routing)
+
+
+def routing_of(routed: Any, layers: list[int]) -> str:
+    """Packed experts of ``layers`` from vLLM's array [tokens that were read, all layers, k].
+
+    Raises:
+        RolloutError: vLLM gave none.
+    """
+    if routed is None:
+        raise RolloutError(
+            "vLLM returned no experts with a completion, and moe.router_replay_mode: R3 needs them",
+            "Use R2, which replays the routing of the trainer's own pass.",
+        )
+    return pack_experts(torch.as_tensor(routed.astype("int16"))[:, layers].flatten(1))

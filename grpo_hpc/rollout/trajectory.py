@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpo_hpc.errors import RolloutError
 
 
 @dataclass
@@ -28,6 +35,7 @@ class Trajectory:
         token_weight: of each of its tokens in the loss of its optimizer step; 0 when it is filtered out.
         old_logprobs: of the trainer, before the first update on this rollout; None when it was not needed.
         ref_logprobs: of the reference policy; None without one.
+        routing: experts that its tokens go to in training (:func:`pack_experts`); None where routers choose.
     """
 
     prompt_id: str
@@ -46,6 +54,7 @@ class Trajectory:
     token_weight: float = 1.0
     old_logprobs: list[float] | None = None
     ref_logprobs: list[float] | None = None
+    routing: str | None = None
 
     @property
     def key(self) -> tuple[int, int]:
@@ -62,3 +71,22 @@ class Trajectory:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Trajectory:
         return cls(**record)
+
+
+def pack_experts(experts: Tensor) -> str:
+    """Expert numbers [tokens, layers * k] as text, compressed: a byte or less for each, in checkpoints as well."""
+    raw = len(experts).to_bytes(4, "little") + experts.to("cpu", torch.int16).contiguous().numpy().tobytes()
+    return base64.b64encode(zlib.compress(raw, 1)).decode()
+
+
+def unpack_experts(text: str, tokens: int) -> Tensor:
+    """The first ``tokens`` rows of what :func:`pack_experts` was given: int16 [tokens, layers * k].
+
+    Raises:
+        RolloutError: there are fewer.
+    """
+    raw = bytearray(zlib.decompress(base64.b64decode(text)))
+    rows = torch.frombuffer(raw[4:], dtype=torch.int16).view(int.from_bytes(raw[:4], "little"), -1)
+    if len(rows) < tokens:
+        raise RolloutError(f"the routing of a completion has {len(rows)} tokens, and {tokens} are trained on")
+    return rows[:tokens]

@@ -85,7 +85,8 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         r = cfg.rollout
         residency = Residency(r.sleep_level, r.offload_model, r.offload_optimizer)
         colocation = Colocation(residency, platform, policy, reference or (), clock)
-        engine = ColocateEngine(cfg, platform)
+        replayed = policy.chunks[0].shape.moe_layers if cfg.moe.router_replay_mode == "R3" else ()
+        engine = ColocateEngine(cfg, platform, replayed)
         colocation.attach(engine)
         longest = engine.max_model_len - cfg.rollout.max_completion_length
         reporter.rewind(state.step)

@@ -68,6 +68,8 @@ class Lessons:
         self._cfg, self._schedule, self._platform = cfg, schedule, platform
         self._policy, self._reference, self._packing = policy, reference, packing
         self._objective = objective_of(cfg)
+        self._replays = cfg.moe.router_replay_mode == "R2"
+        self._balances = cfg.moe.moe_aux_loss_coeff > 0 or cfg.moe.moe_z_loss_coeff > 0
 
     def prepare(self, rollout: Sequence[Trajectory]) -> None:
         """Complete a fresh rollout: token weights, log-probabilities and advantages."""
@@ -76,7 +78,7 @@ class Lessons:
         if not in_reward:
             set_advantages(self._cfg, rollout)
         dropped = self._cfg.tuner.lora_dropout > 0  # the log-probabilities in training are then others
-        if in_reward or dropped or self._schedule.steps_per_rollout > 1:
+        if in_reward or dropped or self._replays or self._schedule.steps_per_rollout > 1:
             self._fill("old_logprobs", self._policy.scores, rollout)
         if self._reference is not None:
             self._fill("ref_logprobs", self._reference, rollout)
@@ -94,9 +96,19 @@ class Lessons:
             threshold = entropy_threshold(torch.cat([scores[t.key][1] for t in counted]), top)
         if self._objective.loss.classifies:
             share, constant = self._classified(share, first=used == 0)
-        without_advantage = self._objective.teaches_without_advantage
-        taught = with_gradient(share, self._schedule.dp * self._packing.multiple, without_advantage)
-        return Lesson(self._packing.deal(taught, self._schedule.dp), threshold, constant)
+        return Lesson(self._packing.deal(self._taught(share), self._schedule.dp), threshold, constant)
+
+    def _taught(self, share: list[Trajectory]) -> list[Trajectory]:
+        """The completions that have a gradient: all of them where experts are balanced."""
+        if self._balances:
+            return share
+        multiple = self._schedule.dp * self._packing.multiple
+        return with_gradient(share, multiple, self._objective.teaches_without_advantage)
+
+    def logprobs(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
+        """The policy's log-probabilities of the tokens of any completions, as many as ``dp`` or a multiple of it."""
+        scores = self._scores(self._policy.scores, list(trajectories))
+        return [scores[t.key][0].tolist() for t in trajectories]
 
     def batches(self, lesson: Lesson) -> list[PackedBatch]:
         """This rank's micro-batches."""
@@ -120,22 +132,43 @@ class Lessons:
     def _score_taught(self, compute: Scores, share: list[Trajectory]) -> list[tuple[Trajectory, Tensor]]:
         # before advantages are known, and where a group's loss needs all of its completions, none can be left out
         everything = self._cfg.algorithm.kl_in_reward or self._objective.loss.classifies
-        without_advantage = everything or self._objective.teaches_without_advantage
         if not everything:
-            share = with_gradient(share, self._schedule.dp * self._packing.multiple, without_advantage)
-        scores = self._scores(compute, share)
+            share = self._taught(share)
+        records = self._replays and compute == self._policy.scores
+        scores = self._scores_and_routing(share) if records else self._scores(compute, share)
         return [(t, scores[t.key]) for t in share]
 
     def _scores(self, compute: Scores, trajectories: list[Trajectory]) -> dict[tuple[int, int], Tensor]:
         """Log-probabilities and entropies [2, tokens] of each completion, on every rank."""
         dealt = self._packing.deal(trajectories, self._schedule.dp)
-        values = compute(self._packed(dealt))  # empty but on the last pipeline stage
+        return self._gathered(dealt, compute(self._packed(dealt)))
+
+    def _gathered(self, dealt: list[list[MicroBatch]], values: list[Tensor]) -> dict[tuple[int, int], Tensor]:
+        """``values`` [C, scored tokens] of this rank's micro-batches by completion, from all ranks.
+
+        They are there on the last pipeline stage only.
+        """
         found: list[tuple[tuple[int, int], Tensor]] = []
         if values and mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_context_parallel_rank() == 0:
             mine = [t for batch in dealt[mpu.get_data_parallel_rank()] for t in batch]
             parts = torch.cat(values, dim=1).split([len(t.response_tokens) for t in mine], dim=1)
             found = [(t.key, part.clone()) for t, part in zip(mine, parts, strict=True)]
         return dict(gather_lists(found))
+
+    def _scores_and_routing(self, trajectories: list[Trajectory]) -> dict[tuple[int, int], Tensor]:
+        """The policy's scores; sets ``routing`` of each completion to where its tokens went meanwhile."""
+        dealt = self._packing.deal(trajectories, self._schedule.dp)
+        batches = self._packed(dealt)
+        recorder = self._policy.recorder(batches)
+        scores = self._gathered(dealt, self._policy.scores(batches, recorder))
+        mine = dealt[mpu.get_data_parallel_rank()]
+        texts = recorder.texts(mine)
+        first = mpu.get_pipeline_model_parallel_rank() + mpu.get_tensor_model_parallel_rank() == 0
+        found = [(t.key, text) for t, text in zip((t for batch in mine for t in batch), texts, strict=True)]
+        routing = dict(gather_lists(found if first and mpu.get_context_parallel_rank() == 0 else []))
+        for t in trajectories:
+            t.routing = routing[t.key]
+        return scores
 
     def _classified(self, share: list[Trajectory], *, first: bool) -> tuple[list[Trajectory], float]:
         """``share`` with the slopes of its groups' losses in place of advantages, and the constant of its loss."""

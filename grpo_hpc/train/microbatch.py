@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grpo_hpc.algo.sequences import Sequences
 from grpo_hpc.models.attention import positions_of
-from grpo_hpc.rollout.trajectory import Trajectory
+from grpo_hpc.rollout.trajectory import Trajectory, unpack_experts
 from grpo_hpc.train.packing import WHOLE_ROW, RowLayout
 
 
@@ -39,6 +39,10 @@ class PackedBatch:
             optimizer step is its loss.
         old_logprobs, ref_logprobs: [N] or None.
         sequences: which scored tokens belong together.
+        rows: [T], the place of this rank's tokens in the whole row.
+        sequence_of: [T], number of each of them's sequence; S for padding.
+        lengths: [S], tokens of each sequence in the whole row, without padding.
+        experts: [T, L * k], the experts that each token must go to, layer by layer; None where routers choose.
     """
 
     input_ids: Tensor
@@ -54,6 +58,10 @@ class PackedBatch:
     old_logprobs: Tensor | None
     ref_logprobs: Tensor | None
     sequences: Sequences
+    rows: Tensor
+    sequence_of: Tensor
+    lengths: Tensor
+    experts: Tensor | None
 
     @property
     def tokens(self) -> int:
@@ -62,17 +70,21 @@ class PackedBatch:
 
 def pack(trajectories: Sequence[Trajectory], device: torch.device, layout: RowLayout = WHOLE_ROW) -> PackedBatch:
     """Pack ``trajectories`` into one row."""
+    padded_lengths = layout.padded([t.tokens - 1 for t in trajectories])
     inputs: list[int] = []
     labels: list[int] = []
     positions: list[int] = []
     mask: list[bool] = []
+    owners: list[int] = []
     bounds = [0]
-    for t, padded in zip(trajectories, layout.padded([t.tokens - 1 for t in trajectories]), strict=True):
+    for number, t in enumerate(trajectories):
+        padded = padded_lengths[number]
         whole = t.prompt_tokens + t.response_tokens
         filler = padded - (len(whole) - 1)
         inputs += whole[:-1] + [0] * filler
         labels += whole[1:] + [0] * filler
         positions += range(padded)
+        owners += [number] * (len(whole) - 1) + [len(trajectories)] * filler
         mask += [False] * (len(t.prompt_tokens) - 1) + [True] * len(t.response_tokens) + [False] * filler
         bounds.append(len(inputs))
 
@@ -107,4 +119,23 @@ def pack(trajectories: Sequence[Trajectory], device: torch.device, layout: RowLa
         old_logprobs=joined([t.old_logprobs for t in trajectories]),
         ref_logprobs=joined([t.ref_logprobs for t in trajectories]),
         sequences=Sequences.of(torch.tensor(lengths, device=device)),
+        rows=here.to(device),
+        sequence_of=torch.tensor(owners)[here].to(device),
+        lengths=per_token([t.tokens - 1.0 for t in trajectories]),
+        experts=_experts(trajectories, padded_lengths, here, device),
     )
+
+
+def _experts(
+    trajectories: Sequence[Trajectory], padded: Sequence[int], here: Tensor, device: torch.device
+) -> Tensor | None:
+    """Where the tokens of ``here`` must go [T, L * k]; padding goes where the last token of its sequence goes."""
+    if all(t.routing is None for t in trajectories):
+        return None
+    parts = []
+    for t, length in zip(trajectories, padded, strict=True):
+        if t.routing is None:
+            raise ValueError(f"completion {t.key} has no recorded routing, but others of its micro-batch have")
+        told = unpack_experts(t.routing, t.tokens - 1)
+        parts.append(torch.cat([told, told[-1:].expand(length - len(told), -1)]))
+    return torch.cat(parts)[here].to(device)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.train.microbatch import PackedBatch
+from grpo_hpc.train.moe import router_options
 from grpo_hpc.train.packing import Packing, RowLayout
 from grpo_hpc.train.platform import Platform
 
@@ -45,7 +46,7 @@ def model_options(cfg: RunConfig, platform: Platform) -> dict[str, Any]:
         options["recompute_num_layers"] = parallel.recompute_num_layers
     elif parallel.recompute_granularity == "selective":
         options["recompute_modules"] = list(parallel.recompute_modules)
-    return options
+    return options | router_options(cfg)
 
 
 def packing_of(cfg: RunConfig) -> Packing:

@@ -17,19 +17,29 @@ from grpo_hpc.models.policy import PolicyModel
 from grpo_hpc.train.microbatch import PackedBatch
 from grpo_hpc.train.parallel import over_context, packed_sequences
 from grpo_hpc.train.platform import Platform
+from grpo_hpc.train.replay import RoutingRecorder, routed_tokens
 
 LossFunction = Callable[[PackedBatch, Tensor], tuple[Tensor, Tensor, Any]]
 Progress = Callable[[int, int], None]
 
 
-def forward_scores(chunks: Sequence[PolicyModel], batches: Sequence[PackedBatch], platform: Platform) -> list[Tensor]:
-    """Log-probabilities and entropies [2, N] of each micro-batch; empty but on the last pipeline stage."""
+def forward_scores(
+    chunks: Sequence[PolicyModel],
+    batches: Sequence[PackedBatch],
+    platform: Platform,
+    recorder: RoutingRecorder | None = None,
+) -> list[Tensor]:
+    """Log-probabilities and entropies [2, N] of each micro-batch; empty but on the last pipeline stage.
+
+    Args:
+        recorder: writes down which experts tokens went to.
+    """
 
     def keep(_batch: PackedBatch, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return output.sum(), unused_token_count(), output.detach().float().cpu()
 
     with platform.megatron(), torch.no_grad(), _evaluating(chunks):
-        return run_schedule(chunks, batches, keep, forward_only=True)
+        return run_schedule(chunks, batches, keep, forward_only=True, recorder=recorder)
 
 
 @contextlib.contextmanager
@@ -51,6 +61,7 @@ def run_schedule(
     loss: LossFunction,
     forward_only: bool,
     progress: Progress | None = None,
+    recorder: RoutingRecorder | None = None,
 ) -> list[Any]:
     """Megatron's schedule for this pipeline over ``batches``: in turn, 1F1B, or interleaved where chunks are several.
 
@@ -64,6 +75,9 @@ def run_schedule(
 
     def forward_step(iterator: Any, chunk: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
         batch: PackedBatch = next(iterator)
+        routing = unwrap_model(chunk).routing
+        if routing is not None:
+            routing.now, routing.recording = routed_tokens(batch, routing.experts.topk), recorder is not None
         output = chunk(
             batch.input_ids,
             batch.position_ids,
@@ -72,6 +86,8 @@ def run_schedule(
             loss_mask=batch.loss_mask,
             packed_seq_params=packed_sequences(batch),
         )
+        if routing is not None and recorder is not None:
+            recorder.note(batch, routing.recorded)
         if unwrap_model(chunk).post_process:
             output = over_context(output, batch)
         return output, partial(loss, batch)

@@ -21,8 +21,10 @@ from grpo_hpc.models.hf_folder import HfFolder
 from grpo_hpc.models.lora import adapters_off, merged_values
 from grpo_hpc.models.movers import HfExporter, load_hf
 from grpo_hpc.models.policy import PolicyModel, layer_spec, transformer_config
+from grpo_hpc.models.routing import routing_metrics
 from grpo_hpc.models.shape import read_shape
 from grpo_hpc.train.microbatch import PackedBatch
+from grpo_hpc.train.moe import balance_of, require_experts
 from grpo_hpc.train.objective import objective_of
 from grpo_hpc.train.optimizer import (
     DTYPES,
@@ -36,6 +38,7 @@ from grpo_hpc.train.optimizer import (
 from grpo_hpc.train.parallel import model_options
 from grpo_hpc.train.pipeline import Progress, forward_scores, run_schedule, sum_gradients, unused_token_count
 from grpo_hpc.train.platform import Platform
+from grpo_hpc.train.replay import RoutingRecorder, freely_routed
 from grpo_hpc.train.tuner import adapters_of, choose_trained
 
 
@@ -45,13 +48,17 @@ def build_model(cfg: RunConfig, platform: Platform) -> list[PolicyModel]:
     It is one part, or several chunks of layers when pipeline stages interleave.
     """
     shape = read_shape(cfg.model.path)
+    require_experts(cfg, shape)
     stages = mpu.get_virtual_pipeline_model_parallel_world_size()
     with platform.megatron():
         config = transformer_config(shape, DTYPES[cfg.model.dtype], model_options(cfg, platform))
         chunks = []
         for stage in [None] if stages is None else range(stages):
             spec = layer_spec(config, platform.layer_spec, shape, stage)
-            chunks.append(PolicyModel(shape, config, spec, cfg.rollout.temperature, stage).to(platform.device))
+            model = PolicyModel(shape, config, spec, cfg.rollout.temperature, stage, balance_of(cfg))
+            if model.routing is not None:
+                model.routing.on(platform.device)
+            chunks.append(model.to(platform.device))
     load_hf(chunks, HfFolder(cfg.model.path), platform.layer_spec)
     return chunks
 
@@ -68,6 +75,7 @@ class TrainedPolicy:
         self.chunks = build_model(cfg, platform)
         self.adapters = adapters_of(cfg)
         choose_trained(cfg, self.chunks, platform.layer_spec)
+        self._routing = [chunk.routing for chunk in self.chunks if chunk.routing is not None]
         for chunk in self.chunks:
             chunk.entropy_gradient = cfg.algorithm.entropy_coef != 0.0
         self._objective = objective_of(cfg)
@@ -79,7 +87,8 @@ class TrainedPolicy:
         config.grad_scale_func = self.optimizer.scale_loss
         config.finalize_model_grads_func = sum_gradients
         self._schedule = lr_schedule(cfg, self.optimizer)
-        self._exporter = HfExporter(self.chunks, platform.layer_spec, merged_values(self.chunks))
+        bucket = int(cfg.rollout.sync_bucket_mib * 2**20)
+        self._exporter = HfExporter(self.chunks, platform.layer_spec, merged_values(self.chunks), bucket)
         self._parameters_travel = False  # whether some may still be on their way from the ranks that updated them
 
     @property
@@ -109,18 +118,22 @@ class TrainedPolicy:
                 state["step"] = torch.tensor(float(step))
         self._schedule.step(increment=step)
 
-    def scores(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
+    def scores(self, batches: Sequence[PackedBatch], recorder: RoutingRecorder | None = None) -> list[Tensor]:
         """Log-probabilities and entropies [2, N] of each micro-batch under the weights of now, without gradient.
 
         Empty but on the last stage.
         """
         self.settle()
-        return forward_scores(self.chunks, batches, self._platform)
+        return forward_scores(self.chunks, batches, self._platform, recorder)
+
+    def recorder(self, batches: Sequence[PackedBatch]) -> RoutingRecorder:
+        """Writes down which experts tokens go to in :meth:`scores`."""
+        return RoutingRecorder(self.chunks[0].shape, batches)
 
     def base_scores(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
         """:meth:`scores` without adapters: those of the model that the run started from."""
         with adapters_off(self.chunks):
-            return self.scores(batches)
+            return self.scores(freely_routed(batches))
 
     def accumulate(self, batches: Sequence[PackedBatch], threshold: float = -torch.inf) -> list[tuple[Tensor, Tensor]]:
         """Forward and backward of one optimizer step: afterwards every gradient is complete and reduced.
@@ -138,6 +151,8 @@ class TrainedPolicy:
             for chunk in self.ddp:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
+            for state in self._routing:
+                state.take()  # what a pass that was no step left there
             return run_schedule(self.ddp, batches, loss, forward_only=False, progress=self._progress)
 
     def _seed_dropout(self) -> None:
@@ -154,6 +169,8 @@ class TrainedPolicy:
             _, grad_norm, _ = self.optimizer.step()
         self._parameters_travel = self._cfg.parallel.overlap_param_gather
         values = step_values(*_totals(parts, self._platform.device))
+        if self._routing:
+            values |= routing_metrics(self._routing)
         return values | {"grad_norm": float(grad_norm), "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
     def _loss(

@@ -13,6 +13,7 @@ from grpo_hpc.data.rows import Row
 from grpo_hpc.observe.completions import CompletionLog
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.sinks import MetricSinks
+from grpo_hpc.rollout.engine import Synced
 from grpo_hpc.rollout.trajectory import Trajectory
 from grpo_hpc.train.rollouts import Rollout
 
@@ -106,6 +107,11 @@ def staleness(trained: Sequence[Trajectory], step: int) -> dict[str, float]:
     """Optimizer steps between the weights that sampled and those that are updated after ``step`` steps."""
     ages = [step - t.weight_version for t in trained]
     return {"staleness/mean": fmean(ages), "staleness/max": float(max(ages))}
+
+
+def sync_metrics(synced: Synced, seconds: float) -> dict[str, float]:
+    """How fast one engine got its weights, and how many of them were looked at afterwards."""
+    return {"throughput/sync_gb_per_s": synced.bytes / 1e9 / seconds, "sync/tensors_compared": float(synced.compared)}
 
 
 def step_metrics(

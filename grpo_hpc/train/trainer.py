@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import cycle, islice
+from math import lcm
 from pathlib import Path
 
 import torch.distributed as dist
@@ -15,10 +17,10 @@ from grpo_hpc.models.hf_folder import write_hf_folder
 from grpo_hpc.models.lora import Adapters
 from grpo_hpc.models.peft_folder import gather_adapters, write_adapter
 from grpo_hpc.models.policy import PolicyModel
-from grpo_hpc.rollout.collect import Collector, Tokenizer
+from grpo_hpc.rollout.collect import Collector, Prompt, Tokenizer
 from grpo_hpc.rollout.engine import Engine
 from grpo_hpc.rollout.residency import Use
-from grpo_hpc.train import checkpoint
+from grpo_hpc.train import canary, checkpoint
 from grpo_hpc.train.checkpoint import TrainerState
 from grpo_hpc.train.colocation import Colocation
 from grpo_hpc.train.lessons import Lesson, Lessons, Scores
@@ -29,7 +31,8 @@ from grpo_hpc.train.pipeline import forward_scores
 from grpo_hpc.train.platform import Platform
 from grpo_hpc.train.policy import TrainedPolicy
 from grpo_hpc.train.reference import mix_into
-from grpo_hpc.train.report import Reporter, evaluation_metrics, rollout_metrics, staleness, step_metrics
+from grpo_hpc.train.replay import freely_routed
+from grpo_hpc.train.report import Reporter, evaluation_metrics, rollout_metrics, staleness, step_metrics, sync_metrics
 from grpo_hpc.train.rollouts import Rollout, RolloutSource
 from grpo_hpc.train.watch import PhaseClock, StopRequest
 
@@ -79,10 +82,12 @@ class Trainer:
             return None
         if reference is None:
             return policy.base_scores
-        return lambda batches: forward_scores(reference, batches, self._platform)
+        return lambda batches: forward_scores(reference, freely_routed(batches), self._platform)
 
     def run(self) -> bool:
         """Train to the last step; True when it got there, False when it was asked to stop."""
+        if not self._finished:
+            self._check_engine()
         if self.state.step == 0:
             self._evaluate()
         while self.state.step < self._cfg.batch.train_iters:
@@ -160,9 +165,31 @@ class Trainer:
         """Afterwards the engine is awake and holds the weights of now."""
         if self._parts.engine.version != self.state.step:
             self._parts.colocation.enter(Use.SYNC)
+            started = time.perf_counter()
             with self._clock.phase("sync"):
-                self._parts.engine.load_weights(self._parts.policy.exporter.tensors(), self.state.step)
+                synced = self._parts.engine.load_weights(self._parts.policy.exporter.tensors(), self.state.step)
+            self._sync_metrics = sync_metrics(synced, time.perf_counter() - started)
         self._parts.colocation.enter(Use.ROLLOUT)
+
+    def _check_engine(self) -> None:
+        """The engine's log-probabilities of a few tokens must be the trainer's."""
+        self._prepare_engine()
+        with self._clock.phase("canary"):
+            replicas = dist.get_world_size() // self._cfg.rollout.vllm_tensor_parallel_size
+            count = (
+                lcm(replicas, self._schedule.dp * self._packing.multiple) // replicas
+            )  # so that every rank scores some
+            rows = islice(cycle(self._parts.rows), count)
+            prompts = [Prompt(n, row, self._parts.tokenizer.encode(row)) for n, row in enumerate(rows)]
+            sampled = self._parts.collector.probe(prompts, min(canary.TOKENS, self._cfg.rollout.max_completion_length))
+        self._parts.colocation.enter(Use.TRAIN)
+        with self._clock.phase("canary"):
+            distance = canary.check(self._cfg, sampled, self._lessons.logprobs(sampled))
+        self._clock.take()
+        self._reporter.message(
+            f"engine and trainer agree about the weights: {distance:.2g} nat apart on average over "
+            f"{sum(len(t.response_tokens) for t in sampled)} tokens"
+        )
 
     # -- evaluation, saving, reporting -------------------------------------------------------------------------------
 
@@ -230,8 +257,9 @@ class Trainer:
     def _log_step(self, values: dict[str, float], lesson: Lesson, seconds: float) -> None:
         metrics = step_metrics(values, lesson.trained, self._rollout_metrics, self._clock.take(), seconds)
         metrics |= packing_metrics(lesson.dealt, self._packing.layout)
+        metrics |= self._sync_metrics
         metrics["memory/peak_gib"] = self._platform.peak_memory_gib()
-        self._rollout_metrics = {}
+        self._rollout_metrics, self._sync_metrics = {}, {}
         self._reporter.step(self.state.step, metrics)
 
 

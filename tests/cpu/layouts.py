@@ -101,7 +101,8 @@ Face tensors, against one process (relative error at most 1e-5), and every updat
 magnifies rounding). Where parameters are gathered during the next forward pass, so is every gradient of a second step.
 `tests/cpu/test_layouts.py` runs them one after another in the same processes. In the rows with *resumed*,
 `tests/cpu/test_checkpoint.py` saves in the middle, restores into a fresh policy, and both go on equal to the bit.
-What a row does not name has its default; the ranks that remain are data-parallel.
+What a row does not name has its default; the ranks that remain are data-parallel. Models with experts (qwen3_moe,
+mixtral) have a balance loss and a z-loss, and the metrics of their load are compared as well.
 
 This page is generated: `PYTHONPATH=tests/cpu python -m layouts > docs/layouts.md`.
 

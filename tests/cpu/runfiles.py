@@ -15,6 +15,7 @@ def write_run(folder: Path, model: Path, **changed: Any) -> Path:
         "data": {"train": str(folder / "train.jsonl")},
         "resources": {"device": "cpu", "nodes": 1, "nproc_per_node": 1},
         "parallel": {},
+        "moe": {},
         "batch": {"micro_batch_size": 2, "global_batch_size": 16, "num_generations": 4, "train_iters": 4},
         "rollout": {"vllm_dtype": "float32", "max_completion_length": 12, "vllm_max_model_len": 64},
         "algorithm": {},

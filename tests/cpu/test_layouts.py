@@ -41,6 +41,8 @@ def steps(tiny, tmp_path_factory):
 
 def run_file(folder, tiny, model, **keys):
     defaults = {"beta": 0.1, "epsilon": 0.1, "use_distributed_optimizer": False}
+    if model in ("moe", "mixtral"):
+        defaults |= {"moe_aux_loss_coeff": 0.1, "moe_z_loss_coeff": 0.01}
     return write_run(folder, tiny(*MODELS[model]), **(defaults | keys))
 
 

@@ -24,7 +24,8 @@ def outcome(request, tiny, tmp_path_factory):
     run = write_run(folder, tiny("qwen2", tied=True), lr=3e-2, vllm_max_model_len=128, **LAYOUTS[request.param])
     run_ranks("rollout", 2, run, folder)
     model = AutoModelForCausalLM.from_pretrained(folder / "export", dtype=torch.float32)
-    return json.loads((folder / "result.json").read_text()), model
+    result = json.loads((folder / "result.json").read_text())
+    return result | {"said": json.loads((folder / "provoked.json").read_text())}, model
 
 
 def test_first_update_is_on_policy(outcome):
@@ -47,3 +48,22 @@ def test_after_a_sync_greedy_output_is_that_of_the_exported_model(outcome):
 def test_ranks_agree(outcome):
     (_, _, _, first), (_, _, _, second) = outcome[0]["ranks"]
     assert first == second, "replicas hold the same weights, and ranks of one replica the same answers"
+
+
+def test_every_matrix_inside_the_engine_is_compared_with_what_was_sent(outcome):
+    result, model = outcome
+    layers = model.config.num_hidden_layers
+    assert result["compared"] == 2 + 6 * layers, "embedding, last norm; qkv, o, gate and up, down, two norms"
+    assert result["bytes"] == sum(p.numel() * 4 for p in model.parameters())
+
+
+def test_a_sync_that_went_wrong_is_noticed(outcome):
+    for said in outcome[0]["said"]:
+        assert "1 of 26 sampled tensors differ: model.layers.2.input_layernorm.weight (sent " in said["damaged"]
+        assert "26 of 26 sampled tensors differ" in said["ignored"]
+
+
+def test_the_canary_notices_a_matrix_that_was_sent_in_the_wrong_order(outcome):
+    for said in outcome[0]["said"]:
+        assert said["distance"] < 1e-4
+        assert "engine and trainer disagree" in said["canary"] and "Likely causes" in said["canary"]

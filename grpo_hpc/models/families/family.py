@@ -226,7 +226,6 @@ def moe_options(shape: ModelShape) -> dict[str, Any]:
         "moe_router_score_function": moe.score,
         "moe_router_pre_softmax": moe.score == "softmax" and not moe.normalise,
         "moe_router_load_balancing_type": "none",
-        "moe_router_dtype": "fp32",
         "moe_layer_freq": 1 if uniform else [int(layer in shape.moe_layers) for layer in range(shape.layers)],
     }
     if moe.shared_ffn:

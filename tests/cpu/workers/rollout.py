@@ -1,6 +1,7 @@
 """Rollout beside training: log-probabilities on and off the engine, and the engine after a weight sync.
 
-Arguments: run file, output folder. Writes OUTPUT/result.json and the exported model to OUTPUT/export.
+Arguments: run file, output folder. Writes OUTPUT/result.json and the exported model to OUTPUT/export. In the end syncs
+go wrong on purpose; what was said of it is in the result too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ def main() -> None:
     from grpo_hpc.config import load_run
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.hf_folder import write_hf_folder
+    from grpo_hpc.rollout import digest
     from grpo_hpc.rollout.collect import gather_lists
     from grpo_hpc.rollout.engine import ColocateEngine, Request
     from grpo_hpc.rollout.trajectory import Trajectory
@@ -34,7 +36,8 @@ def main() -> None:
     init_model_parallel(cfg, platform)
     policy = TrainedPolicy(cfg, platform)
     engine = ColocateEngine(cfg, platform)
-    engine.load_weights(policy.exporter.tensors(), 0)
+    digest.SAMPLED = 1000  # all of them
+    synced = engine.load_weights(policy.exporter.tensors(), 0)
 
     prompts = [[256, *range(60, 64 + n)] for n in range(plan.global_batch_size)]
     requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
@@ -62,11 +65,68 @@ def main() -> None:
     tensors = policy.exporter.tensors()
     if dist.get_rank() == 0:
         write_hf_folder(tensors, target / "export", Path(cfg.model.path), {"step": "1"}, torch.float32)
-        (target / "result.json").write_text(json.dumps({"prompts": prompts, "ranks": per_rank}))
+        found = {"prompts": prompts, "ranks": per_rank, "compared": synced.compared, "bytes": synced.bytes}
+        (target / "result.json").write_text(json.dumps(found))
     for _ in tensors:
         pass
+    said = gather_lists([provoke(cfg, policy, engine, packed(cfg, share, platform), mine)])
+    if dist.get_rank() == 0:
+        (target / "provoked.json").write_text(json.dumps(said))
     dist.barrier()
     engine.close()
+
+
+def provoke(cfg, policy, engine, batches, mine):
+    """What is said when a tensor is damaged on its way, when the engine ignores a sync, when it gets a wrong matrix."""
+    import torch
+
+    from grpo_hpc.errors import RolloutError
+    from grpo_hpc.rollout.engine import Request
+    from grpo_hpc.train import canary
+
+    real, said = engine._llm.collective_rpc, {}
+
+    def damaged(method, kwargs):
+        real(method, kwargs=kwargs)
+        engine._llm.apply_model(lambda model: model.model.layers[2].input_layernorm.weight.data[5].mul_(1 + 1e-6))
+
+    def ignored(method, kwargs):
+        for _ in kwargs["weights_iterator"]:
+            pass
+
+    policy.update(batches)
+    for name, rpc in {"damaged": damaged, "ignored": ignored}.items():
+        if name == "ignored":
+            policy.update(batches)
+        engine._llm.collective_rpc = rpc
+        try:
+            engine.load_weights(policy.exporter.tensors(), 2)
+        except RolloutError as error:
+            said[name] = str(error)
+        assert engine.version is None, "it must not sample after a sync that failed"
+    engine._llm.collective_rpc = real
+
+    def compared():
+        sampled = [t for t in mine for t in [replaced(t, engine.probe([Request(t.prompt_tokens, 3)], 8)[0])]]
+        scores = torch.cat(policy.scores(packed(cfg, [sampled], policy._platform)), dim=1)[0]
+        parts = scores.split([len(t.response_tokens) for t in sampled])
+        return canary.check(cfg, sampled, [part.tolist() for part in parts])
+
+    engine.load_weights(policy.exporter.tensors(), 2)
+    said["distance"] = compared()
+    turned = ((n, t.T if "layers.1.self_attn.o_proj.weight" in n else t) for n, t in policy.exporter.tensors())
+    engine.load_weights(turned, 3)
+    try:
+        compared()
+    except RolloutError as error:
+        said["canary"] = str(error)
+    return said
+
+
+def replaced(t, completion):
+    from dataclasses import replace
+
+    return replace(t, response_tokens=completion.tokens, rollout_logprobs=completion.logprobs, old_logprobs=None)
 
 
 if __name__ == "__main__":

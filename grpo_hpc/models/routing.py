@@ -1,0 +1,234 @@
+"""Where tokens go in a model with experts: a router that balances per sequence, records its choices and replays others.
+
+Megatron's balance loss is one of micro-batches, so it depends on how a step is cut. Here each sequence has its own
+(DeepSeek-V3, arXiv 2412.19437, eq. 17-20), and the loss is their mean over the optimizer step:
+
+    L = coef / B * sum_s sum_i f_si P_si,    f_si = E / (k T_s) * #{t in s: token t goes to expert i},
+    P_si = 1 / T_s * sum_{t in s} p_ti
+
+with B sequences in the step, T_s tokens in sequence s, and p the router's scores, made to sum to 1. It adds up over
+micro-batches and ranks; only the counts in f must be known of the whole sequence, so ranks that share one sum them.
+
+Shapes: t tokens that this rank has between layers, S sequences, L layers with experts (of the whole model), E experts,
+k of them per token.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, topk_routing_with_score_function
+from megatron.core.transformer.moe.router import TopKRouter
+from torch import Tensor, nn
+
+from grpo_hpc.models.shape import Experts, ModelShape
+
+
+@dataclass(frozen=True)
+class RoutedTokens:
+    """What routers must know of a micro-batch.
+
+    Attributes:
+        sequence: [t], number of each token's sequence; S for padding.
+        lengths: [S], tokens of each sequence on all ranks together.
+        experts: [t, L, k], where tokens must go; None lets the router choose.
+    """
+
+    sequence: Tensor
+    lengths: Tensor
+    experts: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Weights of the losses that keep experts evenly used.
+
+    Attributes:
+        aux: of the balance loss.
+        z: of the mean squared log-sum-exp of the router's logits (ST-MoE, arXiv 2202.08906, eq. 5).
+        sequences: in an optimizer step, over all ranks.
+    """
+
+    aux: float = 0.0
+    z: float = 0.0
+    sequences: int = 1
+
+
+NO_BALANCE = Balance()
+
+
+@dataclass
+class RoutingState:
+    """What the routers of one model chunk share.
+
+    Attributes:
+        now: the micro-batch that is going forward through the chunk; None outside of a step.
+        recorded: the experts [t, k] that tokens of ``now`` were sent to, by layer, while ``recording``.
+        counts: [L, E] tokens that went to each expert in training since the last :meth:`take`.
+        sums: balance loss and z-loss without their weights, choices, choices that replay changed: [4].
+    """
+
+    experts: Experts
+    layers: int
+    balance: Balance
+    now: RoutedTokens | None = None
+    recording: bool = False
+    recorded: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.counts = torch.zeros(self.layers, self.experts.count, dtype=torch.float64)
+        self.sums = torch.zeros(4, dtype=torch.float64)
+
+    def on(self, device: torch.device) -> None:
+        """Keep the statistics where the model is, so that adding to them waits for nothing."""
+        self.counts, self.sums = self.counts.to(device), self.sums.to(device)
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """``counts`` and ``sums`` of this rank, which start again."""
+        taken = self.counts.clone(), self.sums.clone()
+        self.counts.zero_()
+        self.sums.zero_()
+        return taken
+
+
+def route_by_policy(model: nn.Module, shape: ModelShape, balance: Balance) -> RoutingState | None:
+    """Put :class:`PolicyRouter` in the place of Megatron's routers in one model chunk; None without experts."""
+    if shape.experts is None:
+        return None
+    state = RoutingState(shape.experts, len(shape.moe_layers), balance)
+    for module in model.modules():
+        if isinstance(module, TopKRouter):
+            module.__class__ = PolicyRouter
+            module.state = state
+            module.place = shape.moe_layers.index(module.layer_number - 1)
+            module.waiting = deque()
+    return state
+
+
+class PolicyRouter(TopKRouter):
+    """Megatron's router with this package's balance, record and replay; made by :func:`route_by_policy`.
+
+    A layer that is recomputed goes forward twice: without gradient when its micro-batch's turn comes, and with it in
+    the backward pass, when another micro-batch may be going forward. Backward passes come in the order of forward
+    passes, so what a router was told in the first ones waits in a queue.
+    """
+
+    state: RoutingState
+    place: int
+    waiting: deque[RoutedTokens]
+
+    def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Probabilities and choice [t, E] for router ``logits`` [t, 1, E]."""
+        tokens = self._tokens()
+        logits = logits.view(-1, self.state.experts.count)
+        probs, chosen = topk_routing_with_score_function(
+            logits,
+            self.topk,
+            use_pre_softmax=self.config.moe_router_pre_softmax,
+            num_groups=self.config.moe_router_num_groups,
+            group_topk=self.config.moe_router_group_topk,
+            scaling_factor=self.config.moe_router_topk_scaling_factor,
+            score_function=self.score_function,
+            expert_bias=self.expert_bias,
+            router_replay=_Choice(self, tokens),
+        )
+        if tokens is not None and self.training and torch.is_grad_enabled():
+            probs = self._balanced(probs, logits.float(), chosen, tokens)
+        return probs, chosen
+
+    def _tokens(self) -> RoutedTokens | None:
+        """What is known of the tokens that are here now."""
+        now = self.state.now
+        if now is None or not self.training:
+            return now
+        if torch.is_grad_enabled():
+            return self.waiting.popleft() if self.waiting else now
+        self.waiting.append(now)
+        return now
+
+    def _balanced(self, probs: Tensor, logits: Tensor, chosen: Tensor, tokens: RoutedTokens) -> Tensor:
+        """``probs``, whose backward pass starts the gradients of balance and z-loss as well."""
+        real = tokens.sequence < len(tokens.lengths)
+        used = (chosen & real[:, None]).double()
+        self.state.counts[self.place] += used.sum(0)
+        if self.enable_expert_bias:
+            self.local_tokens_per_expert += used.sum(0).to(self.local_tokens_per_expert.dtype)
+        balance = self.state.balance
+        share = torch.cat([1.0 / tokens.lengths, tokens.lengths.new_zeros(1)])[tokens.sequence]  # [t], 0 for padding
+        aux = self._aux_loss(logits, chosen, tokens, share) / balance.sequences
+        z = (logits.logsumexp(-1) ** 2 * share).sum() / balance.sequences
+        self.state.sums[0] += aux.detach()
+        self.state.sums[1] += z.detach()
+        if not (balance.aux or balance.z):
+            return probs
+        attached: Tensor = MoEAuxLossAutoScaler.apply(probs, balance.aux * aux + balance.z * z)
+        return attached
+
+    def _aux_loss(self, logits: Tensor, chosen: Tensor, tokens: RoutedTokens, share: Tensor) -> Tensor:
+        """This rank's part of ``sum_s sum_i f_si P_si``."""
+        experts = self.state.experts
+        if experts.score == "softmax":
+            scores = logits.softmax(-1)
+        else:
+            scores = logits.sigmoid()
+            scores = scores / scores.sum(-1, keepdim=True)
+        counts = logits.new_zeros(len(tokens.lengths) + 1, experts.count).index_add_(0, tokens.sequence, chosen.float())
+        if self.tp_cp_group.size() > 1:
+            dist.all_reduce(counts, group=self.tp_cp_group)
+        fractions = counts[tokens.sequence] * (experts.count / experts.topk * share)[:, None]
+        return (fractions * scores * share[:, None]).sum()
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Stands where Megatron looks for a recorded routing: chooses as told, or freely."""
+
+    router: PolicyRouter
+    tokens: RoutedTokens | None
+
+    def get_replay_topk(
+        self, scores: Tensor, topk: int, groups: int | None, group_topk: int | None, choose: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The scores and numbers of the experts [t, k] that each token goes to."""
+        state, place = self.router.state, self.router.place
+        values, own = choose(scores, topk, groups, group_topk)
+        if self.tokens is None or self.tokens.experts is None:
+            if state.recording:
+                state.recorded[place] = own
+            return values, own
+        told = self.tokens.experts[:, place].to(own)
+        if self.router.training and torch.is_grad_enabled():
+            real = self.tokens.sequence < len(self.tokens.lengths)
+            kept = (own[:, :, None] == told[:, None, :]).any(-1)[real]
+            state.sums[2:] += torch.stack([torch.ones_like(kept).sum(), (~kept).sum()])
+        return scores.gather(1, told), told
+
+
+def routing_metrics(states: Sequence[RoutingState]) -> dict[str, float]:
+    """How evenly the experts were used in the training passes since the last call, over all ranks. Collective."""
+    taken = [state.take() for state in states]
+    counts, sums = (torch.stack(list(parts)).sum(0) for parts in zip(*taken, strict=True))
+    dist.all_reduce(counts)
+    dist.all_reduce(sums)
+    load = counts / counts.mean(-1, keepdim=True)  # [L, E], 1 where experts are used alike
+    share = counts / counts.sum(-1, keepdim=True)
+    entropy = -torch.xlogy(share, share).sum(-1) / torch.log(torch.tensor(float(counts.shape[1])))
+    violation = load.amax(-1) - 1
+    layers = len(counts)
+    metrics = {
+        "moe/load_max_over_mean": float(load.amax(-1).mean()),
+        "moe/load_entropy": float(entropy.mean()),
+        "moe/max_violation": float(violation.max()),
+        "moe/idle_experts": float((counts == 0).sum(-1).max()),
+        "moe/aux_loss": float(sums[0]) / layers,
+        "moe/z_loss": float(sums[1]) / layers,
+    }
+    metrics |= {f"moe/layer_{n:02d}/max_violation": float(value) for n, value in enumerate(violation)}
+    if sums[2]:
+        metrics["moe/replay_changed"] = float(sums[3] / sums[2])
+    return metrics

@@ -1,0 +1,181 @@
+"""What the trainer sent and what the engine holds, compared by a hash of sampled tensors at every sync.
+
+The hash of a tensor is the sum of a mixing function over its elements, modulo 2^64. A sum does not ask in which order
+elements lie or on which rank: parts that an engine joins (query, key and value) or cuts over tensor-parallel ranks add
+up, and what it pads with zeros adds nothing. One wrong bit changes it; elements that only change places do not, which
+is what the log-probability canary at the start of a run is for.
+
+Compared are matrices, embeddings, norms and experts, not biases (a CPU engine keeps those in another precision), and
+query, key and value only where the engine does not repeat key heads on several ranks.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from grpo_hpc.errors import RolloutError
+
+SAMPLED = 8
+"""Tensors that are compared at a sync, chosen anew each time."""
+
+_EXPERT = re.compile(r"^(?P<at>.+\.experts)\.(?P<number>\d+)\.(?P<part>\w+)\.weight$")
+_EXPERT_PARTS = {"gate_proj": "w13", "up_proj": "w13", "w1": "w13", "w3": "w13", "down_proj": "w2", "w2": "w2"}
+_TINY = 1e-30  # a CPU's kernels may flush smaller numbers to zero
+_CHUNK = 1 << 22
+
+
+def tensor_hash(tensor: Tensor) -> int:
+    """Order-independent hash of the elements, in the tensor's own precision; zeros do not count.
+
+    The mixing steps are those of splitmix64's output function (Steele et al., OOPSLA 2014) without its increment.
+    """
+    total = 0
+    for part in tensor.detach().flatten().split(_CHUNK):
+        part = torch.where(part.abs() < _TINY, torch.zeros_like(part), part)
+        bits = part.contiguous().view({2: torch.int16, 4: torch.int32}[part.element_size()]).long()
+        bits = (bits ^ (bits >> 30)) * -0x40A7B892E31B1A47
+        bits = (bits ^ (bits >> 27)) * -0x6B2FB644ECCEEE15
+        total += int((bits ^ (bits >> 31)).sum())
+    return total % (1 << 64)
+
+
+@dataclass
+class Sent:
+    """Hashes of sampled tensors while they pass by on their way to the engine.
+
+    Attributes:
+        sampled: the engine's names of the tensors to compare.
+        target: the engine's name of the tensor that a Hugging Face tensor becomes a part of.
+        hashes: by the engine's name.
+        bytes: of everything that passed.
+    """
+
+    sampled: frozenset[str]
+    target: Callable[[str], str]
+    hashes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    bytes: int = 0
+
+    def watch(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """``tensors``, unchanged."""
+        for name, tensor in tensors:
+            self.bytes += tensor.numel() * tensor.element_size()
+            target = self.target(name)
+            if target in self.sampled:
+                self.hashes[target] = (self.hashes.get(target, 0) + tensor_hash(tensor)) % (1 << 64)
+                self.sizes[target] = self.sizes.get(target, 0) + tensor.numel()
+            yield name, tensor
+
+
+class EngineTensors:
+    """The weights inside a vLLM model, by name; those of an expert by ``...w13.<number>`` and ``...w2.<number>``."""
+
+    def __init__(self, model: Any) -> None:
+        self._modules = dict(model.named_modules())
+        self._mapper = getattr(model, "hf_to_vllm_mapper", None)
+        self._packed = {part: whole for whole, parts in _packed_modules(model).items() for part in parts}
+
+    def name(self, hf_name: str) -> str:
+        """Where the engine keeps a Hugging Face tensor; a name that it does not have means it cannot be compared."""
+        if self._mapper is not None:
+            hf_name = next(iter(self._mapper.apply_list([hf_name])), hf_name)
+        if expert := _EXPERT.match(hf_name):
+            part = _EXPERT_PARTS.get(expert["part"], "")
+            return f"{expert['at']}.{part}.{expert['number']}"
+        at, dot, leaf = hf_name.removesuffix(".weight").rpartition(".")
+        return f"{at}{dot}{self._packed.get(leaf, leaf)}.weight"
+
+    def names(self) -> list[str]:
+        """Everything that can be compared, in a fixed order."""
+        found = []
+        for path, module in self._modules.items():
+            if "visual" in path:  # a vision tower is not trained, so it is not sent
+                continue
+            if _weight(module) is not None and not _repeats_heads(module):
+                found.append(f"{path}.weight")
+            experts = getattr(module, "w13_weight", None)
+            if isinstance(experts, Tensor) and getattr(module, "w2_weight", None) is not None:
+                at = path.removesuffix(".routed_experts")
+                found += [f"{at}.{part}.{n}" for n in range(len(experts)) for part in ("w13", "w2")]
+        return sorted(found)
+
+    def read(self, name: str) -> Tensor:
+        """This rank's part of a tensor."""
+        at, _, leaf = name.rpartition(".")
+        if leaf == "weight":
+            return _read_weight(self._modules[at])
+        path, _, part = at.rpartition(".")
+        module = self._modules.get(f"{path}.routed_experts") or self._modules[path]
+        whole: Tensor = getattr(module, f"{part}_weight")
+        return whole[int(leaf)]
+
+
+def sample(model: Any, seed: int) -> Sent:
+    """A record of what is about to be sent to a vLLM ``model``, for tensors chosen by ``seed``."""
+    held = EngineTensors(model)
+    names = held.names()
+    chosen = random.Random(seed).sample(names, min(SAMPLED, len(names)))
+    return Sent(frozenset(chosen), held.name)
+
+
+def compare(model: Any, sent: Sent, group: dist.ProcessGroup) -> int:
+    """How many tensors were found equal; collective over ``group``, the ranks that share the engine.
+
+    Raises:
+        RolloutError: the engine holds something else than it was sent.
+    """
+    held, wrong = EngineTensors(model), []
+    for name in sorted(sent.hashes):
+        part = held.read(name)
+        found = tensor_hash(part)
+        if part.numel() < sent.sizes[name]:  # else every rank holds all of it
+            found = _summed(found, group)
+        if found != sent.hashes[name]:
+            wrong.append(f"{name} (sent {sent.hashes[name]:016x}, holds {found:016x})")
+    if wrong:
+        raise RolloutError(
+            f"after a weight sync the engine holds other weights than it was sent: {len(wrong)} of {len(sent.hashes)} "
+            f"sampled tensors differ: {'; '.join(wrong[:3])}",
+            "Likely causes: the engine did not load them (see its log), something wrote into its weights, or this "
+            "version of vLLM stores the layer in another form. Sampling would be off-policy without notice.",
+        )
+    return len(sent.hashes)
+
+
+def _summed(part: int, group: dist.ProcessGroup) -> int:
+    parts = [0] * dist.get_world_size(group)
+    dist.all_gather_object(parts, part, group=group)
+    return sum(parts) % (1 << 64)
+
+
+def _packed_modules(model: Any) -> dict[str, list[str]]:
+    return dict(getattr(model, "packed_modules_mapping", {}))
+
+
+def _weight(module: Any) -> Tensor | None:
+    """The module's own weight matrix or norm; None for what holds none or a convolution."""
+    own = module._parameters.get("weight")
+    return own if isinstance(own, Tensor) and own.dim() <= 2 else None
+
+
+def _repeats_heads(module: Any) -> bool:
+    return getattr(module, "num_kv_head_replicas", 1) > 1
+
+
+@torch.no_grad()
+def _read_weight(module: Any) -> Tensor:
+    """The weight; where a CPU engine has only a packed copy of it, what the layer makes of the unit vectors."""
+    weight: Tensor = module.weight
+    if weight.numel():
+        return weight
+    inputs = getattr(module, "input_size_per_partition", module.input_size)
+    columns = torch.eye(inputs, dtype=weight.dtype, device=weight.device)
+    return torch.cat([module.quant_method.apply(module, rows) for rows in columns.split(256)])
