@@ -7,8 +7,12 @@ arXiv 2312.03732: ``alpha / sqrt(r)``). Adapters live in the layer itself as ``l
 - column-parallel: every rank holds all of A and its rows of B; ``A x`` is replicated, its gradient summed over ranks.
 - row-parallel: every rank holds its columns of A and all of B; the partial ``A x`` are summed over the ranks.
 
-With sequence parallelism the replicated factor sees a part of the tokens only, so it is marked for Megatron to sum its
-gradient. The weights that others see are merged on the fly, rank by rank: the frozen weight itself never changes.
+- experts: both factors belong to one expert and travel with it. Every rank that shares an expert sees all of its tokens
+  and adds a part to its output, so the replicated factor sums its gradient over these ranks and nothing else is needed.
+
+With sequence parallelism the replicated factor of a layer outside of experts sees a part of the tokens only, so it is
+marked for Megatron to sum its gradient. The weights that others see are merged on the fly, rank by rank: the frozen
+weight itself never changes.
 """
 
 from __future__ import annotations
@@ -28,8 +32,9 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.models.movers import local_parameters
+from grpo_hpc.models.movers import dense_place, expert_place, local_parameters
 from grpo_hpc.models.policy import PolicyModel
+from grpo_hpc.models.shape import ModelShape
 
 Kind = Literal["column", "row"]
 
@@ -67,10 +72,10 @@ def add_adapters(chunks: Sequence[PolicyModel], adapters: Adapters) -> None:
     shape = chunks[0].shape
     if shape.mla:
         raise ConfigError(f"{shape.family} has multi-head latent attention, whose matrices cannot have adapters yet")
-    if shape.experts is not None and adapters.linears & {"linear_fc1", "linear_fc2"}:
+    if adapters.dropout and adapts_experts(shape, adapters):
         raise ConfigError(
-            f"tuner.target_modules names linear layers of {shape.family}'s experts, which cannot have adapters yet",
-            "Use target_modules: [linear_qkv, linear_proj].",
+            f"tuner.lora_dropout: adapters of {shape.family}'s experts cannot have it, and peft has no form for it",
+            "Use lora_dropout: 0, or target_modules: [linear_qkv, linear_proj].",
         )
     for chunk in chunks:
         for parameter in chunk.parameters():
@@ -80,6 +85,11 @@ def add_adapters(chunks: Sequence[PolicyModel], adapters: Adapters) -> None:
         for path, module in list(chunk.named_modules()):
             if path.rsplit(".", 1)[-1] in adapters.linears:
                 _adapt(module, names[id(module.weight)], adapters)
+
+
+def adapts_experts(shape: ModelShape, adapters: Adapters) -> bool:
+    """Whether layers inside of experts get adapters."""
+    return shape.experts is not None and bool(adapters.linears & {"linear_fc1", "linear_fc2"})
 
 
 def adapted_layers(model: nn.Module) -> Iterator[AdaptedLinear]:
@@ -121,6 +131,7 @@ class AdaptedLinear(nn.Module):
     lora_scale: float
     lora_dropout: float
     lora_on: bool
+    lora_expert: bool
     config: Any
 
     def forward(self, input_: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -130,7 +141,18 @@ class AdaptedLinear(nn.Module):
             output, input_ = output
         if not self.lora_on:
             return output, bias
-        return output + self.lora_scale * F.linear(self._inner(input_), self.lora_b), bias
+        a, b = self._expert_factors() if self.lora_expert else (self.lora_a, self.lora_b)
+        inner = F.linear(input_, a) if self.lora_expert else self._inner(input_)
+        return output + self.lora_scale * F.linear(inner, b), bias
+
+    def _expert_factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of an expert; the gradient of the one that ranks repeat is summed over them."""
+        if mpu.get_expert_tensor_parallel_world_size() == 1:
+            return self.lora_a, self.lora_b
+        group = mpu.get_expert_tensor_parallel_group()
+        if self.lora_kind == "column":
+            return tp.copy_to_tensor_model_parallel_region(self.lora_a, group), self.lora_b
+        return self.lora_a, tp.copy_to_tensor_model_parallel_region(self.lora_b, group)
 
     def merged(self) -> Tensor:
         """This rank's shard of ``W + s B A`` in float32: in bfloat16 a small adapter would be lost."""
@@ -164,13 +186,17 @@ class AdaptedLinear(nn.Module):
         )
         axes = {"lora_b": 0} if self.lora_kind == "column" else {"lora_a": 1}
         own = {name: getattr(self, name) for name in ("lora_a", "lora_b")}
-        return entries | make_sharded_tensors_for_checkpoint(own, prefix, axes, sharded_offsets)
+        group = mpu.get_expert_tensor_parallel_group() if self.lora_expert else mpu.get_tensor_model_parallel_group()
+        made: dict[str, Any] = make_sharded_tensors_for_checkpoint(own, prefix, axes, sharded_offsets, tp_group=group)
+        return entries | made
 
 
 def _adapt(module: Any, name: str, adapters: Adapters) -> None:
     kind: Kind = "row" if isinstance(module, _row_classes()) else "column"
     rows, columns = module.weight.shape
-    size, rank = mpu.get_tensor_model_parallel_world_size(), mpu.get_tensor_model_parallel_rank()
+    expert = ".experts." in name
+    place = expert_place() if expert else dense_place()
+    size, rank = place.size, place.rank
     split = kind == "row"
     whole = columns * size if split else columns
     generator = torch.Generator().manual_seed(crc32(name.encode()) ^ adapters.seed)
@@ -180,12 +206,18 @@ def _adapt(module: Any, name: str, adapters: Adapters) -> None:
     module.lora_a = nn.Parameter(a.to(**like).contiguous())
     module.lora_b = nn.Parameter(torch.zeros(rows, adapters.rank, **like))
     module.lora_kind, module.lora_scale, module.lora_dropout = kind, adapters.scale, adapters.dropout
-    module.lora_on = True
+    module.lora_on, module.lora_expert = True, expert
     if hasattr(module, "return_layernorm_output"):
         module.return_layernorm_output = True
     replicated, cut = (module.lora_a, module.lora_b) if kind == "column" else (module.lora_b, module.lora_a)
     tp.set_tensor_model_parallel_attributes(cut, True, 0 if kind == "column" else 1, 1)
-    replicated.sequence_parallel = module.config.sequence_parallel
+    if expert:
+        for factor in (cut, replicated):
+            factor.allreduce = getattr(module.weight, "allreduce", True)  # False: not shared by all replicas
+        if size == 1:  # tensor-parallel ranks have different experts then: each counts in the gradient norm
+            tp.set_tensor_model_parallel_attributes(replicated, True, 0, 1)
+    else:
+        replicated.sequence_parallel = module.config.sequence_parallel
     module.__class__ = type(f"Adapted{type(module).__name__}", (AdaptedLinear, type(module)), {})
 
 

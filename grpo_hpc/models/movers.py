@@ -22,8 +22,9 @@ from grpo_hpc.models.weight_map import Entry, entries
 
 Meta = tuple[tuple[int, ...], torch.dtype]
 
-# the number of an expert on its rank, in the local layer spec and in TransformerEngine's grouped one
-_EXPERT = re.compile(r"(?<=\.mlp\.experts\.local_experts\.)\d+(?=\.)|(?<=\.mlp\.experts\.linear_fc[12]\.weight)\d+$")
+# the number of an expert on its rank; grouped experts have other names, and get those of single ones
+_EXPERT = re.compile(r"(?<=\.mlp\.experts\.local_experts\.)\d+(?=\.)")
+_GROUPED = re.compile(r"(?<=\.mlp\.experts\.)(linear_fc[12]\.weight)(\d+)$")
 
 _ADAPTER = re.compile(r"\.lora_[ab]$")
 
@@ -48,6 +49,7 @@ def local_parameters(chunks: Sequence[PolicyModel]) -> dict[str, Tensor]:
 
 
 def _global_expert(name: str, first: int) -> str:
+    name = _GROUPED.sub(r"local_experts.\2.\1", name)
     return _EXPERT.sub(lambda number: str(int(number[0]) + first), name)
 
 
@@ -60,8 +62,16 @@ def _first_expert(model: PolicyModel) -> int:
 
 def shard_of(entry: Entry) -> Shard:
     """This rank's place among those that share the parameter."""
-    if entry.rule.experts:
-        return Shard(mpu.get_expert_tensor_parallel_rank(), mpu.get_expert_tensor_parallel_world_size())
+    return expert_place() if entry.rule.experts else dense_place()
+
+
+def expert_place() -> Shard:
+    """This rank's place among those that share an expert."""
+    return Shard(mpu.get_expert_tensor_parallel_rank(), mpu.get_expert_tensor_parallel_world_size())
+
+
+def dense_place() -> Shard:
+    """This rank's place among those that share a layer."""
     return Shard(mpu.get_tensor_model_parallel_rank(), mpu.get_tensor_model_parallel_world_size())
 
 

@@ -2,6 +2,10 @@
 
 Matrices that Megatron keeps in one piece (query, key and value; gate and up) share one A here, so each of them is
 written with a copy of it and with its own rows of B. The product is the same to the last bit.
+
+Experts are three-dimensional parameters in `transformers`, and `peft` has one A and one B for all experts of a layer:
+A [E * r, in] expert by expert, B [out, r * E] with the expert as the fastest index. Of two parameters of one module,
+the second (``down_proj``) wraps the first, which is then called ``base_layer``.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from safetensors.torch import save_file
@@ -19,9 +24,9 @@ from torch import Tensor
 
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.lora import Adapters, adapted_layers
-from grpo_hpc.models.movers import local_parameters
+from grpo_hpc.models.movers import dense_place, expert_place, local_parameters
 from grpo_hpc.models.policy import PolicyModel
-from grpo_hpc.models.weight_map import entries
+from grpo_hpc.models.weight_map import Entry, entries
 
 PREFIX = "base_model.model."
 _Held = dict[str, dict[int, tuple[Tensor, Tensor]]]  # by weight and tensor-parallel rank: A and B
@@ -42,32 +47,57 @@ def gather_adapters(
         for name, shards in (part or {}).items():
             held.setdefault(name, {}).update(shards)
     found: dict[str, Tensor] = {}
+    experts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for entry in entries(weight_map(models[0].shape), layer_spec):
         if entry.name not in held:
             continue
-        pairs = [held[entry.name][rank] for rank in sorted(held[entry.name])]
-        a, b = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        columns = entry.layout.axis == 1
-        whole_a = entry.layout.to_hf(a)[0] if columns else a[0]
-        pieces = [b[0]] if columns else entry.layout.to_hf(b)
-        for hf_name, piece in zip(entry.hf_names, pieces, strict=True):
-            module = PREFIX + hf_name.removesuffix(".weight")
-            found[f"{module}.lora_A.weight"] = whole_a.clone()
-            found[f"{module}.lora_B.weight"] = piece.clone()
+        a, b = _whole(entry, held[entry.name])
+        if entry.rule.experts:
+            at = entry.hf_names[0].partition(".experts.")[0].replace("block_sparse_moe", "mlp")
+            experts.setdefault(f"{PREFIX}{at}.experts.{_FUSED[len(entry.hf_names)]}", []).append((a, torch.cat(b)))
+        else:
+            for hf_name, piece in zip(entry.hf_names, b, strict=True):
+                module = PREFIX + hf_name.removesuffix(".weight")
+                found |= {f"{module}.lora_A.weight": a.clone(), f"{module}.lora_B.weight": piece.clone()}
+    return found | _fused(experts)
+
+
+_FUSED = {2: "gate_up_proj", 1: "down_proj"}  # by the number of matrices in one
+
+
+def _whole(entry: Entry, shards: dict[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+    """A, and B of each Hugging Face matrix, from those of the tensor-parallel ranks."""
+    pairs = [shards[rank] for rank in sorted(shards)]
+    a, b = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    if entry.layout.axis == 1:
+        return entry.layout.to_hf(a)[0], [b[0]]
+    return a[0], list(entry.layout.to_hf(b))
+
+
+def _fused(experts: dict[str, list[tuple[Tensor, Tensor]]]) -> dict[str, Tensor]:
+    """peft's tensors of the experts of each layer, from those of each expert in order."""
+    found = {}
+    for target, factors in experts.items():
+        at, _, name = target.rpartition(".")
+        inner = name == "gate_up_proj" and f"{at}.down_proj" in experts
+        module = f"{at}.base_layer" if inner else at
+        found[f"{module}.lora_A.weight"] = torch.cat([a for a, _ in factors])
+        found[f"{module}.lora_B.weight"] = torch.stack([b for _, b in factors], dim=-1).flatten(1)
     return found
 
 
 def _held(models: Sequence[PolicyModel], values: Callable[[Tensor], Tensor]) -> _Held:
     """What this rank holds, if it is the first of those that hold the same."""
-    if mpu.get_data_parallel_rank(with_context_parallel=True):
-        return {}
     names = {id(parameter): name for name, parameter in local_parameters(models).items()}
-    place = mpu.get_tensor_model_parallel_rank()
-    return {
-        names[id(layer.weight)]: {place: (values(layer.lora_a).cpu(), values(layer.lora_b).cpu())}
-        for model in models
-        for layer in adapted_layers(model)
-    }
+    held: _Held = {}
+    for layer in (layer for model in models for layer in adapted_layers(model)):
+        replica = mpu.get_data_parallel_rank(with_context_parallel=True)
+        if layer.lora_expert:
+            replica = mpu.get_expert_data_parallel_rank()
+        if replica == 0:
+            place = expert_place() if layer.lora_expert else dense_place()
+            held[names[id(layer.weight)]] = {place.rank: (values(layer.lora_a).cpu(), values(layer.lora_b).cpu())}
+    return held
 
 
 def write_adapter(folder: Path, tensors: dict[str, Tensor], adapters: Adapters, base: str) -> None:
@@ -76,7 +106,10 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], adapters: Adapters, 
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     save_file(tensors, building / "adapter_model.safetensors", metadata={"format": "pt"})
-    targets = sorted({name.removesuffix(".lora_A.weight").rsplit(".", 1)[-1] for name in tensors if ".lora_A." in name})
+    modules = {name.removesuffix(".lora_A.weight") for name in tensors if ".lora_A." in name}
+    linears = sorted({name.rsplit(".", 1)[-1] for name in modules if ".experts" not in name})
+    fused = {"linear_fc1": "mlp.experts.gate_up_proj", "linear_fc2": "mlp.experts.down_proj"}
+    experts = [name for linear, name in fused.items() if linear in adapters.linears]  # wrapped in this order
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -85,7 +118,8 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], adapters: Adapters, 
         "lora_alpha": adapters.alpha,
         "lora_dropout": adapters.dropout,
         "use_rslora": adapters.rslora,
-        "target_modules": targets,
+        "target_modules": linears or None,
+        "target_parameters": experts if any(".experts" in name for name in modules) else None,
         "bias": "none",
         "inference_mode": True,
     }

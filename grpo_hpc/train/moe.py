@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from grpo_hpc.config import RunConfig
+from grpo_hpc.config.adapters import target_linears
 from grpo_hpc.config.batch import schedule
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.models.routing import Balance
@@ -21,6 +22,8 @@ def router_options(cfg: RunConfig) -> dict[str, Any]:
     options: dict[str, Any] = {
         "moe_router_dtype": None if cfg.moe.moe_router_dtype == "none" else cfg.moe.moe_router_dtype
     }
+    if cfg.tuner.tuner_type == "lora" and target_linears(cfg.tuner.target_modules) & {"linear_fc1", "linear_fc2"}:
+        options["moe_grouped_gemm"] = False  # experts with adapters are computed one by one
     if cfg.moe.moe_router_bias_update_rate:
         options["moe_router_bias_update_rate"] = cfg.moe.moe_router_bias_update_rate
     return options

@@ -257,9 +257,10 @@ class Trainer:
     def _log_step(self, values: dict[str, float], lesson: Lesson, seconds: float) -> None:
         metrics = step_metrics(values, lesson.trained, self._rollout_metrics, self._clock.take(), seconds)
         metrics |= packing_metrics(lesson.dealt, self._packing.layout)
-        metrics |= self._sync_metrics
+        if self._rollout_metrics:  # else it was done for the rows that are held out, or to go on in a rollout
+            metrics |= self._sync_metrics
         metrics["memory/peak_gib"] = self._platform.peak_memory_gib()
-        self._rollout_metrics, self._sync_metrics = {}, {}
+        self._rollout_metrics = {}
         self._reporter.step(self.state.step, metrics)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 
 import pytest
 import torch
@@ -24,15 +25,31 @@ LAYOUTS = {
 }
 
 
+EP2 = {"expert_model_parallel_size": 2}
+EXPERTS = {
+    "experts-ep2-sharded": EP2 | {"use_distributed_optimizer": True} | FULL,
+    "experts-ep2-tp2-sp": EP2 | TP2 | {"sequence_parallel": True},
+    "experts-etp2-tp2-sp": {"expert_tensor_parallel_size": 2} | TP2 | {"sequence_parallel": True},
+}
+"""The same for a model with experts, all of whose linear layers have adapters."""
+ONES = {"one": ("llama",), "experts-one": ("qwen3_moe", False)}
+
+
+def one_of(layout):
+    return "experts-one" if layout.startswith("experts") else "one"
+
+
 @pytest.fixture(scope="module")
 def results(tiny, tmp_path_factory):
-    """Folder, tensors and numbers by layout; "one" is a single rank."""
-    folder, model = tmp_path_factory.mktemp("lora"), tiny("llama")
-    one = write_run(folder, model, name="one", **LORA)
-    run_ranks("lora", 1, folder, one)
-    runs = [write_run(folder, model, name=n, nproc_per_node=2, **(LORA | keys)) for n, keys in LAYOUTS.items()]
+    """Folder, tensors and numbers by layout; "one" and "experts-one" are a single rank."""
+    folder = tmp_path_factory.mktemp("lora")
+    run_ranks("lora", 1, folder, *(write_run(folder, tiny(*model), name=n, **LORA) for n, model in ONES.items()))
+    runs = [
+        write_run(folder, tiny(*ONES[one_of(name)]), name=name, nproc_per_node=2, **(LORA | keys))
+        for name, keys in (LAYOUTS | EXPERTS).items()
+    ]
     run_ranks("lora", 2, folder, *runs)
-    return folder, {name: read(folder / f"{name}.safetensors") for name in ("one", *LAYOUTS)}
+    return folder, {name: read(folder / f"{name}.safetensors") for name in (*ONES, *LAYOUTS, *EXPERTS)}
 
 
 def read(path):
@@ -40,9 +57,9 @@ def read(path):
         return load_file(path), {key: ast.literal_eval(value) for key, value in file.metadata().items()}
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "dropout"])
+@pytest.mark.parametrize("layout", [name for name in (*LAYOUTS, *EXPERTS) if name != "dropout"])
 def test_layout_equals_one_rank(layout, results):
-    (want, want_numbers), (got, numbers) = results[1]["one"], results[1][layout]
+    (want, want_numbers), (got, numbers) = results[1][one_of(layout)], results[1][layout]
     assert numbers == pytest.approx(want_numbers, rel=1e-4, abs=1e-7)
     assert got.keys() == want.keys()
     for name, value in got.items():
@@ -56,10 +73,10 @@ def test_dropout_changes_the_gradient(results):
     assert (one[name] - dropped[name]).norm() > 0.05 * one[name].norm()
 
 
-@pytest.mark.parametrize("layout", ["one", *LAYOUTS])
+@pytest.mark.parametrize("layout", [*ONES, *LAYOUTS, *EXPERTS])
 def test_the_base_never_moves(layout, results, tiny):
     tensors, _ = results[1][layout]
-    for name, value in load_file(tiny("llama") / "model.safetensors").items():
+    for name, value in load_file(tiny(*ONES[one_of(layout)]) / "model.safetensors").items():
         assert tensors[f"base/{name}"].equal(value)
         assert tensors[f"merged/{name}"].equal(value) == ("proj" not in name), name
 
@@ -70,22 +87,24 @@ def test_checkpoints_hold_adapters_alone(results, tiny):
     assert 0 < size < 0.5 * (tiny("llama") / "model.safetensors").stat().st_size
 
 
-def test_the_saved_folder_is_a_peft_model(results, tiny):
+@pytest.mark.parametrize("one", ONES)
+def test_the_saved_folder_is_a_peft_model(one, results, tiny):
     """With the last adapters in it, peft gives the logits of the merged weights."""
     from peft import PeftModel
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
-    folder, tensors = results[0], results[1]["one"][0]
+    folder, tensors = results[0], results[1][one][0]
     last = {n.removeprefix("adapter/"): v for n, v in tensors.items() if n.startswith("adapter/")}
-    save_file(last, folder / "peft" / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(last, folder / f"{one}-peft" / "adapter_model.safetensors", metadata={"format": "pt"})
+    weights = {n.removeprefix("merged/"): v for n, v in tensors.items() if n.startswith("merged/")}
+    merged = folder / f"{one}-merged"
+    shutil.copytree(tiny(*ONES[one]), merged)
+    save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
     tokens = torch.arange(40, 72)[None]
     with torch.no_grad():
-        base = AutoModelForCausalLM.from_pretrained(tiny("llama"), dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(tiny(*ONES[one]), dtype=torch.float32)
         before = base(tokens).logits
-        got = PeftModel.from_pretrained(base, folder / "peft").eval()(tokens).logits
-        merged = AutoModelForCausalLM.from_pretrained(tiny("llama"), dtype=torch.float32)
-        weights = {n.removeprefix("merged/"): v for n, v in tensors.items() if n.startswith("merged/")}
-        merged.load_state_dict(weights, strict=False)
-        want = merged(tokens).logits
+        got = PeftModel.from_pretrained(base, folder / f"{one}-peft").eval()(tokens).logits
+        want = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)(tokens).logits
     assert (got - want).abs().max() <= 1e-4 < (got - before).abs().max()

@@ -25,7 +25,9 @@ def outcome(request, tiny, tmp_path_factory):
     run_ranks("rollout", 2, run, folder)
     model = AutoModelForCausalLM.from_pretrained(folder / "export", dtype=torch.float32)
     result = json.loads((folder / "result.json").read_text())
-    return result | {"said": json.loads((folder / "provoked.json").read_text())}, model
+    for name in ("provoked", "grown"):
+        result[name] = json.loads((folder / f"{name}.json").read_text())
+    return result, model
 
 
 def test_first_update_is_on_policy(outcome):
@@ -58,12 +60,16 @@ def test_every_matrix_inside_the_engine_is_compared_with_what_was_sent(outcome):
 
 
 def test_a_sync_that_went_wrong_is_noticed(outcome):
-    for said in outcome[0]["said"]:
+    for said in outcome[0]["provoked"]:
         assert "1 of 26 sampled tensors differ: model.layers.2.input_layernorm.weight (sent " in said["damaged"]
         assert "26 of 26 sampled tensors differ" in said["ignored"]
 
 
 def test_the_canary_notices_a_matrix_that_was_sent_in_the_wrong_order(outcome):
-    for said in outcome[0]["said"]:
+    for said in outcome[0]["provoked"]:
         assert said["distance"] < 1e-4
         assert "engine and trainer disagree" in said["canary"] and "Likely causes" in said["canary"]
+
+
+def test_fifty_turns_of_sync_rollout_and_training_leak_nothing(outcome):
+    assert all(grown < 10 for grown in outcome[0]["grown"]), outcome[0]["grown"]

@@ -141,6 +141,29 @@ def test_interrupted_and_killed_runs_resume_exactly(finished, tiny, tmp_path):
     assert count == len((whole / "completions.jsonl").read_text().splitlines())
 
 
+def test_a_run_of_adapters_resumes_exactly(tiny, tmp_path):
+    """Stopped in the middle of a rollout; checkpoints hold adapters and their optimizer state alone."""
+    lora = {"tuner_type": "lora", "lora_rank": 4, "lora_dropout": 0.1, "nproc_per_node": 1, "eval": None}
+    settings = lora | {"train_iters": 4, "lr": 2e-2}
+    done = call("submit", new_run(tmp_path, tiny("llama"), "whole", **settings, save_total_limit=None))
+    assert done.returncode == 0, done.stdout + done.stderr
+    launcher = start("submit", new_run(tmp_path, tiny("llama"), "broken", **settings))
+    run_dir = tmp_path / "runs" / "broken"
+    wait_for_step(run_dir, 1, launcher)
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(120) == 0
+    if max(metrics(run_dir)) < 4:
+        again = call("resume", run_dir)
+        assert again.returncode == 0, again.stdout + again.stderr
+    want = metrics(tmp_path / "runs" / "whole")
+    for step, row in metrics(run_dir).items():
+        assert row.keys() - VOLATILE == want[step].keys() - VOLATILE
+        for name in row.keys() - VOLATILE:
+            assert row[name] == pytest.approx(want[step][name], rel=1e-6, abs=1e-9), f"{name} of step {step}"
+    files = [load_file(tmp_path / "runs" / n / "export" / "adapter_model.safetensors") for n in ("broken", "whole")]
+    assert all(value.equal(files[1][name]) for name, value in files[0].items())
+
+
 def start(*args: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         cli(*args),

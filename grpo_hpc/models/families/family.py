@@ -179,7 +179,7 @@ def moe_rules(
     """Norm, router and routed experts of the layers that have experts."""
     moe, layers = experts_of(shape), shape.moe_layers
     gate, up, down = (f"{hf}{expert}{name}.weight" for name in projections)
-    local, te = MG + "mlp.experts.local_experts.{e}.", MG + "mlp.experts."
+    local = MG + "mlp.experts.local_experts.{e}."
     norm = (hf + "post_attention_layernorm.weight",)
     return [
         Rule(MG + "pre_mlp_layernorm.weight", norm, Copy((shape.hidden,)), "norm", layers=layers),
@@ -189,18 +189,16 @@ def moe_rules(
             (gate, up),
             GateUp(moe.ffn, shape.hidden),
             "expert",
-            te + "linear_fc1.weight{e}",
-            layers,
-            moe.count,
+            layers=layers,
+            experts=moe.count,
         ),
         Rule(
             local + "linear_fc2.weight",
             (down,),
             SplitColumns((shape.hidden, moe.ffn)),
             "expert",
-            te + "linear_fc2.weight{e}",
-            layers,
-            moe.count,
+            layers=layers,
+            experts=moe.count,
         ),
     ]
 

@@ -1,7 +1,7 @@
 """Adapters trained for two steps: gradients, adapters and merged weights, and what a checkpoint brings back.
 
 Arguments: output folder, run files for this number of ranks. Each gives OUTPUT/<name>.safetensors, which must not
-depend on the layout; a single rank compares its gradients with peft's and leaves a peft folder in OUTPUT/peft.
+depend on the layout; a single rank compares its gradients with peft's and leaves a peft folder in OUTPUT/<name>-peft.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def two_steps(cfg, platform, folder):
         gather_gradients(policy.ddp)
     gradients = everywhere(policy, lambda p: p.main_grad)
     if dist.get_world_size() == 1 and not cfg.tuner.lora_dropout:
-        write_adapter(folder / "peft", between, policy.adapters, cfg.model.path)
-        compare_with_peft(cfg, folder / "peft", everything, gradients)
+        write_adapter(folder / f"{cfg.name}-peft", between, policy.adapters, cfg.model.path)
+        compare_with_peft(cfg, folder / f"{cfg.name}-peft", everything, gradients)
 
     saved = checkpoint.save(folder / f"{cfg.name}-checkpoints", policy, TrainerState(step=1), platform)
     resumed = TrainedPolicy(cfg, platform)
@@ -100,7 +100,7 @@ def compare_with_peft(cfg, adapter, everything, gradients):
                 want = sum(theirs[name.replace(stacked[0], part)] for part in stacked)
                 assert (ours - want).norm() <= 1e-4 * want.norm(), name
     for name, ours in gradients.items():
-        if ".lora_B." in name:
+        if ".lora_B." in name or ".experts." in name:
             assert ours.any() and (ours - theirs[name]).norm() <= 1e-4 * theirs[name].norm(), name
 
 

@@ -7,6 +7,7 @@ go wrong on purpose; what was said of it is in the result too.
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from pathlib import Path
 
@@ -72,6 +73,9 @@ def main() -> None:
     said = gather_lists([provoke(cfg, policy, engine, packed(cfg, share, platform), mine)])
     if dist.get_rank() == 0:
         (target / "provoked.json").write_text(json.dumps(said))
+    grown = gather_lists([turns(cfg, platform, policy, engine, packed(cfg, share, platform), requests[:2])])
+    if dist.get_rank() == 0:
+        (target / "grown.json").write_text(json.dumps(grown))
     dist.barrier()
     engine.close()
 
@@ -121,6 +125,31 @@ def provoke(cfg, policy, engine, batches, mine):
     except RolloutError as error:
         said["canary"] = str(error)
     return said
+
+
+def turns(cfg, platform, policy, engine, batches, requests):
+    """MiB that the process has grown by from the 10th to the 60th turn of sync, rollout and training."""
+    from grpo_hpc.rollout.residency import Residency, Use
+    from grpo_hpc.train.colocation import Colocation
+    from grpo_hpc.train.watch import PhaseClock
+
+    colocation = Colocation(Residency(0, True, True), platform, policy, (), PhaseClock(platform, None))
+    colocation.attach(engine)
+    sizes = []
+    for turn in range(60):
+        colocation.enter(Use.SYNC)
+        engine.load_weights(policy.exporter.tensors(), 10 + turn)
+        colocation.enter(Use.ROLLOUT)
+        engine.probe(requests, 2)
+        colocation.enter(Use.TRAIN)
+        policy.update(batches[:1])
+        sizes.append(resident_mib())
+    return sizes[59] - sizes[9]
+
+
+def resident_mib():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def replaced(t, completion):

@@ -1,0 +1,66 @@
+"""Three steps with a part of the model frozen: what moves, what has a gradient, what has optimizer state.
+
+Arguments: output folder, run files for this number of ranks. Each gives OUTPUT/<name>.safetensors.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+from gradients import my_share, packed, trajectories
+
+
+def main() -> None:
+    import torch.distributed as dist
+    from megatron.core import parallel_state as mpu
+    from safetensors.torch import save_file
+
+    from grpo_hpc.config import load_run
+    from grpo_hpc.config.batch import schedule
+    from grpo_hpc.models.movers import local_parameters
+    from grpo_hpc.train.optimizer import torch_adams
+    from grpo_hpc.train.parallel import init_model_parallel
+    from grpo_hpc.train.platform import make_platform
+    from grpo_hpc.train.policy import TrainedPolicy
+    from grpo_hpc.train.signal import set_token_weights
+
+    folder, runs = Path(sys.argv[1]), [load_run(file) for file in sys.argv[2:]]
+    platform = make_platform("cpu")
+    platform.init_distributed()
+    for cfg in runs:
+        mpu.destroy_model_parallel()
+        init_model_parallel(cfg, platform)
+        plan, policy = schedule(cfg), TrainedPolicy(cfg, platform)
+        everything = trajectories(plan.global_batch_size, plan.num_generations)
+        set_token_weights(cfg, plan, everything)
+        for _ in range(3):
+            policy.update(packed(cfg, my_share(cfg, everything), platform))
+
+        parameters = local_parameters(policy.chunks)
+        trained = {name: p for name, p in parameters.items() if p.requires_grad}
+        assert 0 < len(trained) < len(parameters)
+        for name, parameter in parameters.items():
+            if name not in trained:
+                assert parameter.grad is None and not hasattr(parameter, "main_grad"), name
+        states = [state for adam in torch_adams(policy.optimizer) for state in adam.state.values()]
+        count = torch.tensor(sum(state["exp_avg"].numel() for state in states))
+        wanted = torch.tensor(sum(p.numel() for p in {id(p): p for p in trained.values()}.values()))
+        if cfg.parallel.use_distributed_optimizer:
+            dist.all_reduce(count)  # every replica has a part of it
+        assert count == wanted, (count, wanted)
+        buffers = [b for chunk in policy.ddp for b in chunk.buffers]
+        assert sum(b.grad_data.numel() for b in buffers) < sum(p.numel() for p in parameters.values())
+
+        tensors = {name: value.clone().contiguous() for name, value in policy.exporter.tensors()}
+        if dist.get_rank() == 0:
+            save_file(tensors, folder / f"{cfg.name}.safetensors")
+            frozen = [name for name in tensors if re.search(cfg.tuner.freeze_parameters_regex, name)]
+            (folder / "frozen").write_text("\n".join(frozen))
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    main()
