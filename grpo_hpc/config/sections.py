@@ -107,9 +107,6 @@ class Moe(Section):
     )
     moe_aux_loss_coeff: float = Field(default=0.0, ge=0, description="weight of the balance loss of each sequence")
     moe_z_loss_coeff: float = Field(default=0.0, ge=0, description="weight of the routers' z-loss")
-    moe_router_bias_update_rate: float = Field(
-        default=0.0, ge=0, description="how far a router's correction bias moves per step towards balance"
-    )
     router_replay_mode: Literal["disabled", "R2", "R3"] = Field(
         default="disabled",
         description="experts of a token in training: chosen anew, as when old log-probabilities were computed (R2), "

@@ -156,8 +156,6 @@ class PolicyRouter(TopKRouter):
         real = tokens.sequence < len(tokens.lengths)
         used = (chosen & real[:, None]).double()
         self.state.counts[self.place] += used.sum(0)
-        if self.enable_expert_bias:
-            self.local_tokens_per_expert += used.sum(0).to(self.local_tokens_per_expert.dtype)
         balance = self.state.balance
         share = torch.cat([1.0 / tokens.lengths, tokens.lengths.new_zeros(1)])[tokens.sequence]  # [t], 0 for padding
         aux = self._aux_loss(logits, chosen, tokens, share) / balance.sequences

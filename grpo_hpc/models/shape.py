@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from grpo_hpc.errors import CheckpointError
+from grpo_hpc.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -233,3 +234,13 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
     if shape.heads % shape.kv_heads:
         raise CheckpointError(f"{shape.heads} query heads cannot share {shape.kv_heads} key/value heads evenly")
     return shape
+
+
+def require_experts(shape: ModelShape, given: Collection[str]) -> None:
+    """Refuse the ``given`` keys of the run file's section ``moe`` for a model without experts.
+
+    Raises:
+        ConfigError: there are some, and it has none.
+    """
+    if given and shape.experts is None:
+        raise ConfigError(f"{', '.join(f'moe.{key}' for key in sorted(given))}: {shape.family} has no experts")

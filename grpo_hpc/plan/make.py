@@ -12,7 +12,7 @@ from grpo_hpc.config.batch import BatchSchedule, schedule
 from grpo_hpc.config.library import model_config
 from grpo_hpc.config.support import untrainable
 from grpo_hpc.errors import PlanError
-from grpo_hpc.models.shape import ModelShape, read_shape
+from grpo_hpc.models.shape import ModelShape, read_shape, require_experts
 from grpo_hpc.plan import memory, time
 from grpo_hpc.plan.accuracy import accuracy
 from grpo_hpc.plan.hardware import Hardware, read_hardware
@@ -164,6 +164,8 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
     """
     sizes = schedule(cfg)
     shape = find_shape(cfg)
+    if shape is not None:
+        require_experts(shape, cfg.moe.model_fields_set)
     estimate = None if shape is None else make_estimate(cfg, shape, sizes, average)
     topology = make_topology(_degrees(cfg, sizes), cfg.resources.nproc_per_node)
     roll = cfg.rollout

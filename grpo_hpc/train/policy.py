@@ -22,9 +22,9 @@ from grpo_hpc.models.lora import adapters_off, merged_values
 from grpo_hpc.models.movers import HfExporter, load_hf
 from grpo_hpc.models.policy import PolicyModel, layer_spec, transformer_config
 from grpo_hpc.models.routing import routing_metrics
-from grpo_hpc.models.shape import read_shape
+from grpo_hpc.models.shape import read_shape, require_experts
 from grpo_hpc.train.microbatch import PackedBatch
-from grpo_hpc.train.moe import balance_of, require_experts
+from grpo_hpc.train.moe import balance_of
 from grpo_hpc.train.objective import objective_of
 from grpo_hpc.train.optimizer import (
     DTYPES,
@@ -48,7 +48,7 @@ def build_model(cfg: RunConfig, platform: Platform) -> list[PolicyModel]:
     It is one part, or several chunks of layers when pipeline stages interleave.
     """
     shape = read_shape(cfg.model.path)
-    require_experts(cfg, shape)
+    require_experts(shape, cfg.moe.model_fields_set)
     stages = mpu.get_virtual_pipeline_model_parallel_world_size()
     with platform.megatron():
         config = transformer_config(shape, DTYPES[cfg.model.dtype], model_options(cfg, platform))

@@ -11,9 +11,10 @@ from tiny import save_tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 FAMILIES = [("llama", True), ("qwen2", True), ("qwen3", False)]
+EXPERTS = [("qwen3_moe", False), ("mixtral", False), ("olmoe", False), ("deepseek_v3", False)]
 
 
-@pytest.mark.parametrize(("family", "tied"), FAMILIES)
+@pytest.mark.parametrize(("family", "tied"), [*FAMILIES, *EXPERTS])
 def test_logits_are_those_of_transformers_up_to_bf16(family, tied, tmp_path):
     model = save_tiny_model(tmp_path / "model", family, tied)
     run = write_run(tmp_path, model, device="cuda", dtype="bfloat16", vllm_dtype="bfloat16")
@@ -25,8 +26,9 @@ def test_logits_are_those_of_transformers_up_to_bf16(family, tied, tmp_path):
     assert all(torch.equal(out[f"weight/{name}"], value.bfloat16()) for name, value in source.items())
 
 
-@pytest.mark.parametrize(("family", "tied"), FAMILIES)
+@pytest.mark.parametrize(("family", "tied"), [*FAMILIES, *EXPERTS[:2]])
 def test_gradients_are_those_of_fp32_up_to_bf16(family, tied, tmp_path):
+    """For models with experts this is the grouped matrix product."""
     model = save_tiny_model(tmp_path / "model", family, tied)
     results = {}
     for dtype in ("float32", "bfloat16"):
@@ -41,5 +43,6 @@ def test_gradients_are_those_of_fp32_up_to_bf16(family, tied, tmp_path):
         if name.startswith("grad/"):
             ours = results["bfloat16"][name].float()
             cosine = torch.nn.functional.cosine_similarity(ours.flatten(), exact.flatten(), dim=0)
-            assert cosine > 0.99, f"{name}: {cosine:.4f}"
-            assert ours.norm() / exact.norm() == pytest.approx(1.0, abs=0.05), name
+            experts = (family, tied) in EXPERTS  # a few tokens go to other experts in bf16
+            assert cosine > (0.95 if experts else 0.99), f"{name}: {cosine:.4f}"
+            assert ours.norm() / exact.norm() == pytest.approx(1.0, abs=0.2 if experts else 0.05), name

@@ -92,7 +92,7 @@ def provoke(cfg, policy, engine, batches, mine):
 
     def damaged(method, kwargs):
         real(method, kwargs=kwargs)
-        engine._llm.apply_model(lambda model: model.model.layers[2].input_layernorm.weight.data[5].mul_(1 + 1e-6))
+        engine._llm.apply_model(lambda model: model.model.layers[2].input_layernorm.weight.data[5].mul_(1.01))
 
     def ignored(method, kwargs):
         for _ in kwargs["weights_iterator"]:

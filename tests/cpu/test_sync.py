@@ -1,0 +1,63 @@
+"""Pieces of a weight sync: the hash of tensors, the buckets, the canary."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo_hpc.errors import RolloutError
+from grpo_hpc.rollout.digest import tensor_hash
+from grpo_hpc.train import canary
+
+MASK = (1 << 64) - 1
+
+
+def slow_hash(tensor):
+    """splitmix64's output function on each element's bits as Python numbers; shifts keep the sign, as torch's do."""
+    total = 0
+    for value in tensor.flatten():
+        number = int(value.view({2: torch.int16, 4: torch.int32}[tensor.element_size()]))
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+            number = ((number ^ (number >> shift)) * factor) & MASK
+            number -= (number >> 63) << 64
+        total += number
+    return total & MASK
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(seed=st.integers(0, 2**31), parts=st.integers(1, 5))
+def test_the_hash_adds_up_over_parts_in_any_order(dtype, seed, parts):
+    tensor = torch.randn(37, 3, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    whole = tensor_hash(tensor)
+    assert whole == slow_hash(tensor)
+    shuffled = tensor[torch.randperm(37, generator=torch.Generator().manual_seed(seed))]
+    assert sum(tensor_hash(part) for part in shuffled.chunk(parts)) & MASK == whole
+    assert tensor_hash(torch.cat([tensor, torch.zeros(5, 3, dtype=dtype), -torch.zeros(2, 3, dtype=dtype)])) == whole
+    bits = tensor.view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
+    bits[seed % 37, seed % 3] ^= 1
+    assert tensor_hash(tensor) != whole
+
+
+def configured(**rollout):
+    given = {"canary_tolerance": None, "vllm_dtype": "float32"} | rollout
+    return SimpleNamespace(rollout=SimpleNamespace(**given), model=SimpleNamespace(dtype="float32"))
+
+
+@pytest.mark.parametrize(
+    ("given", "limit"), [({}, 0.02), ({"vllm_dtype": "bfloat16"}, 0.2), ({"canary_tolerance": 3.0}, 3)]
+)
+@pytest.mark.parametrize("side", [0.99, 1.01, math.nan])
+def test_the_canary_has_one_limit(given, limit, side):
+    sampled = [SimpleNamespace(rollout_logprobs=[-1.0, -2.0])]
+    trainer = [[-1.0 - 2 * limit * side, -2.0]]
+    if side == 0.99:
+        assert canary.check(configured(**given), sampled, trainer) == pytest.approx(limit * side)
+    else:
+        with pytest.raises(RolloutError, match="over 2 tokens") as error:
+            canary.check(configured(**given), sampled, trainer)
+        assert f"canary_tolerance is {limit:g}" in error.value.message and "Likely causes" in error.value.hint

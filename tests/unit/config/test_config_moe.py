@@ -1,0 +1,28 @@
+"""The section ``moe`` of the run file: what the rules refuse, and what a model refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from grpo_hpc.config import load_run
+from grpo_hpc.errors import ConfigError
+from grpo_hpc.models.shape import read_shape, require_experts
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def test_the_engines_routing_needs_a_gpu_and_the_trainers_does_not() -> None:
+    with pytest.raises(ConfigError, match=r"R3 needs resources\.device: cuda.*use R2"):
+        load_run(CONFIGS / "quickstart.yaml", ["router_replay_mode=R3"])
+    assert load_run(CONFIGS / "quickstart.yaml", ["router_replay_mode=R2"]).moe.router_replay_mode == "R2"
+    assert load_run(CONFIGS / "qwen3_30b_a3b.yaml", ["router_replay_mode=R3"]).moe.router_replay_mode == "R3"
+
+
+def test_a_model_without_experts_refuses_them() -> None:
+    dense, experts = (read_shape(CONFIGS / "models" / f"{name}.json") for name in ("Qwen3-8B", "Qwen3-30B-A3B"))
+    with pytest.raises(ConfigError, match=r"moe\.moe_aux_loss_coeff: qwen3 has no experts"):
+        require_experts(dense, ["moe_aux_loss_coeff"])
+    require_experts(dense, [])
+    require_experts(experts, ["moe_aux_loss_coeff"])
