@@ -113,6 +113,10 @@ class Moe(Section):
         "or as vLLM chose them (R3)",
     )
 
+    def chosen(self) -> list[str]:
+        """Keys that are not at their defaults."""
+        return [key for key, field in type(self).model_fields.items() if getattr(self, key) != field.default]
+
 
 class Batch(Section):
     """Batch sizes, all counted in completions, and the length of the run."""

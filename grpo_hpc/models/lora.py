@@ -32,6 +32,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
 from grpo_hpc.errors import ConfigError
+from grpo_hpc.models.dropout import Dropout, Masks
 from grpo_hpc.models.movers import dense_place, expert_place, local_parameters
 from grpo_hpc.models.policy import PolicyModel
 from grpo_hpc.models.shape import ModelShape
@@ -44,7 +45,7 @@ class Adapters:
     """Which adapters a model gets.
 
     Attributes:
-        dropout: on the input of the adapters, in training mode only.
+        dropout: on the input of the adapters, in training mode only (see :mod:`grpo_hpc.models.dropout`).
         linears: Megatron's names of the layers (``linear_qkv`` ...).
         seed: of A; B starts at zero, so training starts from the base model.
     """
@@ -84,7 +85,7 @@ def add_adapters(chunks: Sequence[PolicyModel], adapters: Adapters) -> None:
     for chunk in chunks:
         for path, module in list(chunk.named_modules()):
             if path.rsplit(".", 1)[-1] in adapters.linears:
-                _adapt(module, names[id(module.weight)], adapters)
+                _adapt(module, names[id(module.weight)], adapters, chunk.masks)
 
 
 def adapts_experts(shape: ModelShape, adapters: Adapters) -> bool:
@@ -129,7 +130,7 @@ class AdaptedLinear(nn.Module):
     lora_b: Tensor
     lora_kind: Kind
     lora_scale: float
-    lora_dropout: float
+    lora_dropout: Dropout | None
     lora_on: bool
     lora_expert: bool
     config: Any
@@ -162,7 +163,7 @@ class AdaptedLinear(nn.Module):
     def _inner(self, input_: Tensor) -> Tensor:
         """``A x`` as every rank needs it: [tokens of the output, batch, r]."""
         parallel = self.config.sequence_parallel
-        inner = F.linear(self._dropped(input_, split=parallel or self.lora_kind == "row"), self.lora_a)
+        inner = F.linear(self._dropped(input_), self.lora_a)
         if self.config.tensor_model_parallel_size == 1:
             return inner
         if self.lora_kind == "column":
@@ -172,12 +173,11 @@ class AdaptedLinear(nn.Module):
             return tp.reduce_scatter_to_sequence_parallel_region(inner)
         return tp.reduce_from_tensor_model_parallel_region(inner)
 
-    def _dropped(self, input_: Tensor, split: bool) -> Tensor:
-        """Dropout, with a mask that ranks share where they share the input."""
-        if not (self.lora_dropout and self.training):
+    def _dropped(self, input_: Tensor) -> Tensor:
+        """The input with some of its values zero, the same whatever the layout."""
+        if self.lora_dropout is None or not self.training:
             return input_
-        with tp.get_cuda_rng_tracker().fork() if split else contextlib.nullcontext():
-            return F.dropout(input_, self.lora_dropout)
+        return self.lora_dropout(input_, self.lora_a.shape[1] if self.lora_kind == "row" else 0)
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
         """The layer's own entries and the adapter's, each with the axis that tensor-parallel ranks split."""
@@ -187,11 +187,18 @@ class AdaptedLinear(nn.Module):
         axes = {"lora_b": 0} if self.lora_kind == "column" else {"lora_a": 1}
         own = {name: getattr(self, name) for name in ("lora_a", "lora_b")}
         group = mpu.get_expert_tensor_parallel_group() if self.lora_expert else mpu.get_tensor_model_parallel_group()
-        made: dict[str, Any] = make_sharded_tensors_for_checkpoint(own, prefix, axes, sharded_offsets, tp_group=group)
+        made: dict[str, Any] = make_sharded_tensors_for_checkpoint(
+            own,
+            prefix,
+            axes,
+            sharded_offsets,
+            tp_group=group,
+            dp_cp_group=mpu.get_data_parallel_group(with_context_parallel=True),  # Megatron knows better for experts
+        )
         return entries | made
 
 
-def _adapt(module: Any, name: str, adapters: Adapters) -> None:
+def _adapt(module: Any, name: str, adapters: Adapters, masks: Masks) -> None:
     kind: Kind = "row" if isinstance(module, _row_classes()) else "column"
     rows, columns = module.weight.shape
     expert = ".experts." in name
@@ -205,7 +212,8 @@ def _adapt(module: Any, name: str, adapters: Adapters) -> None:
     like = {"dtype": module.weight.dtype, "device": module.weight.device}
     module.lora_a = nn.Parameter(a.to(**like).contiguous())
     module.lora_b = nn.Parameter(torch.zeros(rows, adapters.rank, **like))
-    module.lora_kind, module.lora_scale, module.lora_dropout = kind, adapters.scale, adapters.dropout
+    module.lora_kind, module.lora_scale = kind, adapters.scale
+    module.lora_dropout = Dropout(adapters.dropout, crc32(name.encode()), masks) if adapters.dropout else None
     module.lora_on, module.lora_expert = True, expert
     if hasattr(module, "return_layernorm_output"):
         module.return_layernorm_output = True

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.models.attention import PackedSdpaAttention
+from grpo_hpc.models.dropout import Masks
 from grpo_hpc.models.families import family
 from grpo_hpc.models.head import LogprobHead, Scoring
 from grpo_hpc.models.layouts import padded_vocabulary
@@ -131,6 +132,7 @@ class PolicyModel(GPTModel):
 
     Attributes:
         routing: what its routers share; None without experts.
+        masks: what the dropout of its adapters shares.
     """
 
     def __init__(
@@ -160,6 +162,7 @@ class PolicyModel(GPTModel):
         self.shape = shape
         self.temperature = temperature
         self.entropy_gradient = False  # the second row of the output has a gradient too
+        self.masks = Masks()
         self.routing = route_by_policy(self, shape, balance)
         if self.post_process:
             self.output_layer.__class__ = LogprobHead

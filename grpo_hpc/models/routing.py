@@ -15,7 +15,6 @@ k of them per token.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +25,7 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, topk_r
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor, nn
 
+from grpo_hpc.models.recall import Recall
 from grpo_hpc.models.shape import Experts, ModelShape
 
 
@@ -106,25 +106,20 @@ def route_by_policy(model: nn.Module, shape: ModelShape, balance: Balance) -> Ro
             module.__class__ = PolicyRouter
             module.state = state
             module.place = shape.moe_layers.index(module.layer_number - 1)
-            module.waiting = deque()
+            module.recall = Recall()
     return state
 
 
 class PolicyRouter(TopKRouter):
-    """Megatron's router with this package's balance, record and replay; made by :func:`route_by_policy`.
-
-    A layer that is recomputed goes forward twice: without gradient when its micro-batch's turn comes, and with it in
-    the backward pass, when another micro-batch may be going forward. Backward passes come in the order of forward
-    passes, so what a router was told in the first ones waits in a queue.
-    """
+    """Megatron's router with this package's balance, record and replay; made by :func:`route_by_policy`."""
 
     state: RoutingState
     place: int
-    waiting: deque[RoutedTokens]
+    recall: Recall[RoutedTokens | None]
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Probabilities and choice [t, E] for router ``logits`` [t, 1, E]."""
-        tokens = self._tokens()
+        tokens = self.recall(self.state.now, self.training)
         logits = logits.view(-1, self.state.experts.count)
         probs, chosen = topk_routing_with_score_function(
             logits,
@@ -140,16 +135,6 @@ class PolicyRouter(TopKRouter):
         if tokens is not None and self.training and torch.is_grad_enabled():
             probs = self._balanced(probs, logits.float(), chosen, tokens)
         return probs, chosen
-
-    def _tokens(self) -> RoutedTokens | None:
-        """What is known of the tokens that are here now."""
-        now = self.state.now
-        if now is None or not self.training:
-            return now
-        if torch.is_grad_enabled():
-            return self.waiting.popleft() if self.waiting else now
-        self.waiting.append(now)
-        return now
 
     def _balanced(self, probs: Tensor, logits: Tensor, chosen: Tensor, tokens: RoutedTokens) -> Tensor:
         """``probs``, whose backward pass starts the gradients of balance and z-loss as well."""

@@ -165,7 +165,7 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
     sizes = schedule(cfg)
     shape = find_shape(cfg)
     if shape is not None:
-        require_experts(shape, cfg.moe.model_fields_set)
+        require_experts(shape, cfg.moe.chosen())
     estimate = None if shape is None else make_estimate(cfg, shape, sizes, average)
     topology = make_topology(_degrees(cfg, sizes), cfg.resources.nproc_per_node)
     roll = cfg.rollout

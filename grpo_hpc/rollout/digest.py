@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from grpo_hpc.algo.mixing import mix
 from grpo_hpc.errors import RolloutError
 
 SAMPLED = 8
@@ -33,17 +34,12 @@ _CHUNK = 1 << 22
 
 
 def tensor_hash(tensor: Tensor) -> int:
-    """Order-independent hash of the elements, in the tensor's own precision; zeros do not count.
-
-    The mixing steps are those of splitmix64's output function (Steele et al., OOPSLA 2014) without its increment.
-    """
+    """Order-independent hash of the elements, in the tensor's own precision; zeros do not count."""
     total = 0
     for part in tensor.detach().flatten().split(_CHUNK):
         part = torch.where(part.abs() < _TINY, torch.zeros_like(part), part)
         bits = part.contiguous().view({2: torch.int16, 4: torch.int32}[part.element_size()]).long()
-        bits = (bits ^ (bits >> 30)) * -0x40A7B892E31B1A47
-        bits = (bits ^ (bits >> 27)) * -0x6B2FB644ECCEEE15
-        total += int((bits ^ (bits >> 31)).sum())
+        total += int(mix(bits).sum())
     return total % (1 << 64)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ class PackedBatch:
         rows: [T], the place of this rank's tokens in the whole row.
         sequence_of: [T], number of each of them's sequence; S for padding.
         lengths: [S], tokens of each sequence in the whole row, without padding.
+        token_numbers: [T], a number for each of them that depends on its completion and its place in it alone.
         experts: [T, L * k], the experts that each token must go to, layer by layer; None where routers choose.
     """
 
@@ -61,6 +63,7 @@ class PackedBatch:
     rows: Tensor
     sequence_of: Tensor
     lengths: Tensor
+    token_numbers: Tensor
     experts: Tensor | None
 
     @property
@@ -76,6 +79,7 @@ def pack(trajectories: Sequence[Trajectory], device: torch.device, layout: RowLa
     positions: list[int] = []
     mask: list[bool] = []
     owners: list[int] = []
+    numbers: list[int] = []
     bounds = [0]
     for number, t in enumerate(trajectories):
         padded = padded_lengths[number]
@@ -84,6 +88,8 @@ def pack(trajectories: Sequence[Trajectory], device: torch.device, layout: RowLa
         inputs += whole[:-1] + [0] * filler
         labels += whole[1:] + [0] * filler
         positions += range(padded)
+        first = crc32(f"{t.position}/{t.sample}".encode()) << 24  # room for the longest completion
+        numbers += range(first, first + padded)
         owners += [number] * (len(whole) - 1) + [len(trajectories)] * filler
         mask += [False] * (len(t.prompt_tokens) - 1) + [True] * len(t.response_tokens) + [False] * filler
         bounds.append(len(inputs))
@@ -122,6 +128,7 @@ def pack(trajectories: Sequence[Trajectory], device: torch.device, layout: RowLa
         rows=here.to(device),
         sequence_of=torch.tensor(owners)[here].to(device),
         lengths=per_token([t.tokens - 1.0 for t in trajectories]),
+        token_numbers=torch.tensor(numbers)[here].to(device),
         experts=_experts(trajectories, padded_lengths, here, device),
     )
 

@@ -75,6 +75,7 @@ def run_schedule(
 
     def forward_step(iterator: Any, chunk: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
         batch: PackedBatch = next(iterator)
+        unwrap_model(chunk).masks.tokens = batch.token_numbers
         routing = unwrap_model(chunk).routing
         if routing is not None:
             routing.now, routing.recording = routed_tokens(batch, routing.experts.topk), recorder is not None

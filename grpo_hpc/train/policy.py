@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from megatron.core.optimizer import get_megatron_optimizer
-from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch import Tensor
 
 from grpo_hpc.algo.measure import MAXIMA, SUMS, measure, step_values
@@ -48,7 +47,7 @@ def build_model(cfg: RunConfig, platform: Platform) -> list[PolicyModel]:
     It is one part, or several chunks of layers when pipeline stages interleave.
     """
     shape = read_shape(cfg.model.path)
-    require_experts(shape, cfg.moe.model_fields_set)
+    require_experts(shape, cfg.moe.chosen())
     stages = mpu.get_virtual_pipeline_model_parallel_world_size()
     with platform.megatron():
         config = transformer_config(shape, DTYPES[cfg.model.dtype], model_options(cfg, platform))
@@ -146,20 +145,14 @@ class TrainedPolicy:
         """
         loss = partial(self._loss, threshold)
         with self._platform.megatron():
-            if self.adapters is not None and self.adapters.dropout:
-                self._seed_dropout()
+            for model in self.chunks:
+                model.masks.step = crc32(f"{self._cfg.seed}/{self._schedule.num_steps}".encode())
             for chunk in self.ddp:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
             for state in self._routing:
                 state.take()  # what a pass that was no step left there
             return run_schedule(self.ddp, batches, loss, forward_only=False, progress=self._progress)
-
-    def _seed_dropout(self) -> None:
-        """Masks of their own for every step and replica, which a resumed run draws again."""
-        replica = mpu.get_data_parallel_rank(with_context_parallel=True), mpu.get_pipeline_model_parallel_rank()
-        place = (self._cfg.seed, self._schedule.num_steps, *replica)
-        model_parallel_cuda_manual_seed(crc32(repr(place).encode()))
 
     def update(self, batches: Sequence[PackedBatch], threshold: float = -torch.inf) -> dict[str, float]:
         """One optimizer step; returns its metrics, over all tokens of all ranks."""

@@ -72,4 +72,5 @@ def test_the_canary_notices_a_matrix_that_was_sent_in_the_wrong_order(outcome):
 
 
 def test_fifty_turns_of_sync_rollout_and_training_leak_nothing(outcome):
-    assert all(grown < 10 for grown in outcome[0]["grown"]), outcome[0]["grown"]
+    grown, weights = outcome[0]["grown"], outcome[0]["bytes"] / 2**20
+    assert all(size < 20 * weights for size in grown), f"{grown} MiB; a forgotten copy each time would be 50 models"

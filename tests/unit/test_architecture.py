@@ -19,7 +19,7 @@ ALLOWED = {
     "rewards": {"errors"},
     "models": {"errors", "algo"},
     "checkpoint": {"errors", "models", "train.platform"},
-    "rollout": {"errors", "config", "data", "rewards", "train.platform"},
+    "rollout": {"errors", "config", "data", "rewards", "algo.mixing", "train.platform"},
     "plan": {"errors", "config", "models.shape"},
     "jobs": {"errors", "config", "data", "rewards", "observe", "models.shape", "shipped"},
     "train": {

@@ -69,8 +69,10 @@ def replay(cfg, platform):
 
     chosen, replayed = gradients(False), gradients(True)
     for name, value in chosen[0].items():
-        assert torch.equal(value, replayed[0][name]), f"{name}: replay must change nothing while weights are the same"
-    assert replayed[1].pop("moe/replay_changed") == 0 and replayed[1] == chosen[1]
+        # padding may go elsewhere, which changes the order of sums
+        assert (value - replayed[0][name]).norm() <= 1e-6 * value.norm(), f"{cfg.name}: replay changed {name}"
+    assert replayed[1].pop("moe/replay_changed") == 0
+    assert all(abs(replayed[1][name] - value) <= 1e-6 * abs(value) for name, value in chosen[1].items())
     scores = policy.scores(free)
     for name, parameter in local_parameters(policy.chunks).items():
         if name.endswith("router.weight"):

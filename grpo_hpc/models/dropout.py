@@ -1,0 +1,64 @@
+"""Dropout whose masks do not depend on how a model is cut or a step is packed.
+
+Whether a value is dropped is a hash of the run's seed, the step, the completion, the token's place in it, the layer and
+the column: every rank knows its part of the mask without asking, a recomputed layer finds it again, and so does a
+resumed run. Shapes: T tokens of a micro-batch, t of them that a module sees, C columns of its input on this rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core import parallel_state as mpu
+from torch import Tensor
+
+from grpo_hpc.algo.mixing import mix
+from grpo_hpc.models.recall import Recall
+
+_GOLDEN = 0x1E3779B97F4A7C15  # odd; keeps tokens and columns apart before they are mixed
+
+
+@dataclass
+class Masks:
+    """What the layers of one model chunk share.
+
+    Attributes:
+        tokens: [T], a number for each token of the micro-batch that is going forward, padding included.
+        step: a number for the optimizer step.
+    """
+
+    tokens: Tensor | None = None
+    step: int = 0
+
+
+class Dropout:
+    """Dropout of one layer's input.
+
+    Args:
+        rate: share of values that become zero; the others are scaled by ``1 / (1 - rate)``.
+        layer: a number for the layer.
+    """
+
+    def __init__(self, rate: float, layer: int, masks: Masks) -> None:
+        self._rate, self._layer, self._masks = rate, layer, masks
+        self._recall: Recall[Tensor | None] = Recall()
+
+    def __call__(self, values: Tensor, columns: int) -> Tensor:
+        """``values`` [t, 1, C] with some of them zero.
+
+        Args:
+            columns: how many of the layer's columns each tensor-parallel rank holds; 0 where it holds all.
+        """
+        tokens = self._recall(self._masks.tokens, training=True)
+        if tokens is None:
+            raise ValueError("dropout was asked for outside of a training step")
+        rank, size = mpu.get_tensor_model_parallel_rank(), mpu.get_tensor_model_parallel_world_size()
+        if len(tokens) != len(values):  # sequence parallelism: a part of the tokens is here
+            tokens = tokens.chunk(size)[rank]
+        first = rank * columns
+        here = torch.arange(first, first + values.shape[-1], device=values.device)
+        seeds = mix(tokens ^ mix(torch.tensor(self._layer + (self._masks.step << 32), device=values.device)))
+        noise = mix(seeds[:, None] + here * _GOLDEN) & 0xFFFFFFFF
+        kept = noise >= int(self._rate * 2**32)
+        return values * kept[:, None] / (1 - self._rate)
