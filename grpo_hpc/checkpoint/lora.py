@@ -72,7 +72,14 @@ def read_adapter(folder: Path) -> dict[str, Pair]:
 def _require_plain(folder: Path, config: dict[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{folder} holds a {config.get('peft_type')} adapter, not LORA")
-    for key in ("use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "trainable_token_indices"):
+    for key in (
+        "use_dora",
+        "fan_in_fan_out",
+        "lora_bias",
+        "modules_to_save",
+        "trainable_token_indices",
+        "target_parameters",
+    ):
         if config.get(key):
             raise CheckpointError(f"{folder / CONFIG}: {key}: {config[key]!r} is not supported")
 
