@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 import pytest
-from layouts import CP2, EP2, EP4, ETP2, FULL, ONE, SP, TP2, VPP2
+from layouts import CP2, EP2, ETP2, FULL, SP, TP2, VPP2
 from ranks import run_ranks
 from runfiles import write_run
 from safetensors import safe_open
@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 MOE = {"moe_aux_loss_coeff": 0.3, "moe_z_loss_coeff": 0.03, "router_replay_mode": "R2"}
 LAYOUTS = {
-    "ep4-dp4": EP4 | ONE,
     "ep2-etp2-tp2-sp-full": EP2 | ETP2 | TP2 | SP | {"recompute_granularity": "full"},
     "ep2-vpp2-pp2-full": EP2 | VPP2 | FULL,
     "ep2-cp2-moe": EP2 | CP2 | {"recompute_granularity": "selective", "recompute_modules": ["moe"]},

@@ -73,9 +73,10 @@ def main() -> None:
     said = gather_lists([provoke(cfg, policy, engine, packed(cfg, share, platform), mine)])
     if dist.get_rank() == 0:
         (target / "provoked.json").write_text(json.dumps(said))
-    grown = gather_lists([turns(cfg, platform, policy, engine, packed(cfg, share, platform), requests[:2])])
-    if dist.get_rank() == 0:
-        (target / "grown.json").write_text(json.dumps(grown))
+    if cfg.rollout.vllm_tensor_parallel_size == 1:  # once is enough
+        grown = gather_lists([turns(cfg, platform, policy, engine, packed(cfg, share, platform), requests[:2])])
+        if dist.get_rank() == 0:
+            (target / "grown.json").write_text(json.dumps(grown))
     dist.barrier()
     engine.close()
 
