@@ -11,7 +11,12 @@ from runfiles import write_run
 
 LAYOUTS = {
     "dp2": {"nproc_per_node": 2},
-    "tp2, vllm tp2": {"nproc_per_node": 2, "tensor_model_parallel_size": 2, "vllm_tensor_parallel_size": 2},
+    "tp2, vllm tp2": {
+        "nproc_per_node": 2,
+        "tensor_model_parallel_size": 2,
+        "vllm_tensor_parallel_size": 2,
+        "sync_bucket_mib": 0.3,
+    },
 }
 
 

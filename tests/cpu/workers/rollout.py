@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from math import prod
 from pathlib import Path
 
 from gradients import my_share, packed
@@ -39,6 +40,11 @@ def main() -> None:
     engine = ColocateEngine(cfg, platform)
     digest.SAMPLED = 1000  # all of them
     synced = engine.load_weights(policy.exporter.tensors(), 0)
+    buckets = list(policy.exporter.buckets())
+    sizes = [sum(prod(shape) * 4 for e in bucket for shape in e.layout.hf_shapes) for bucket in buckets]
+    limit = cfg.rollout.sync_bucket_mib * 2**20
+    assert all(size <= limit for size, bucket in zip(sizes, buckets, strict=True) if len(bucket) > 1)
+    assert max(len(bucket) for bucket in buckets) > 1 and len(buckets) > 4 * 2
 
     prompts = [[256, *range(60, 64 + n)] for n in range(plan.global_batch_size)]
     requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
