@@ -58,7 +58,8 @@ class Dropout:
             tokens = tokens.chunk(size)[rank]
         first = rank * columns
         here = torch.arange(first, first + values.shape[-1], device=values.device)
-        seeds = mix(tokens ^ mix(torch.tensor(self._layer + (self._masks.step << 32), device=values.device)))
+        place = self._layer | (self._masks.step & 0x7FFFFFFF) << 32
+        seeds = mix(tokens ^ mix(torch.tensor(place, device=values.device)))
         noise = mix(seeds[:, None] + here * _GOLDEN) & 0xFFFFFFFF
         kept = noise >= int(self._rate * 2**32)
         return values * kept[:, None] / (1 - self._rate)
