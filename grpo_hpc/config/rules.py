@@ -309,7 +309,7 @@ def _rest(cfg: RunConfig) -> list[Problem]:
             f"({', '.join(rewards.reward_funcs)}), {len(rewards.reward_weights)} weights"
         )
         found.append(Problem("rewards.reward_weights", text))
-    columns = [name.rpartition(":")[2] for name in rewards.reward_funcs]
+    columns = rewards.columns
     for name in sorted(rewards.reward_failure.keys() - set(columns)):
         text = f"{name!r} is not among rewards.reward_funcs: {', '.join(columns)}"
         found.append(Problem("rewards.reward_failure", text))

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from grpo_hpc.rewards.names import column_of, file_of, is_path
+
 Precision = Literal["float32", "bfloat16"]
 RecomputeModule = Literal["core_attn", "mlp", "layernorm", "moe_act", "moe", "shared_experts"]
 
@@ -249,7 +251,9 @@ class Algorithm(Section):
 class Rewards(Section):
     """What is rewarded."""
 
-    reward_funcs: list[str] = Field(min_length=1, description="registered names or path/to/file.py:function")
+    reward_funcs: list[str] = Field(
+        min_length=1, description="registered names or path/to/file.py:function; column=name for another column"
+    )
     reward_weights: list[float] | None = Field(
         default=None, description="one weight per reward function; absent: all 1"
     )
@@ -263,6 +267,18 @@ class Rewards(Section):
     reward_concurrency: int = Field(default=32, ge=1, description="calls of async functions at a time, for each rank")
     reward_timeout: float = Field(default=60.0, gt=0, description="seconds that a function has for one completion")
     reward_retries: int = Field(default=1, ge=0, description="further attempts at a completion after a failure")
+
+    @property
+    def columns(self) -> list[str]:
+        """One name per reward, in the order of ``reward_funcs``."""
+        return [column_of(name) for name in self.reward_funcs]
+
+    @property
+    def files(self) -> list[str]:
+        """Files and folders that rewards read: their own, and paths among their parameters."""
+        own = [file for name in self.reward_funcs if (file := file_of(name))]
+        named = [v for given in self.reward_params.values() for name, v in given.items() if is_path(name, v)]
+        return own + named
 
 
 class Optimizer(Section):

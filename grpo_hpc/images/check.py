@@ -160,8 +160,7 @@ def _read(cfg: RunConfig | None) -> list[str]:
     """Files and folders that the run reads."""
     if cfg is None:
         return []
-    plugins = [name.rpartition(":")[0] for name in cfg.rewards.reward_funcs if ".py:" in name]
-    return list(dict.fromkeys(filter(None, [cfg.model.path, cfg.data.train, cfg.data.eval, *plugins])))
+    return list(dict.fromkeys(filter(None, [cfg.model.path, cfg.data.train, cfg.data.eval, *cfg.rewards.files])))
 
 
 def _written(cfg: RunConfig | None) -> list[str]:

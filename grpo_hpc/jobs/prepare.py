@@ -135,5 +135,4 @@ def _is_file_image(profile: Profile) -> bool:
 
 def _read_by(cfg: RunConfig) -> tuple[str, ...]:
     """Files and folders that the run reads."""
-    plugins = [name.rpartition(":")[0] for name in cfg.rewards.reward_funcs if ".py:" in name]
-    return tuple(dict.fromkeys(filter(None, (cfg.model.path, cfg.data.train, cfg.data.eval, *plugins))))
+    return tuple(dict.fromkeys(filter(None, (cfg.model.path, cfg.data.train, cfg.data.eval, *cfg.rewards.files))))

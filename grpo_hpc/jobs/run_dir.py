@@ -30,6 +30,7 @@ from grpo_hpc.config import RunConfig, dump_run, load_run
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
 from grpo_hpc.jobs.files import link_atomically, write_atomically
 from grpo_hpc.jobs.lock import fingerprint
+from grpo_hpc.rewards.names import with_file, with_paths
 
 
 class PlanLike(Protocol):
@@ -212,25 +213,24 @@ class RunDir:
 def with_absolute_paths(cfg: RunConfig) -> RunConfig:
     """``cfg`` with every path made absolute, so that the run can be resumed from any folder."""
     model, data = cfg.model, cfg.data
-    functions = [_absolute_reward(name) for name in cfg.rewards.reward_funcs]
+    functions = [with_file(name, _absolute) for name in cfg.rewards.reward_funcs]
+    parameters = {name: with_paths(given, _absolute) for name, given in cfg.rewards.reward_params.items()}
     return cfg.model_copy(
         update={
             "output_dir": _absolute(cfg.output_dir),
-            "model": model.model_copy(update={"path": _absolute(model.path), "config": _absolute(model.config)}),
-            "data": data.model_copy(update={"train": _absolute(data.train), "eval": _absolute(data.eval)}),
-            "rewards": cfg.rewards.model_copy(update={"reward_funcs": functions}),
+            "model": model.model_copy(
+                update={"path": _absolute(model.path), "config": model.config and _absolute(model.config)}
+            ),
+            "data": data.model_copy(
+                update={"train": _absolute(data.train), "eval": data.eval and _absolute(data.eval)}
+            ),
+            "rewards": cfg.rewards.model_copy(update={"reward_funcs": functions, "reward_params": parameters}),
         }
     )
 
 
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).expanduser().absolute())
-
-
-def _absolute_reward(name: str) -> str:
-    """``path/to/file.py:function`` with the path made absolute; registered names are left alone."""
-    file, colon, function = name.rpartition(":")
-    return f"{_absolute(file)}:{function}" if colon else name
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _first_free(path_of: Callable[[int], Path]) -> int:

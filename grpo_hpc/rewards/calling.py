@@ -7,10 +7,12 @@ import inspect
 import math
 from collections.abc import Mapping
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpo_hpc.errors import RewardError
-from grpo_hpc.rewards.registry import RewardFunction
+
+if TYPE_CHECKING:
+    from grpo_hpc.rewards.registry import RewardFunction
 
 
 def wanted(name: str, function: RewardFunction, offered: Mapping[str, Any]) -> dict[str, Any]:

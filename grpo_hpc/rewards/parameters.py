@@ -47,7 +47,9 @@ def checked(
     parameters = declared(function)
     required = [name for name, p in parameters.items() if p.default is p.empty]
     check_given(column, parameters, required, given, run)
-    hints = get_type_hints(function, include_extras=True)
+    hints = get_type_hints(
+        vars(function).get("__init__", function) if isinstance(function, type) else function, include_extras=True
+    )
     values = {name: run[name] for name in parameters if name in run} | dict(given)
     return {name: _typed(column, name, hints.get(name, Any), value) for name, value in values.items()}
 
@@ -73,8 +75,11 @@ def check_given(
         raise ConfigError(text, f"Give it as rewards.reward_params: {{{column}: {{{missing[0]}: ...}}}}.")
 
 
-def in_source(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[list[str], list[str]]:
-    """Names of all parameters and of the required ones, of a function that is only parsed."""
+def in_source(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> tuple[list[str], list[str]]:
+    """Names of all parameters and of the required ones, of a function or class that is only parsed."""
+    if isinstance(node, ast.ClassDef):
+        made = [entry for entry in node.body if isinstance(entry, ast.FunctionDef) and entry.name == "__init__"]
+        return in_source(made[0]) if made else ([], [])
     known = [argument.arg for argument in node.args.kwonlyargs]
     required = [name for name, default in zip(known, node.args.kw_defaults, strict=True) if default is None]
     return known, required

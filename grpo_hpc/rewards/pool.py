@@ -107,6 +107,7 @@ class WorkerPool:
         concurrency: calls of async functions at a time.
         timeout: seconds for one completion.
         retries: further attempts after a failure.
+        model: the one name is a reward model, which one process loads; it sees the GPUs.
     """
 
     def __init__(
@@ -119,7 +120,9 @@ class WorkerPool:
         concurrency: int = 32,
         timeout: float = 60.0,
         retries: int = 0,
+        model: bool = False,
     ) -> None:
+        self._model = model
         self._setup = (list(names), dict(given or {}), dict(run or {}), timeout)
         self._limit, self._concurrency, self._timeout, self._retries = workers, concurrency, timeout, retries
         self._workers: list[_Worker] = []
@@ -133,7 +136,9 @@ class WorkerPool:
             ConfigError: as for :func:`grpo_hpc.rewards.registry.resolve`.
             EnvironmentProblem: the worker died, or this machine lacks what a function needs.
         """
-        if not self._workers:
+        if self._model and self._looping is None:
+            self._looping = self._spawn()
+        elif not self._all():
             self._workers.append(self._spawn())
 
     def run(self, tasks: Sequence[Task]) -> list[Outcome]:
@@ -219,7 +224,7 @@ class WorkerPool:
         return [(number, outcome if len(numbers) == 1 else None) for number in numbers]
 
     def _spawn(self) -> _Worker:
-        worker = _start()
+        worker = _start(gpus=self._model)
         worker.send(self._setup)
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
@@ -236,21 +241,23 @@ class WorkerPool:
                         kind = EnvironmentProblem if message["kind"] == "EnvironmentProblem" else ConfigError
                         raise kind(message["broken"], message["hint"])
                     self._async = frozenset(message["ready"])
+                    self._concurrency = message["at_once"] or self._concurrency
                     return worker
         worker.kill()
         raise EnvironmentProblem(f"loading the reward functions took more than {_START_SECONDS:g} s")
 
 
-def _start() -> _Worker:
+def _start(gpus: bool) -> _Worker:
     requests_read, requests = os.pipe()
     replies, replies_write = os.pipe()
     root = str(Path(__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    hidden = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
         [sys.executable, "-m", "grpo_hpc.rewards.worker", str(requests_read), str(replies_write)],
         pass_fds=(requests_read, replies_write),
         stdin=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | hidden,
         start_new_session=True,
     )
     os.close(requests_read)

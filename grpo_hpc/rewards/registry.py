@@ -9,7 +9,11 @@ A reward function takes completions and returns one number (or None: no score) f
 It may ask for more by naming it before the star: every column of the data set (as a list with one value per
 completion), ``prompts`` (the chats), ``finish_reasons`` and ``completion_ids``; or for all of them by ``**columns``.
 Keyword-only arguments are parameters (:mod:`grpo_hpc.rewards.parameters`).
-A run file names built-in functions by their registered name and others by ``path/to/file.py:function``.
+A run file names built-in functions by their registered name and others by ``path/to/file.py:function``, with
+``column=`` before it where the column is to have another name.
+
+A class is a reward model: it is made once, in a worker process of its own; the parameters are those of its
+``__init__``, and it is called like a function, with several completions at a time (:mod:`grpo_hpc.rewards.batching`).
 """
 
 from __future__ import annotations
@@ -23,26 +27,29 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from grpo_hpc.errors import ConfigError
+from grpo_hpc.rewards.batching import together
+from grpo_hpc.rewards.names import column_of, target_of
 from grpo_hpc.rewards.parameters import check_given, checked, declared, in_source, shown
 
 OFFERED = ("completions", "prompts", "finish_reasons", "completion_ids")  # besides the columns of the data
 RewardFunction = Callable[..., Sequence[float | None]]
+_Reward = TypeVar("_Reward", bound=Callable[..., Any])
 
 Parameters = Mapping[str, Mapping[str, Any]]  # values of parameters by the column name of their function
 Check = Callable[[Mapping[str, Any]], None]
 
-_BUILT_IN = ("accuracy", "builtin", "code", "lengths", "texts")
+_BUILT_IN = ("accuracy", "builtin", "classifier", "code", "judge", "lengths", "texts")
 _OF_THE_RUN = ("max_completion_length", "reward_timeout")
-_registered: dict[str, RewardFunction] = {}
+_registered: dict[str, Any] = {}  # functions and classes
 _sources: dict[str, str] = {}
 _checks: dict[RewardFunction, Check] = {}
 
 
-def reward(name: str, *, source: str = "", check: Check | None = None) -> Callable[[RewardFunction], RewardFunction]:
-    """Decorator: make a function known under ``name``.
+def reward(name: str, *, source: str = "", check: Check | None = None) -> Callable[[_Reward], _Reward]:
+    """Decorator: make a function or class known under ``name``.
 
     Args:
         source: where it comes from.
@@ -50,7 +57,7 @@ def reward(name: str, *, source: str = "", check: Check | None = None) -> Callab
             what is wrong with them, or with the machine.
     """
 
-    def register(function: RewardFunction) -> RewardFunction:
+    def register(function: _Reward) -> _Reward:
         _registered[name], _sources[name] = function, source
         if check is not None:
             _checks[function] = check
@@ -74,15 +81,32 @@ def resolve(
         EnvironmentProblem: this machine lacks what a function needs.
     """
     check_names(names, given)
-    found = {_column(name): _load(name) if _is_file(name) else _registered[name] for name in names}
-    return {column: _bound(column, f, (given or {}).get(column, {}), run or {}) for column, f in found.items()}
+    found: dict[str, RewardFunction] = {}
+    for name in names:
+        target, column = target_of(name), column_of(name)
+        function = _load(target) if _is_file(target) else _registered[target]
+        found[column] = _bound(column, function, (given or {}).get(column, {}), run or {})
+    return found
 
 
 def _bound(column: str, function: RewardFunction, given: Mapping[str, Any], run: Mapping[str, Any]) -> RewardFunction:
     values = checked(column, function, given, run)
     if function in _checks:
         _checks[function]({name: p.default for name, p in declared(function).items()} | values)
+    if isinstance(function, type):
+        return together(column, function(**values))
     return partial(function, **values) if values else function
+
+
+def is_model(name: str) -> bool:
+    """Whether ``name`` means a class; a file is parsed, not run."""
+    _register_built_in()
+    target = target_of(name)
+    if not _is_file(target):
+        return isinstance(_registered[target], type)
+    path, wanted = _parts(target)
+    tree = ast.parse(path.read_bytes(), str(path))
+    return any(isinstance(node, ast.ClassDef) and node.name == wanted for node in tree.body)
 
 
 def registered_names() -> list[str]:
@@ -102,8 +126,8 @@ def _summary(function: RewardFunction) -> str:
 
 def _details(name: str) -> dict[str, str]:
     function = _registered[name]
-    asked = inspect.signature(function).parameters.values()
-    columns = [p.name for p in asked if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in OFFERED]
+    asked = inspect.signature(function.__call__ if isinstance(function, type) else function).parameters.values()
+    columns = [p.name for p in asked if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in (*OFFERED, "self")]
     details = {"source": _sources[name], "columns": ", ".join(columns), "parameters": shown(function)}
     return {label: text for label, text in details.items() if text}
 
@@ -122,9 +146,9 @@ def check_names(names: Sequence[str], given: Parameters | None = None) -> None:
     _register_built_in()
     taken: dict[str, str] = {}
     for name in names:
-        parameters = (given or {}).get(_column(name), {})
-        _check_file(name, parameters) if _is_file(name) else _check_registered(name, parameters)
-        column = _column(name)
+        column, target = column_of(name), target_of(name)
+        parameters = (given or {}).get(column, {})
+        _check_file(target, parameters) if _is_file(target) else _check_registered(column, target, parameters)
         if column in taken:
             both = "is named twice" if taken[column] == name else f"is also the name of {taken[column]}"
             raise ConfigError(f"the reward function {name} {both}", "Every reward function needs a name of its own.")
@@ -140,13 +164,14 @@ def _is_file(name: str) -> bool:
     return ":" in name or name.endswith(".py")
 
 
-def _column(name: str) -> str:
-    return name.rpartition(":")[2]
+def _nothing_to_check(**_values: Any) -> None: ...
 
 
-def _check_registered(name: str, given: Mapping[str, Any]) -> None:
+def _check_registered(column: str, name: str, given: Mapping[str, Any]) -> None:
     if name in _registered:
-        checked(name, _registered[name], given, dict.fromkeys(_OF_THE_RUN, 1))
+        function = _registered[name]
+        values = checked(column, function, given, dict.fromkeys(_OF_THE_RUN, 1))
+        getattr(function, "check", _nothing_to_check)(**values)
         return
     close = difflib.get_close_matches(name, _registered, n=1)
     hint = f"Did you mean {close[0]}?" if close else f"Known are {', '.join(sorted(_registered))}."
@@ -175,7 +200,7 @@ def _check_file(name: str, given: Mapping[str, Any]) -> None:
         hint = f"Did you mean {close[0]}?" if close else f"It defines {', '.join(sorted(names)) or 'nothing'}."
         raise ConfigError(f"{path} has no function {function!r}", hint)
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == function:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == function:
             check_given(function, *in_source(node), given, _OF_THE_RUN)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from grpo_hpc.errors import RewardError
 from grpo_hpc.rewards.pool import Outcome, Task, WorkerPool
+from grpo_hpc.rewards.pools import RewardPools
 from grpo_hpc.rewards.registry import OFFERED
 
 Policy = Literal["zero", "nan", "fail"]
@@ -56,7 +57,7 @@ class RewardTable:
 
 
 def score(
-    pool: WorkerPool,
+    pool: WorkerPool | RewardPools,
     names: Sequence[str],
     weights: Sequence[float] | None,
     policies: Mapping[str, Policy],

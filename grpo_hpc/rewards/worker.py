@@ -43,7 +43,8 @@ async def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
         functions = resolve(names, given, run)
     except GrpoHpcError as error:
         return _send(replies, {"broken": error.message, "hint": error.hint, "kind": type(error).__name__})
-    _send(replies, {"ready": [name for name, function in functions.items() if _is_async(function)]})
+    limit = max((getattr(function, "at_once", 0) for function in functions.values()), default=0)
+    _send(replies, {"ready": [name for name, function in functions.items() if _is_async(function)], "at_once": limit})
     running: set[asyncio.Task[None]] = set()
     while True:
         number, column, offered = await queue.get()

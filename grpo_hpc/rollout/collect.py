@@ -13,7 +13,7 @@ import torch.distributed as dist
 from grpo_hpc.config import RunConfig
 from grpo_hpc.data.rows import Row
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.rewards.pool import WorkerPool
+from grpo_hpc.rewards.pools import RewardPools
 from grpo_hpc.rewards.score import RewardBatch, score
 from grpo_hpc.rollout.engine import Completion, Engine, Request
 from grpo_hpc.rollout.trajectory import Trajectory
@@ -68,11 +68,11 @@ class Collector:
     Work is split over all replicas of the engine, so no rank of a model-parallel group is idle.
     """
 
-    def __init__(self, cfg: RunConfig, engine: Engine, tokenizer: Tokenizer, pool: WorkerPool) -> None:
+    def __init__(self, cfg: RunConfig, engine: Engine, tokenizer: Tokenizer, pool: RewardPools) -> None:
         self._seed = cfg.seed
         self._engine, self._tokenizer = engine, tokenizer
         self._rewards, self._pool = cfg.rewards, pool
-        self._columns = [name.rpartition(":")[2] for name in cfg.rewards.reward_funcs]
+        self._columns = cfg.rewards.columns
         self._replica_size = cfg.rollout.vllm_tensor_parallel_size
 
     def sample(self, prompts: Sequence[Prompt], samples: int, *, greedy: bool = False) -> list[Trajectory]:
@@ -157,7 +157,7 @@ class Collector:
         return int.from_bytes(digest, "big") >> 1
 
 
-def start_rewards(cfg: RunConfig) -> WorkerPool:
+def start_rewards(cfg: RunConfig) -> RewardPools:
     """Processes for the reward functions; made before any model, so that what is wrong with them costs no time.
 
     Raises:
@@ -165,7 +165,7 @@ def start_rewards(cfg: RunConfig) -> WorkerPool:
         EnvironmentProblem: one of them cannot work here.
     """
     r = cfg.rewards
-    pool = WorkerPool(
+    pool = RewardPools(
         r.reward_funcs,
         r.reward_params,
         {"max_completion_length": cfg.rollout.max_completion_length, "reward_timeout": r.reward_timeout},

@@ -12,7 +12,7 @@ HEAVY = {"torch", "megatron", "vllm", "transformers", "safetensors", "transforme
 ALLOWED = {
     "errors": set(),
     "shipped": set(),
-    "config": {"errors", "shipped", "algo.losses", "algo.estimators"},
+    "config": {"errors", "shipped", "algo.losses", "algo.estimators", "rewards.names"},
     "algo": set(),
     "data": {"errors"},
     "observe": {"errors"},

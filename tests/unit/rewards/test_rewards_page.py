@@ -13,7 +13,7 @@ from grpo_hpc.rewards.pool import Task, WorkerPool
 from grpo_hpc.rewards.registry import described
 
 PAGE = (Path(__file__).parents[3] / "docs" / "rewards.md").read_text()
-EXAMPLES = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL)
+EXAMPLES = re.findall(r"```python\n# (\w+rewards\.py)\n(.*?)```", PAGE, re.DOTALL)
 OFFERED = {"completions": ["please, 4"], "answer": ["4"], "prompts": [[{"role": "user", "content": "2 + 2"}]]}
 
 

@@ -1,0 +1,63 @@
+"""All rewards of a run: functions share a pool of workers, and each reward model has a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from grpo_hpc.rewards.names import column_of
+from grpo_hpc.rewards.pool import Outcome, Task, WorkerPool
+from grpo_hpc.rewards.registry import check_names, is_model
+
+
+class RewardPools:
+    """Runs tasks like a :class:`~grpo_hpc.rewards.pool.WorkerPool`, whatever reward they are for.
+
+    Args:
+        names, given, run: as for :func:`grpo_hpc.rewards.registry.resolve`.
+        options: as for :class:`~grpo_hpc.rewards.pool.WorkerPool`.
+
+    Raises:
+        ConfigError: a name or parameter is wrong.
+    """
+
+    def __init__(
+        self, names: Sequence[str], given: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any], **options: Any
+    ) -> None:
+        check_names(names, given)
+        models = [name for name in names if is_model(name)]
+        functions = [name for name in names if name not in models]
+        self._pool_of: dict[str, WorkerPool] = {}
+        for group in filter(None, [functions, *([name] for name in models)]):
+            columns = [column_of(name) for name in group]
+            own = {column: given[column] for column in columns if column in given}
+            pool = WorkerPool(group, own, run, model=group is not functions, **options)
+            self._pool_of |= dict.fromkeys(columns, pool)
+
+    def start(self) -> None:
+        """Load all functions and models, so that what is wrong with them is known at once.
+
+        Raises:
+            ConfigError, EnvironmentProblem: one cannot be loaded.
+        """
+        for pool in self._pools():
+            pool.start()
+
+    def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """The outcome of every task, in order; the pools work at the same time."""
+        shares = {pool: [n for n, t in enumerate(tasks) if self._pool_of[t.column] is pool] for pool in self._pools()}
+        with ThreadPoolExecutor(len(shares)) as threads:
+            done = threads.map(lambda share: share[0].run([tasks[n] for n in share[1]]), shares.items())
+            found = dict(
+                pair for share, out in zip(shares.values(), done, strict=True) for pair in zip(share, out, strict=True)
+            )
+        return [found[n] for n in range(len(tasks))]
+
+    def close(self) -> None:
+        """End all workers."""
+        for pool in self._pools():
+            pool.close()
+
+    def _pools(self) -> list[WorkerPool]:
+        return list(dict.fromkeys(self._pool_of.values()))
