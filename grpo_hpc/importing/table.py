@@ -301,8 +301,12 @@ _REWARDS = (
         "gym_env",
     ),
     same("max_turns", convert=unless(_one_turn, "nothing happens without multi_turn_scheduler")),
-    *ignored("Megatron GRPO has no reward models; here they are set in the section rewards", "reward_model"),
-    *ignored("Megatron GRPO has no reward models; here they are set in the section rewards", "reward_model_plugin"),
+    *ignored(
+        "Megatron GRPO reads neither; to have it: reward_funcs: [helpful=reward_model], docs/rewards.md", "reward_model"
+    ),
+    *ignored(
+        "Megatron GRPO reads neither; to have it: name a class of your own in reward_funcs", "reward_model_plugin"
+    ),
     *nothing("reward functions are named together with their file", "external_plugins=custom_register_path"),
     *ignored("no part of Megatron GRPO reads it", "completion_length_limit_scope", "move_model_batches"),
 )

@@ -34,6 +34,8 @@ class RewardPools:
             own = {column: given[column] for column in columns if column in given}
             pool = WorkerPool(group, own, run, model=group is not functions, **options)
             self._pool_of |= dict.fromkeys(columns, pool)
+        # Threads that last: a worker process is killed when the thread that started it ends.
+        self._threads = ThreadPoolExecutor(len(self._pools()))
 
     def start(self) -> None:
         """Load all functions and models, so that what is wrong with them is known at once.
@@ -41,23 +43,21 @@ class RewardPools:
         Raises:
             ConfigError, EnvironmentProblem: one cannot be loaded.
         """
-        for pool in self._pools():
-            pool.start()
+        list(self._threads.map(WorkerPool.start, self._pools()))
 
     def run(self, tasks: Sequence[Task]) -> list[Outcome]:
         """The outcome of every task, in order; the pools work at the same time."""
         shares = {pool: [n for n, t in enumerate(tasks) if self._pool_of[t.column] is pool] for pool in self._pools()}
-        with ThreadPoolExecutor(len(shares)) as threads:
-            done = threads.map(lambda share: share[0].run([tasks[n] for n in share[1]]), shares.items())
-            found = dict(
-                pair for share, out in zip(shares.values(), done, strict=True) for pair in zip(share, out, strict=True)
-            )
+        done = self._threads.map(lambda pool, share: pool.run([tasks[n] for n in share]), shares, shares.values())
+        pairs = zip(shares.values(), done, strict=True)
+        found = {n: outcome for share, outcomes in pairs for n, outcome in zip(share, outcomes, strict=True)}
         return [found[n] for n in range(len(tasks))]
 
     def close(self) -> None:
         """End all workers."""
         for pool in self._pools():
             pool.close()
+        self._threads.shutdown()
 
     def _pools(self) -> list[WorkerPool]:
         return list(dict.fromkeys(self._pool_of.values()))
