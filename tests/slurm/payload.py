@@ -34,7 +34,7 @@ def main(run: RunDir) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda *got: signalled.append(got[0]))
     dist.init_process_group("gloo")
-    events, sinks = EventLog(run.events), MetricSinks(run.metrics, None)
+    events, sinks = EventLog(run.events), MetricSinks(run.metrics)
     names = ("SLURMD_NODENAME", "CUDA_VISIBLE_DEVICES", "MASTER_PORT", "SECRET")
     where = {name: os.environ.get(name) for name in names} | {"contained": not Path("/usr/sbin/slurmd").exists()}
     (attempt / f"where_{rank}.json").write_text(json.dumps(where))

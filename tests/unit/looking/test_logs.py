@@ -125,7 +125,7 @@ def test_a_run_that_was_never_started_has_nothing_to_follow(run: RunDir, cli, ca
 
 @pytest.mark.parametrize("follows", [True, False])
 def test_a_reader_that_has_enough_ends_it_quietly(run: RunDir, started: Attempt, follows: bool) -> None:
-    log(run, started, "rank_0.log", "line\n" * (3 if follows else 100_000))
+    log(run, started, "rank_0.log", "line\n" * (1 if follows else 100_000))
     command = [sys.executable, "-m", "grpo_hpc.cli", "logs", str(run.path), *(["-f"] if follows else [])]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
@@ -133,8 +133,11 @@ def test_a_reader_that_has_enough_ends_it_quietly(run: RunDir, started: Attempt,
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline() == b"line\n"
     process.stdout.close()
+    try:
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
     assert process.stderr.read().decode().count("\n") == 1  # the name of the file
-    assert process.wait(20) == 0
 
 
 def test_a_reader_that_never_reads_does_no_harm(run: RunDir) -> None:
