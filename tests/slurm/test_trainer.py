@@ -15,7 +15,7 @@ from tiny import save_tiny_model
 from grpo_hpc.jobs import slurm
 from grpo_hpc.jobs.run_dir import RunDir
 
-STEPS = 4
+STEPS = 12  # enough to be still at work when Slurm has made up its mind
 PLUGINS = ROOT / "tests" / "cpu" / "plugins.py"
 
 
