@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -151,13 +152,14 @@ def test_a_reader_that_never_reads_does_no_harm(run: RunDir) -> None:
 
 def test_ctrl_c_ends_it_quietly(run: RunDir, started: Attempt) -> None:
     log(run, started, "rank_0.log", "line\n")
-    command = [sys.executable, "-m", "grpo_hpc.cli", "logs", str(run.path), "-f"]
+    # what is started in the background of a script ignores this signal
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "grpo_hpc.cli", "logs", str(run.path), "-f"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert process.stdout is not None and process.stderr is not None
     process.stdout.readline()
     time.sleep(0.1)
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
     assert b"Traceback" not in process.stderr.read()
