@@ -78,8 +78,9 @@ def _queued(job_ids: Sequence[str]) -> dict[str, QueuedJob]:
 def _past(job_ids: Sequence[str]) -> dict[str, list[str]]:
     if not job_ids:
         return {}
+    whole = sorted({job_id.partition("_")[0] for job_id in job_ids})  # a task that never began has no record of its own
     try:
-        shown = slurm.call(["sacct", "-D", "-X", "-n", "-P", "-j", ",".join(job_ids), "-o", "JobID,State"])
+        shown = slurm.call(["sacct", "-D", "-X", "-n", "-P", "-j", ",".join(whole), "-o", "JobID,State"])
     except EnvironmentProblem:
         return {}
     found: dict[str, list[str]] = {}

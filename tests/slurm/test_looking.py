@@ -130,7 +130,7 @@ def test_a_sweep_is_one_array_job_whose_points_are_runs(tmp_path: Path, executor
     assert [attempt.state for attempt in ended(second, 1)] == ["crash"]
     found = json.loads(grpo_hpc("status", sweep.path, "--json"))
     rows = [(point["values"]["optimizer.lr"], point["state"], point["step"]) for point in found["points"]]
-    assert rows == [(1e-6, "success", 30), (3e-6, "crash", 0)]
+    assert rows == [(1e-6, "success", 30), (3e-6, "crash", 1)]
     assert "RuntimeError: the payload was told to fail" in found["points"][1]["last_error"]
     (second.path / "payload.json").write_text(json.dumps({"steps": 3, "pause": 0}))
     start_sweep(sweep, [1])
