@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import yaml
 
-from tools.bench.random_model import SHAPES, save_prompts
+from tools.bench.random_model import SHAPES, save_prompts, set_stop_tokens, stop_tokens_for
 from tools.bench.work import H200_BF16_TFLOPS, Flops, Work
 
 HERE = Path(__file__).parent
@@ -39,20 +39,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     maker = [sys.executable, "-m", "tools.bench.random_model", str(work.model), options.model]
     subprocess.run(maker, check=True, cwd=HERE.parent, stderr=subprocess.DEVNULL)
     config = json.loads((work.model / "config.json").read_text())
+    spread = options.lengths == "spread"
+    set_stop_tokens(work.model, stop_tokens_for(work.completion_length, config["vocab_size"]) if spread else 0)
     save_prompts(work.data, work.prompts * work.steps, work.prompt_length, config["vocab_size"])
     saved = work.save()
-    result: dict[str, Any] = {"model": options.model, "work": json.loads(saved.read_text()), "set": options.set}
+    result: dict[str, Any] = {"model": options.model, "work": json.loads(saved.read_text()), "set": options.set,
+                              "lengths": options.lengths}  # fmt: skip
     result["ours"] = run_ours(work, options, Flops.of(config))
-    _show(result, work, options.out)
+    _show(result, options.out)
     for peer in options.peer:
         result[peer] = run_peer(peer, saved, work, options.trl_micro)
-        _show(result, work, options.out)
+        _show(result, options.out)
     return 0 if "error" not in result["ours"] else 1
 
 
-def _show(result: dict[str, Any], work: Work, out: str | None) -> None:
+def _show(result: dict[str, Any], out: str | None) -> None:
     """After each part, so that a benchmark that is stopped leaves what it has."""
-    print(table(result, work), flush=True)
+    print(table(result), flush=True)
     if out:
         Path(out).write_text(json.dumps(result, indent=1) + "\n")
 
@@ -74,8 +77,9 @@ def run_ours(work: Work, options: argparse.Namespace, flops: Flops) -> dict[str,
     return {
         "step_s": mean["time/step"],
         **{f"{phase}_s": mean.get(f"time/{phase}", 0.0) for phase in PHASES},
+        "tokens_per_s": work.tokens(length) / mean["time/step"],
         "rollout_tokens_per_s": length * work.completions / mean["time/rollout"],
-        "train_tokens_per_s": (work.prompt_length + length) * work.completions / mean["time/train"],
+        "train_tokens_per_s": work.tokens(length) / mean["time/train"],
         "train_mfu": trained / mean["time/train"] / (H200_BF16_TFLOPS * 1e12),
         "mean_length": length,
         "mismatch": mean["mismatch/logprob_abs_diff"],
@@ -135,19 +139,19 @@ def _last_json(command: list[str]) -> dict[str, Any]:
     return dict(json.loads(lines[-1]))
 
 
-def table(result: dict[str, Any], work: Work) -> str:
+def table(result: dict[str, Any]) -> str:
     """The figures side by side, in Markdown."""
     names = [name for name in ("ours", "trl", "vllm") if name in result]
     errors = [f"{name}: {result[name]['error']}" for name in names if "error" in result[name]]
-    keys = ["step_s", *(f"{phase}_s" for phase in PHASES), "rollout_tokens_per_s", "train_mfu", "mismatch", "peak_gib"]
+    keys = ["step_s", *(f"{phase}_s" for phase in PHASES), "mean_length", "rollout_tokens_per_s", "tokens_per_s",
+            "train_mfu", "mismatch", "peak_gib"]  # fmt: skip
     rows = [f"| {key} | " + " | ".join(_figure(result[name].get(key)) for name in names) + " |" for key in keys]
-    steps = {name: result[name]["step_s"] for name in names if "step_s" in result[name]}
-    rows.append(
-        "| tokens_per_s | " + " | ".join(_figure(work.tokens / steps[n] if n in steps else None) for n in names) + " |"
-    )
     head = "| | " + " | ".join(names) + " |\n|---" + "|---" * len(names) + "|"
+    speeds = {name: result[name]["tokens_per_s"] for name in names if "tokens_per_s" in result[name]}
     ratio = (
-        f"\nours / TRL, tokens per second: {steps['trl'] / steps['ours']:.2f}" if {"trl", "ours"} <= set(steps) else ""
+        f"\nours / TRL, tokens per second: {speeds['ours'] / speeds['trl']:.2f}"
+        if {"trl", "ours"} <= set(speeds)
+        else ""
     )
     return "\n".join([head, *rows, *errors]) + ratio
 
@@ -165,6 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--generations", type=int, default=8)
     parser.add_argument("--prompt-length", type=int, default=256)
     parser.add_argument("--completion-length", type=int, default=768)
+    parser.add_argument(
+        "--lengths", choices=("equal", "spread"), default="equal", help="spread: half of the longest on average"
+    )
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2, help="first steps that are not counted")
     parser.add_argument("--memory-share", type=float, default=0.3, help="of the GPU, for vLLM")

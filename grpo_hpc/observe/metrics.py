@@ -212,7 +212,10 @@ METRICS: dict[str, Metric] = {
         "compared",
         ".0f",
     ),
-    "memory/peak_gib": Metric("GiB", "Most memory that the first rank has used so far.", "peak memory", ".1f"),
+    "memory/peak_gib": Metric(
+        "GiB", "Most memory that the first rank has held on its device so far (CPU: in the host).", "peak memory", ".1f"
+    ),
+    "memory/peak_gib/<phase>": Metric("GiB", "The same in one phase; not on a CPU.", "peak of a phase", ".1f"),
     "time/step": Metric(_SECONDS, "The whole step, without evaluation and saving.", "step", ".1f"),
     "time/sync": Metric(_SECONDS, "Handing the new weights to the engine.", "sync", ".1f"),
     "time/rollout": Metric(_SECONDS, "Sampling completions.", "rollout", ".1f"),
@@ -245,6 +248,7 @@ PHASES: dict[str, str] = {
 def lookup(name: str) -> Metric | None:
     """The table's entry for the metric ``name``, or None; names of reward functions fill in ``<name>``."""
     pattern = re.sub(r"^(rewards|eval)/.+/(mean|std|failures|timeouts)$", r"\1/<name>/\2", name)
+    pattern = re.sub(r"^memory/peak_gib/.+$", "memory/peak_gib/<phase>", pattern)
     return METRICS.get(re.sub(r"^moe/layer_\d+/", "moe/layer_<n>/", pattern))
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -92,7 +93,7 @@ class ColocateEngine:
         options |= {"enforce_eager": True} if r.vllm_enforce_eager else {}
         options |= {"max_num_seqs": r.vllm_max_num_seqs} if r.vllm_max_num_seqs else {}
         if replayed_layers:
-            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"  # the other runner does not return experts
+            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(_second_runner_returns_experts()))
             options |= {"enable_return_routed_experts": True}
         self._replayed_layers = list(replayed_layers)
         from vllm import LLM  # takes seconds, and reads its environment on import
@@ -181,6 +182,11 @@ class ColocateEngine:
         """Give back memory and process groups; while the trainer's own groups still stand."""
         self.version = None
         self._llm.llm_engine.engine_core.shutdown()
+
+
+def _second_runner_returns_experts() -> bool:
+    """Of vLLM's two model runners one returns experts: the first until it got a connector for them, then the second."""
+    return find_spec("vllm.config.aux_output") is not None
 
 
 def _ranks_of_one_engine() -> dist.ProcessGroup:

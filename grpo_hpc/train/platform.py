@@ -91,13 +91,28 @@ class Platform:
         if self.is_cuda:
             torch.cuda.empty_cache()
 
-    def peak_memory_gib(self) -> float:
-        """Most memory this process has held: reserved device memory on CUDA, resident set on a CPU."""
+    def peak_bytes(self) -> int:
+        """Most bytes that torch has reserved since :meth:`forget_peak`; on a CPU the process's largest resident set."""
         if self.is_cuda:
-            return torch.cuda.max_memory_reserved(self.device) / 2**30
+            return torch.cuda.max_memory_reserved(self.device)
         import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def forget_peak(self) -> None:
+        """Count peaks anew from here, which a CPU cannot."""
+        if self.is_cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def bytes_outside_torch(self) -> int:
+        """Bytes in use on the device beyond what torch has reserved: context, NCCL, and whoever else is there.
+
+        Below zero while much of what torch counts as reserved is unmapped, as the memory of a sleeping engine is.
+        """
+        if not self.is_cuda:
+            return 0
+        free, total = torch.cuda.mem_get_info(self.device)
+        return total - free - torch.cuda.memory_reserved(self.device)
 
 
 def make_platform(device: Literal["cpu", "cuda"]) -> Platform:

@@ -259,7 +259,7 @@ class Trainer:
         metrics |= packing_metrics(lesson.dealt, self._packing.layout)
         if self._rollout_metrics:  # else it was done for the rows that are held out, or to go on in a rollout
             metrics |= self._sync_metrics
-        metrics["memory/peak_gib"] = self._platform.peak_memory_gib()
+        metrics |= self._clock.memory.metrics()
         self._rollout_metrics = {}
         self._reporter.step(self.state.step, metrics)
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from grpo_hpc.observe.events import EventLog
+from grpo_hpc.train.memory import MemoryMeter
 from grpo_hpc.train.platform import Platform
 
 
@@ -20,6 +21,7 @@ class PhaseClock:
 
     def __init__(self, platform: Platform, events: EventLog | None) -> None:
         self._platform, self._events = platform, events
+        self.memory = MemoryMeter(platform)
         self.step = 0
         self.seconds: dict[str, float] = {}
 
@@ -31,6 +33,7 @@ class PhaseClock:
         started = time.perf_counter()
         yield
         self._platform.synchronize()
+        self.memory.note(name)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def progress(self, done: int, total: int) -> None:

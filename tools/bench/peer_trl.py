@@ -59,13 +59,13 @@ def main(work: Work, micro: int, checkpointing: bool) -> dict[str, Any]:
     from trl import GRPOConfig, GRPOTrainer
 
     rows = [{"prompt": json.loads(line)["messages"]} for line in work.data.read_text().splitlines()]
-    length = work.prompt_length + work.completion_length
+    longest = work.prompt_length + work.completion_length
     args = GRPOConfig(
         output_dir=str(Path(work.folder) / "trl"), max_steps=work.steps, bf16=True, learning_rate=1e-6, report_to=[],
         per_device_train_batch_size=micro, gradient_accumulation_steps=work.completions // micro,
         num_generations=work.generations, max_completion_length=work.completion_length, temperature=1.0, beta=0.0,
         loss_type="grpo", use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=work.memory_share,
-        vllm_max_model_length=length, vllm_importance_sampling_correction=False, gradient_checkpointing=checkpointing,
+        vllm_max_model_length=longest, vllm_importance_sampling_correction=False, gradient_checkpointing=checkpointing,
         model_init_kwargs={"dtype": "bfloat16"}, logging_steps=1, save_strategy="no", optim="adamw_torch_fused",
     )  # fmt: skip
     clock, steps = Clock(), []
@@ -87,9 +87,13 @@ def main(work: Work, micro: int, checkpointing: bool) -> dict[str, Any]:
     clock.around(trainer, "_generate_and_score_completions", "generate_and_score")
     trainer.train()
     counted = steps[work.warmup :]
+    lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "completions/mean_length" in row]
+    length = sum(lengths[work.warmup :]) / len(counted)
     mean = {name: sum(s.get(name, 0.0) for s in counted) / len(counted) for name in counted[-1]}
     return {
         "step_s": mean["step"],
+        "mean_length": length,
+        "tokens_per_s": work.tokens(length) / mean["step"],
         "rollout_s": mean["rollout"],
         "sync_s": mean["sync"],
         "train_s": mean["step"] - mean["generate_and_score"],

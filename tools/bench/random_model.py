@@ -1,6 +1,7 @@
 """A random model of a real shape with a tokenizer of one word per token, and prompts of exact length for it.
 
-Random weights sample nearly uniformly, so completions run to their full length and every phase has a known size.
+Random weights sample nearly uniformly, so completions run to their full length and every phase has a known size. With
+``stop_tokens`` that many words end a completion, which makes lengths geometric, cut off at the longest.
 
     python -m tools.bench.random_model FOLDER SHAPE
 """
@@ -68,6 +69,21 @@ def save_random_model(folder: Path, name: str, seed: int = 0) -> None:
     model.save_pretrained(folder)
     _save_tokenizer(folder, config.vocab_size)
     (folder / "done").touch()
+
+
+def set_stop_tokens(folder: Path, count: int) -> None:
+    """Let ``count`` words end a completion, besides EOS: engines read them from ``generation_config.json``."""
+    ids = [EOS, *range(2, 2 + count)]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids, "pad_token_id": PAD}))
+
+
+def stop_tokens_for(longest: int, vocabulary: int) -> int:
+    """How many words must end a completion for the mean length to be half of ``longest``.
+
+    The mean of min(geometric, L) is (1 - exp(-x)) / x * L for x = L * probability of an end; x = 1.594 gives a half,
+    and a fifth of the completions is cut off.
+    """
+    return round(1.594 / longest * vocabulary)
 
 
 def _save_tokenizer(folder: Path, vocabulary: int) -> None:

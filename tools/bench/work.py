@@ -43,10 +43,9 @@ class Work:
     def completions(self) -> int:
         return self.prompts * self.generations
 
-    @property
-    def tokens(self) -> int:
-        """Prompt and completion tokens of a step, when no completion ends early."""
-        return self.completions * (self.prompt_length + self.completion_length)
+    def tokens(self, mean_length: float) -> float:
+        """Prompt and completion tokens of a step whose completions have ``mean_length`` tokens."""
+        return self.completions * (self.prompt_length + mean_length)
 
     def save(self) -> Path:
         file = Path(self.folder) / "work.json"
