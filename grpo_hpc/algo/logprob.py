@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cache, wraps
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -94,15 +95,11 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         logsumexp, entropy = torch.empty_like(logprobs), torch.empty_like(logprobs)
         for at in _chunks(len(targets), chunk):
-            logits = _logits(hidden[at], weight, part, temperature)
-            top = logits.amax(-1) if logits.shape[-1] else logits.new_full(logits.shape[:1], -torch.inf)
+            logits = hidden[at] @ _real_rows(weight, part).T
+            top = _largest(logits, temperature)
             part.max(top)
-            logits.sub_(top[:, None])
-            local, mine = _local(targets[at], logits.shape[-1], part)
-            picked = torch.where(mine, logits.gather(-1, local[:, None])[:, 0], 0.0) if logits.shape[-1] else 0 * top
-            exp = logits.exp()
-            sums = torch.stack((exp.sum(-1), picked, torch.linalg.vecdot(exp, logits)))  # one reduction for the three
-            part.sum(sums)
+            sums = _sums(logits, temperature, top, _local(targets[at], logits, part))
+            part.sum(sums)  # one reduction for the three
             log_total = sums[0].log()
             logsumexp[at] = log_total + top
             logprobs[at] = sums[1] - log_total
@@ -121,28 +118,84 @@ class _TokenLogprobs(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             total = torch.zeros_like(weight, dtype=torch.float32) if ctx.grad_buffer is None else ctx.grad_buffer
         grad_hidden = torch.empty_like(hidden)
+        rows = _real_rows(weight, ctx.part)
         for at in _chunks(len(targets), ctx.chunk):
-            log_p = _logits(hidden[at], weight, ctx.part, ctx.temperature).sub_(logsumexp[at, None])
-            upstream = grad_logprobs[at, None]
-            if ctx.entropy_gradient:
-                grad_logits = -log_p.exp() * (upstream + grad_entropy[at, None] * (log_p + entropy[at, None]))
-            else:
-                grad_logits = log_p.exp_().mul_(-upstream)
-            local, mine = _local(targets[at], grad_logits.shape[-1], ctx.part)
-            if grad_logits.shape[-1]:
-                grad_logits.scatter_add_(-1, local[:, None], (upstream * mine[:, None]).to(grad_logits.dtype))
-            scaled = grad_logits.div_(ctx.temperature).to(hidden.dtype)
-            rows = weight[: scaled.shape[-1]]
-            grad_hidden[at] = scaled @ rows
+            logits = hidden[at] @ rows.T
+            bonus = (grad_entropy[at], entropy[at]) if ctx.entropy_gradient else None
+            local = _local(targets[at], logits, ctx.part)
+            grad_logits = _logit_gradient(logits, ctx.temperature, logsumexp[at], local, grad_logprobs[at], bonus)
+            grad_hidden[at] = grad_logits @ rows
             if total is not None:
-                _add_product(total[: len(rows)], scaled, hidden[at])
+                _add_product(total[: len(rows)], grad_logits, hidden[at])
         return grad_hidden, _weight_gradient(total, weight, ctx.grad_buffer), None, None, None, None, None, None
+
+
+def _fused(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """On a GPU one kernel instead of one for each operation: logits are large, and what is done to them is little.
+
+    torch.compile makes it at the first call, which takes seconds.
+    """
+
+    @cache
+    def compiled() -> Callable[..., Tensor]:
+        return cast(Callable[..., Tensor], torch.compile(function))
+
+    @wraps(function)
+    def call(logits: Tensor, *args: Any) -> Tensor:
+        return (compiled() if logits.is_cuda and logits.numel() else function)(logits, *args)
+
+    return call
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    return logits.float() / temperature if temperature != 1.0 else logits.float()
+
+
+@_fused
+def _largest(logits: Tensor, temperature: float) -> Tensor:
+    """Largest of the scaled logits [n] held here; -inf where none is."""
+    if not logits.shape[-1]:
+        return torch.full(logits.shape[:1], -torch.inf, device=logits.device)
+    return _scaled(logits.amax(-1), temperature)
+
+
+@_fused
+def _sums(logits: Tensor, temperature: float, top: Tensor, local: Tensor) -> Tensor:
+    """With ``z`` the scaled logits minus ``top``: sum of ``exp z``, ``z`` of the target, sum of ``z exp z``: [3, n]."""
+    z = _scaled(logits, temperature) - top[:, None]
+    exp = z.exp()
+    picked = torch.where(_columns(logits) == local[:, None], z, 0.0)
+    return torch.stack((exp.sum(-1), picked.sum(-1), (exp * z).sum(-1)))
+
+
+@_fused
+def _logit_gradient(
+    logits: Tensor,
+    temperature: float,
+    logsumexp: Tensor,
+    local: Tensor,
+    upstream: Tensor,
+    bonus: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Gradient of the logits [n, rows], in their precision; ``bonus`` is the entropies' gradient, and the entropies."""
+    log_p = _scaled(logits, temperature) - logsumexp[:, None]
+    onehot = (_columns(logits) == local[:, None]).float()
+    gradient = upstream[:, None] * (onehot - log_p.exp())
+    if bonus is not None:
+        gradient = gradient - bonus[0][:, None] * log_p.exp() * (log_p + bonus[1][:, None])
+    return _scaled(gradient, temperature).to(logits.dtype)
+
+
+def _columns(logits: Tensor) -> Tensor:
+    return torch.arange(logits.shape[-1], device=logits.device)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """``total += left.T @ right``, summed in the precision of ``total``."""
     if total.dtype == left.dtype:
         total.addmm_(left.T, right)
+    elif total.is_cuda:
+        torch.addmm(total, left.T, right, out_dtype=total.dtype, out=total)
     else:
         total.add_(left.T @ right)
 
@@ -154,18 +207,15 @@ def _weight_gradient(total: Tensor | None, weight: Tensor, grad_buffer: Tensor |
     return total.to(weight.dtype) if grad_buffer is None else weight.new_zeros(()).expand_as(weight)
 
 
-def _logits(hidden: Tensor, weight: Tensor, part: VocabularyPart, temperature: float) -> Tensor:
-    """Float32 logits of the real rows held here: [n, at most Vr]."""
-    real = max(0, min(weight.shape[0], part.vocabulary - part.start))
-    logits = (hidden @ weight[:real].T).float()
-    return logits.div_(temperature) if temperature != 1.0 else logits
+def _real_rows(weight: Tensor, part: VocabularyPart) -> Tensor:
+    """The rows held here without those that are padding: [at most Vr, H]."""
+    return weight[: max(0, min(weight.shape[0], part.vocabulary - part.start))]
 
 
-def _local(targets: Tensor, rows: int, part: VocabularyPart) -> tuple[Tensor, Tensor]:
-    """Row of each target on this rank (0 where it lies elsewhere) and whether it lies here."""
+def _local(targets: Tensor, logits: Tensor, part: VocabularyPart) -> Tensor:
+    """Row of each target on this rank; -1 where it lies elsewhere."""
     local = targets - part.start
-    mine = (local >= 0) & (local < rows)
-    return local.masked_fill(~mine, 0), mine
+    return local.masked_fill((local < 0) | (local >= logits.shape[-1]), -1)
 
 
 def _chunks(total: int, size: int) -> list[slice]:

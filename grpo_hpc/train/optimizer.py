@@ -64,10 +64,11 @@ def optimizer_config(cfg: RunConfig) -> OptimizerConfig:
 
 
 def allocate_state(optimizer: Any) -> None:
-    """Give torch's Adam its state before the first step.
+    """Give Adam its moments before the first step.
 
     Megatron saves and loads the state of torch's Adam (its choice where neither TransformerEngine nor Apex is) only
-    when it is there, step counters included.
+    when it is there, step counters included. TransformerEngine's would allocate them after the first backward pass:
+    in the holes that activations left, for good, and after the engine has looked how much memory is free.
     """
     for adam in torch_adams(optimizer):
         for parameter in (p for group in adam.param_groups for p in group["params"]):
@@ -76,6 +77,10 @@ def allocate_state(optimizer: Any) -> None:
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        ours = isinstance(part.optimizer, torch.optim.Adam) or part.config.use_precision_aware_optimizer
+        if not ours and part.init_state_fn is not None:
+            part.init_state_fn(part.optimizer, part.config)
 
 
 def torch_adams(optimizer: Any) -> list[torch.optim.Adam]:

@@ -62,6 +62,16 @@ def build_model(cfg: RunConfig, platform: Platform) -> list[PolicyModel]:
     return chunks
 
 
+def add_weight_gradients_in_place(chunks: Sequence[PolicyModel]) -> None:
+    """Let TransformerEngine's matrix products add their weight gradients to Megatron's fp32 buffer themselves.
+
+    Megatron's own switch, ``gradient_accumulation_fusion``, asks for Apex, which its other linear layers would need.
+    """
+    for module in (module for chunk in chunks for module in chunk.modules()):
+        if hasattr(module, "fuse_wgrad_accumulation"):
+            module.fuse_wgrad_accumulation = True
+
+
 class TrainedPolicy:
     """The policy with its gradients and optimizer state. Every method is collective over all ranks.
 
@@ -80,8 +90,10 @@ class TrainedPolicy:
         self._objective = objective_of(cfg)
         with platform.megatron():
             self.ddp = data_parallel(cfg, self.chunks)
+            platform.empty_cache()  # Megatron has moved the parameters into one buffer: what they lay in is free
             self.optimizer = get_megatron_optimizer(optimizer_config(cfg), self.ddp)
         allocate_state(self.optimizer)
+        add_weight_gradients_in_place(self.chunks)
         config = self.chunks[0].config
         config.grad_scale_func = self.optimizer.scale_loss
         config.finalize_model_grads_func = sum_gradients
