@@ -1,0 +1,180 @@
+"""The page that holds the planner's estimates beside what was measured."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+from grpo_hpc.config import load_run
+from grpo_hpc.plan.accuracy import FILE as ACCURACY
+from grpo_hpc.plan.make import Estimate, make_plan
+from grpo_hpc.plan.memory import GIB
+from tools.bench.random_model import SHAPES
+
+PHASES = ("start", "sync", "rollout", "logprob", "train")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting: what the planner says of it, and what came of it."""
+
+    name: str
+    found: dict[str, Any]
+    estimate: Estimate
+
+    @property
+    def ran(self) -> bool:
+        return "step_s" in self.found
+
+    @property
+    def ran_out(self) -> bool:
+        return bool(self.found.get("ended") == "ran out of memory")
+
+    @property
+    def peak(self) -> float:
+        return self.estimate.memory.peak.total / GIB
+
+    @property
+    def step(self) -> float:
+        return self.estimate.times.step if self.estimate.times else 0.0
+
+    def error(self, what: str) -> float:
+        """Relative error of the estimated ``step`` or ``peak``."""
+        seen = self.found["step_s"] if what == "step" else self.found["peak_gib"]
+        return float((self.step if what == "step" else self.peak) / seen - 1)
+
+
+def read_rows(results: Path) -> list[Row]:
+    """All settings that were measured, with the planner's estimates of today."""
+    return [_row(file) for file in sorted(results.glob("*.json"))]
+
+
+def _row(file: Path) -> Row:
+    found = json.loads(file.read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        content = found["run_file"]
+        content["model"]["path"] = folder
+        (Path(folder) / "config.json").write_text(json.dumps(_config(found["shape"])))
+        run = Path(folder) / "run.yaml"
+        run.write_text(yaml.safe_dump(content))
+        plan = make_plan(load_run(str(run), found["keys"]), round(found.get("mean_length", 0)) or None)
+    assert plan.estimate is not None
+    return Row(file.stem, found, plan.estimate)
+
+
+def _config(shape: str) -> dict[str, Any]:
+    return SHAPES[shape] | {"max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "rope_theta": 1e6}
+
+
+def write_report(results: Path) -> str:
+    """The page; how far off the planner is goes to ``plan/accuracy.yaml``, too."""
+    rows = read_rows(results)
+    ran = [row for row in rows if row.ran]
+    ACCURACY.write_text("# Written by tools/plan_measured.py.\n" + yaml.safe_dump(_accuracy(ran), sort_keys=False))
+    return "\n".join([_HEAD, *_settings(rows), _SUMMARY, *_summary(rows, ran), _BY_PHASE, *_phases(ran), _FOOT])
+
+
+def _accuracy(ran: Sequence[Row]) -> dict[str, dict[str, float]]:
+    found = {"time": [row.error("step") for row in ran], "memory": [row.error("peak") for row in ran]}
+    return {
+        what: {
+            "runs": len(errors),
+            "median": round(median(map(abs, errors)), 2),
+            "lowest": round(min(errors), 2),
+            "highest": round(max(errors), 2),
+        }
+        for what, errors in found.items()
+    }
+
+
+def _settings(rows: Sequence[Row]) -> list[str]:
+    lines = []
+    for row in rows:
+        keys = ", ".join(key for key in row.found["keys"])
+        f = row.found
+        memory, seconds = f"{row.peak:.1f} | - | -", f"{row.step:.2f} | - | -"
+        if row.ran:
+            memory = f"{row.peak:.1f} | {f['peak_gib']:.1f} | {row.error('peak'):+.1%}"
+            seconds = f"{row.step:.2f} | {f['step_s']:.2f} | {row.error('step'):+.0%}"
+        came = "ran" if row.ran else f["ended"].splitlines()[-1][:40]
+        gpus = f["run_file"]["resources"]["nproc_per_node"]
+        name = row.name + (" (frozen)" if f["frozen"] else "")
+        lines.append(
+            f"| {name} | {f['shape']} | {gpus} | {keys} | {row.estimate.verdict} | {came} | {memory} | {seconds} |"
+        )
+    return lines
+
+
+def _summary(rows: Sequence[Row], ran: Sequence[Row]) -> list[str]:
+    lines = []
+    for label, chosen in (("all", ran), ("frozen", [row for row in ran if row.found["frozen"]])):
+        for what, unit in (("peak", "peak memory"), ("step", "step time")):
+            if errors := [abs(row.error(what)) for row in chosen]:
+                lines.append(f"| {label} | {unit} | {len(errors)} | {median(errors):.1%} | {max(errors):.1%} |")
+    false = [row.name for row in rows if row.ran_out and row.estimate.verdict == "fits"]
+    afraid = [row.name for row in rows if row.ran and row.estimate.verdict == "does not fit"]
+    lines += [
+        "",
+        f'False "fits": {", ".join(false) or "none"}. Ran although "does not fit": {", ".join(afraid) or "none"}.',
+    ]
+    return lines
+
+
+def _phases(ran: Sequence[Row]) -> list[str]:
+    lines = []
+    for row in ran:
+        uses = {use.phase: use.total / GIB for use in row.estimate.memory.phases}
+        times = row.estimate.times
+        spent = {phase.name: phase.seconds / row.estimate.task.steps for phase in times.phases} if times else {}
+        cells = []
+        for phase in PHASES:
+            seen = row.found["phases_gib"].get(phase)
+            cells.append("-" if seen is None else f"{uses[phase]:.1f} / {seen:.1f}")
+        for phase in ("sync", "rollout", "logprob", "train", "offload"):
+            cells.append(f"{spent.get(phase, 0):.2f} / {row.found['phases_s'].get(phase, 0):.2f}")
+        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+_HEAD = """# The planner and this trainer on H200s
+
+Made by `python tools/plan_measured.py report docs/benchmarks/planner`; the runs by its `measure` on two NVIDIA H200
+(tools/bench/settings.py says what each is). Random weights, completions of full length, one step to warm up and two
+that count. Memory is the most that the first rank's process held of its GPU, everything included; the estimate is of
+the fullest GPU. Each triple is estimate, measured, error.
+
+| run | model | GPUs | keys | verdict | came of it | GiB | | | step s | | |
+|---|---|---|---|---|---|---|---|---|---|---|---|"""
+
+_SUMMARY = """
+## Errors
+
+Frozen runs were measured after the planner was last changed.
+
+| runs | of | number | median | worst |
+|---|---|---|---|---|"""
+
+_BY_PHASE = """
+## Phase by phase
+
+Estimate / measured: GiB at the fullest moment of a phase, seconds for each optimizer step.
+
+| run | GiB: start | sync | rollout | logprob | train | s: sync | rollout | logprob | train | offload |
+|---|---|---|---|---|---|---|---|---|---|---|"""
+
+_FOOT = """
+## How it was made
+
+```sh
+python tools/plan_measured.py measure --gpus 0,1 --folder /tmp/planner --out docs/benchmarks/planner
+python tools/plan_measured.py measure --gpus 0,1 --folder /tmp/planner --out docs/benchmarks/planner --frozen
+python tools/plan_measured.py report docs/benchmarks/planner > docs/benchmarks/planner.md
+```
+"""
