@@ -59,6 +59,7 @@ def write_hf_folder(
     metadata: Mapping[str, str],
     dtype: torch.dtype,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
+    float32: tuple[str, ...] = (),
 ) -> None:
     """Write ``tensors`` as a model folder beside the configuration and tokenizer of ``source``.
 
@@ -68,12 +69,14 @@ def write_hf_folder(
         tensors: names and values, consumed once, in order.
         metadata: strings kept in ``grpo_hpc.json`` (where these weights come from).
         dtype: of the written tensors.
+        float32: ends of the names of those that are float32 whatever the others are.
     """
     building = target.with_name(target.name + ".tmp")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     _copy_companions(source, building, dtype)
-    _write_shards(tensors, building, dtype, shard_bytes)
+    precise = ((name, tensor, torch.float32 if name.endswith(float32) else dtype) for name, tensor in tensors)
+    _write_shards(precise, building, shard_bytes)
     (building / "grpo_hpc.json").write_text(json.dumps(dict(metadata), indent=1) + "\n")
     if target.exists():
         shutil.rmtree(target)
@@ -91,7 +94,7 @@ def _copy_companions(source: Path, target: Path, dtype: torch.dtype) -> None:
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, dtype: torch.dtype, shard_bytes: int) -> None:
+def _write_shards(tensors: Iterable[tuple[str, Tensor, torch.dtype]], folder: Path, shard_bytes: int) -> None:
     shards: list[list[str]] = []
     held: dict[str, Tensor] = {}
     size = total = 0
@@ -102,7 +105,7 @@ def _write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, dtype: to
         save_file(held, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
         held, size = {}, 0
 
-    for name, tensor in tensors:
+    for name, tensor, dtype in tensors:
         # a clone: the stream may reuse its buffers, and slices of one storage cannot be saved
         held[name] = tensor.detach().to("cpu", dtype, copy=True).contiguous()
         size += held[name].nbytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -15,10 +16,13 @@ from torch import Tensor
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import family, weight_map
 from grpo_hpc.models.hf_folder import HfFolder
-from grpo_hpc.models.layouts import WHOLE, Shard
+from grpo_hpc.models.layouts import Shard
 from grpo_hpc.models.policy import PolicyModel
 from grpo_hpc.models.shape import ModelShape
+from grpo_hpc.models.transport import ToEveryRank, Transport
 from grpo_hpc.models.weight_map import Entry, entries
+
+TO_EVERY_RANK = ToEveryRank()
 
 Meta = tuple[tuple[int, ...], torch.dtype]
 
@@ -112,7 +116,7 @@ def _check_names(shape: ModelShape, table: list[Entry], parameters: set[str], fo
 
 
 class HfExporter:
-    """Streams the whole model as Hugging Face tensors; every rank takes part and receives every tensor.
+    """Streams the whole model as Hugging Face tensors to every rank, or to the first; every rank takes part.
 
     Pipeline stages, expert-parallel and tensor-parallel ranks contribute their shards. Parameters of one layer travel
     together in buckets of bounded size, so no rank ever holds more of the whole model than one bucket. What no rank
@@ -140,10 +144,15 @@ class HfExporter:
         table = [e for e in entries(weight_map(chunks[0].shape), layer_spec) if e.exported]
         self._table = [e for e in table if e.name in self._meta]
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Hugging Face names and tensors in the training dtype. Collective: every rank must consume it to the end."""
+    def tensors(self, to: Transport = TO_EVERY_RANK) -> Iterator[tuple[str, Tensor]]:
+        """Hugging Face names and tensors in the training dtype; none on a rank that ``to`` leaves out.
+
+        Collective: every rank must consume it to the end.
+        """
         for bucket in self.buckets():
-            shards = _gather(self._fetch(bucket), bucket[0])
+            shards = self._shards(bucket, to) if to.takes_part(bucket[0].rule.experts > 0) else []
+            if not shards:
+                continue
             sizes = [math.prod(self._meta[entry.name][0]) for entry in bucket]
             parts = [shard.split(sizes) for shard in shards]
             del shards
@@ -176,33 +185,39 @@ class HfExporter:
     def _shown(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, self._values(parameter)) for name, parameter in self._parameters.items())
 
-    def _fetch(self, bucket: list[Entry]) -> Tensor:
-        """This tensor-parallel rank's shards of the bucket, one behind the other: [sum of their sizes]."""
-        name, experts = bucket[0].name, bucket[0].rule.experts
-        if name in self._parameters:
-            values = [self._values(self._parameters[entry.name]).flatten() for entry in bucket]
-            flat = values[0] if len(values) == 1 else torch.cat(values)
-        else:
-            size = sum(math.prod(self._meta[entry.name][0]) for entry in bucket)
-            device = next(iter(self._parameters.values())).device
-            flat = torch.empty(size, dtype=self._meta[name][1], device=device)
-        flat = _from_first(flat, name, self._stages, mpu.get_pipeline_model_parallel_group())
-        return _from_first(flat, name, self._experts, _expert_group()) if experts else flat
+    def _shards(self, bucket: list[Entry], to: Transport) -> list[Tensor]:
+        """All ranks' shards of the bucket where ``to`` takes them, else none: each [sum of its parameters' sizes]."""
+        entry, experts = bucket[0], bucket[0].rule.experts
+        sharers = mpu.get_expert_tensor_parallel_group() if experts else mpu.get_tensor_model_parallel_group()
+        if not entry.layout.sharded and not to.goes_on(sharers):
+            return []
+        flat = self._own(bucket)
+        way = [(self._stages, mpu.get_pipeline_model_parallel_group())]
+        if experts:
+            way.append((self._experts, _expert_group()))
+        for holders, group in way:
+            flat = to.pass_on(flat, _first_with(entry.name, holders), partial(self._empty, bucket), group)
+            if not to.goes_on(group):
+                return []
+        if flat is None:
+            raise ValueError(f"no rank sent {entry.name}")
+        return to.join(flat, sharers) if entry.layout.sharded and sharers.size() > 1 else [flat]
+
+    def _own(self, bucket: list[Entry]) -> Tensor | None:
+        """This rank's shards of the bucket, one behind the other; None if it has none."""
+        if bucket[0].name not in self._parameters:
+            return None
+        values = [self._values(self._parameters[entry.name]).flatten() for entry in bucket]
+        return values[0] if len(values) == 1 else torch.cat(values)
+
+    def _empty(self, bucket: list[Entry]) -> Tensor:
+        size = sum(math.prod(self._meta[entry.name][0]) for entry in bucket)
+        device = next(iter(self._parameters.values())).device
+        return torch.empty(size, dtype=self._meta[bucket[0].name][1], device=device)
 
 
 def _first_with(name: str, holders: list[dict[str, Meta]]) -> int | None:
     return next((rank for rank, names in enumerate(holders) if name in names), None)
-
-
-def _from_first(flat: Tensor, name: str, holders: list[dict[str, Meta]], group: dist.ProcessGroup) -> Tensor:
-    """``flat`` of the first rank of ``group`` that holds ``name``; untouched where none does."""
-    owner = _first_with(name, holders)
-    if owner is None or len(holders) == 1:
-        return flat
-    if dist.get_rank(group) != owner:
-        flat = torch.empty_like(flat)  # it may be this rank's own parameter
-    dist.broadcast(flat, dist.get_global_rank(group, owner), group=group)
-    return flat
 
 
 def _expert_group() -> dist.ProcessGroup:
@@ -213,14 +228,3 @@ def _gather_objects(mine: dict[str, Meta], group: dist.ProcessGroup) -> list[dic
     found: list[dict[str, Meta]] = [{}] * dist.get_world_size(group)
     dist.all_gather_object(found, mine, group=group)
     return found
-
-
-def _gather(flat: Tensor, entry: Entry) -> list[Tensor]:
-    """``flat`` of every rank that holds a shard of it, in rank order."""
-    place = shard_of(entry)
-    if place.size == WHOLE.size or not entry.layout.sharded:
-        return [flat]
-    group = mpu.get_expert_tensor_parallel_group() if entry.rule.experts else mpu.get_tensor_model_parallel_group()
-    shards = [torch.empty_like(flat) for _ in range(place.size)]
-    dist.all_gather(shards, flat.contiguous(), group=group)
-    return shards

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grpo_hpc.errors import RolloutError
 from grpo_hpc.rollout.digest import Sent, compare, sample
-from grpo_hpc.rollout.precision import cast
+from grpo_hpc.rollout.precision import for_engine
 from grpo_hpc.rollout.residency import Part
 from grpo_hpc.rollout.trajectory import pack_experts
 
@@ -158,7 +158,7 @@ class ColocateEngine:
         dtype: Any = self._llm.llm_engine.model_config.dtype
         generator = torch.Generator(self._device).manual_seed(self._seed + version)  # the same on every rank
         sent: Sent = self._llm.apply_model(partial(sample, seed=self._seed + version))[0]
-        converted = sent.watch((name, cast(tensor, dtype, generator)) for name, tensor in tensors)
+        converted = sent.watch(for_engine(tensors, dtype, generator))
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": converted})
         for _ in converted:  # the stream is collective: every rank must reach its end
             pass

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
+
+_FLOAT32 = "e_score_correction_bias"  # in bfloat16 the bias of an expert would not follow its small steps
+
+
+def for_engine(
+    tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, generator: torch.Generator
+) -> Iterator[tuple[str, Tensor]]:
+    """``tensors`` in the precision in which vLLM keeps them: ``dtype`` (see :func:`cast`), or float32 for a few."""
+    for name, tensor in tensors:
+        yield name, tensor if name.endswith(_FLOAT32) else cast(tensor, dtype, generator)
 
 
 def cast(tensor: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

@@ -13,10 +13,12 @@ import torch.distributed as dist
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
 from grpo_hpc.data.rows import Row
+from grpo_hpc.models.families import family
 from grpo_hpc.models.hf_folder import write_hf_folder
 from grpo_hpc.models.lora import Adapters
 from grpo_hpc.models.peft_folder import gather_adapters, write_adapter
 from grpo_hpc.models.policy import PolicyModel
+from grpo_hpc.models.transport import ToFirstRank
 from grpo_hpc.rollout.collect import Collector, Prompt, Tokenizer
 from grpo_hpc.rollout.engine import Engine
 from grpo_hpc.rollout.residency import Use
@@ -234,10 +236,12 @@ class Trainer:
             dist.barrier()
 
     def _export_model(self, target: Path) -> None:
-        tensors = self._parts.policy.exporter.tensors()
+        tensors = self._parts.policy.exporter.tensors(ToFirstRank())
         if dist.get_rank() == 0:
             origin = {"run": self._cfg.name, "step": str(self.state.step), "base_model": self._cfg.model.path}
-            write_hf_folder(tensors, target, Path(self._cfg.model.path), origin, DTYPES[self._cfg.model.dtype])
+            source, dtype = Path(self._cfg.model.path), DTYPES[self._cfg.model.dtype]
+            precise = family(self._parts.policy.chunks[0].shape.family).float32
+            write_hf_folder(tensors, target, source, origin, dtype, float32=precise)
         for _ in tensors:
             pass
 

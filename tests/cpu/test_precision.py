@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
+from safetensors.torch import load_file
 
-from grpo_hpc.rollout.precision import cast
+from grpo_hpc.models.families import family
+from grpo_hpc.models.hf_folder import write_hf_folder
+from grpo_hpc.rollout.precision import cast, for_engine
 
 
 def generator(seed=0):
@@ -38,3 +41,17 @@ def test_equal_seeds_agree_and_other_casts_are_plain():
     assert not torch.equal(cast(values, torch.bfloat16, generator(3)), cast(values, torch.bfloat16, generator(4)))
     assert cast(values, torch.float32, generator()) is values
     assert torch.equal(cast(values.bfloat16(), torch.float32, generator()), values.bfloat16().float())
+
+
+def test_the_bias_of_an_expert_stays_in_float32_on_its_way_to_the_engine_and_in_an_export(tiny, tmp_path):
+    source = tiny("deepseek_v3", tied=False)
+    tensors = load_file(source / "model.safetensors")
+    sent = dict(for_engine(tensors.items(), torch.bfloat16, generator()))
+    write_hf_folder(
+        tensors.items(), tmp_path / "out", source, {}, torch.bfloat16, float32=family("deepseek_v3").float32
+    )
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    biases = [name for name in tensors if name.endswith("e_score_correction_bias")]
+    assert len(biases) == 3 and all(sent[n].equal(tensors[n]) and written[n].equal(tensors[n]) for n in biases)
+    others = tensors.keys() - set(biases)
+    assert all(sent[name].dtype == written[name].dtype == torch.bfloat16 for name in others)

@@ -99,6 +99,7 @@ def main() -> None:
 
 def one_step(cfg: RunConfig, platform: Platform) -> tuple[dict[str, Tensor], Any]:
     import torch.distributed as dist
+    from traffic import check_export
 
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.movers import HfExporter
@@ -117,7 +118,9 @@ def one_step(cfg: RunConfig, platform: Platform) -> tuple[dict[str, Tensor], Any
         policy.accumulate(batches)
         if cfg.parallel.use_distributed_optimizer:
             gather_gradients(policy.ddp)
-        exporter = HfExporter(policy.chunks, platform.layer_spec, values=lambda p: p.main_grad)
+        exporter = HfExporter(
+            policy.chunks, platform.layer_spec, values=lambda p: p.main_grad if p.requires_grad else p
+        )
         return [(name, value.clone()) for name, value in exporter.tensors()]
 
     tensors = {f"grad/{name}": value for name, value in gradients()}
@@ -126,6 +129,7 @@ def one_step(cfg: RunConfig, platform: Platform) -> tuple[dict[str, Tensor], Any
         # at once, while parameters may still be on their way from other ranks: the forward pass must wait for each
         tensors |= {f"next/{name}": value for name, value in gradients()}
     tensors |= {f"weight/{name}": value.clone() for name, value in policy.exporter.tensors()}
+    check_export(policy)
     return {name: value.cpu().contiguous() for name, value in tensors.items()}, result
 
 
