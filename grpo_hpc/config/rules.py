@@ -293,6 +293,9 @@ def _tuner(cfg: RunConfig) -> list[Problem]:
         if cfg.algorithm.sync_ref_model:
             text = "cannot be combined with tuner.tuner_type: lora, where the reference is the policy without adapters"
             found.append(Problem("algorithm.sync_ref_model", text))
+        if cfg.moe.moe_router_bias_update_rate:
+            text = "cannot be combined with tuner.tuner_type: lora, where the model that has the bias stays as it is"
+            found.append(Problem("moe.moe_router_bias_update_rate", text))
     try:
         re.compile(cfg.tuner.freeze_parameters_regex or "")
     except re.error as error:

@@ -109,11 +109,19 @@ class Moe(Section):
     )
     moe_aux_loss_coeff: float = Field(default=0.0, ge=0, description="weight of the balance loss of each sequence")
     moe_z_loss_coeff: float = Field(default=0.0, ge=0, description="weight of the routers' z-loss")
+    moe_router_bias_update_rate: float = Field(
+        default=0.0, ge=0, description="what the bias of an expert moves by at an optimizer step, towards equal load"
+    )
     router_replay_mode: Literal["disabled", "R2", "R3"] = Field(
         default="disabled",
         description="experts of a token in training: chosen anew, as when old log-probabilities were computed (R2), "
         "or as vLLM chose them (R3)",
     )
+
+    @property
+    def balances(self) -> bool:
+        """Whether the load of experts has a say in what is learned: then every completion counts."""
+        return max(self.moe_aux_loss_coeff, self.moe_z_loss_coeff, self.moe_router_bias_update_rate) > 0
 
     def chosen(self) -> list[str]:
         """Keys that are not at their defaults."""

@@ -11,6 +11,8 @@ micro-batches and ranks; only the counts in f must be known of the whole sequenc
 
 Shapes: t tokens that this rank has between layers, S sequences, L layers with experts (of the whole model), E experts,
 k of them per token.
+
+A router with a correction bias can be balanced without a loss: see :func:`move_biases`.
 """
 
 from __future__ import annotations
@@ -192,12 +194,28 @@ class _Choice:
         return scores.gather(1, told), told
 
 
-def routing_metrics(states: Sequence[RoutingState]) -> dict[str, float]:
-    """How evenly the experts were used in the training passes since the last call, over all ranks. Collective."""
+def routing_load(states: Sequence[RoutingState]) -> tuple[Tensor, Tensor]:
+    """``counts`` and ``sums`` of the training passes since the last call, over all ranks. Collective."""
     taken = [state.take() for state in states]
     counts, sums = (torch.stack(list(parts)).sum(0) for parts in zip(*taken, strict=True))
     dist.all_reduce(counts)
     dist.all_reduce(sums)
+    return counts, sums
+
+
+def move_biases(models: Sequence[nn.Module], counts: Tensor, rate: float) -> None:
+    """Balance without a loss: ``b_i <- b_i + rate * sign(mean of c - c_i)`` (arXiv 2408.15664, algorithm 1).
+
+    Args:
+        counts: [L, E], tokens c_i that went to each expert in the optimizer step, over all ranks.
+    """
+    steps = rate * torch.sign(counts.mean(-1, keepdim=True) - counts)
+    for router in (module for model in models for module in model.modules() if isinstance(module, PolicyRouter)):
+        router.expert_bias.add_(steps[router.place])
+
+
+def routing_metrics(counts: Tensor, sums: Tensor) -> dict[str, float]:
+    """How evenly the experts were used, from what :func:`routing_load` gave."""
     load = counts / counts.mean(-1, keepdim=True)  # [L, E], 1 where experts are used alike
     share = counts / counts.sum(-1, keepdim=True)
     entropy = -torch.xlogy(share, share).sum(-1) / torch.log(torch.tensor(float(counts.shape[1])))

@@ -236,11 +236,38 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
     return shape
 
 
-def require_experts(shape: ModelShape, given: Collection[str]) -> None:
-    """Refuse the ``given`` keys of the run file's section ``moe`` for a model without experts.
+def linears(shape: ModelShape) -> frozenset[str]:
+    """Megatron's names of the layers with a weight matrix in attention, feed-forward layers and experts."""
+    from grpo_hpc.models.families import weight_map  # the families import this module
+
+    paths = [rule.megatron.split(".") for rule in weight_map(shape) if rule.per_layer and rule.part != "vision"]
+    return frozenset(path[-2] for path in paths if path[-2].startswith("linear_"))
+
+
+def require_linears(shape: ModelShape, wanted: Collection[str]) -> None:
+    """Refuse adapters on layers that a model does not have.
 
     Raises:
-        ConfigError: there are some, and it has none.
+        ConfigError: ``wanted`` names some.
+    """
+    if absent := sorted(set(wanted) - linears(shape)):
+        raise ConfigError(
+            f"tuner.target_modules: {shape.family} has no {', '.join(absent)}",
+            f"It has {', '.join(sorted(linears(shape)))}; all-linear means all of them.",
+        )
+
+
+def require_experts(shape: ModelShape, given: Collection[str]) -> None:
+    """Refuse the ``given`` keys of the run file's section ``moe`` that mean nothing for a model.
+
+    Raises:
+        ConfigError: it has no experts, or its routers have no bias that could move.
     """
     if given and shape.experts is None:
         raise ConfigError(f"{', '.join(f'moe.{key}' for key in sorted(given))}: {shape.family} has no experts")
+    if "moe_router_bias_update_rate" in given and shape.experts and not shape.experts.bias:
+        raise ConfigError(
+            f"moe.moe_router_bias_update_rate: the routers of {shape.family} have no bias, and neither vLLM nor a "
+            f"Hugging Face folder has a place for one",
+            "Balance its experts with moe.moe_aux_loss_coeff; a bias is part of deepseek_v3.",
+        )

@@ -69,7 +69,7 @@ class Lessons:
         self._policy, self._reference, self._packing = policy, reference, packing
         self._objective = objective_of(cfg)
         self._replays = cfg.moe.router_replay_mode == "R2"
-        self._balances = cfg.moe.moe_aux_loss_coeff > 0 or cfg.moe.moe_z_loss_coeff > 0
+        self._balances = cfg.moe.balances
 
     def prepare(self, rollout: Sequence[Trajectory]) -> None:
         """Complete a fresh rollout: token weights, log-probabilities and advantages."""
@@ -99,7 +99,7 @@ class Lessons:
         return Lesson(self._packing.deal(self._taught(share), self._schedule.dp), threshold, constant)
 
     def _taught(self, share: list[Trajectory]) -> list[Trajectory]:
-        """The completions that have a gradient: all of them where experts are balanced."""
+        """The completions that have a gradient: all of them where experts are balanced by their load."""
         if self._balances:
             return share
         multiple = self._schedule.dp * self._packing.multiple

@@ -20,7 +20,7 @@ from grpo_hpc.models.hf_folder import HfFolder
 from grpo_hpc.models.lora import adapters_off, merged_values
 from grpo_hpc.models.movers import HfExporter, load_hf
 from grpo_hpc.models.policy import PolicyModel, layer_spec, transformer_config
-from grpo_hpc.models.routing import routing_metrics
+from grpo_hpc.models.routing import move_biases, routing_load, routing_metrics
 from grpo_hpc.models.shape import read_shape, require_experts
 from grpo_hpc.train.microbatch import PackedBatch
 from grpo_hpc.train.moe import balance_of
@@ -175,8 +175,15 @@ class TrainedPolicy:
         self._parameters_travel = self._cfg.parallel.overlap_param_gather
         values = step_values(*_totals(parts, self._platform.device))
         if self._routing:
-            values |= routing_metrics(self._routing)
+            values |= self._balance()
         return values | {"grad_norm": float(grad_norm), "learning_rate": self.optimizer.param_groups[0]["lr"]}
+
+    def _balance(self) -> dict[str, float]:
+        """Move the routers' biases by the load of the step that was made; returns its metrics."""
+        counts, sums = routing_load(self._routing)
+        if self._cfg.moe.moe_router_bias_update_rate:
+            move_biases(self.chunks, counts, self._cfg.moe.moe_router_bias_update_rate)
+        return routing_metrics(counts, sums)
 
     def _loss(
         self, threshold: float, batch: PackedBatch, output: Tensor

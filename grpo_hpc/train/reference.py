@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch.nn import Parameter
 
+from grpo_hpc.models.movers import local_parameters
 from grpo_hpc.models.policy import PolicyModel
 
 
@@ -16,9 +16,6 @@ def mix_into(reference: Sequence[PolicyModel], policy: Sequence[PolicyModel], al
     Both models are cut over the ranks in the same way, so every rank mixes what it holds.
     """
     with torch.no_grad():
-        for theirs, ours in zip(_parameters(reference), _parameters(policy), strict=True):
-            theirs.lerp_(ours.to(theirs.dtype), alpha)
-
-
-def _parameters(chunks: Sequence[PolicyModel]) -> Iterator[Parameter]:
-    return (parameter for chunk in chunks for parameter in chunk.parameters())
+        ours = local_parameters(policy)
+        for name, theirs in local_parameters(reference).items():
+            theirs.lerp_(ours[name].to(theirs.dtype), alpha)

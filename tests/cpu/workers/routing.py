@@ -30,7 +30,12 @@ def main() -> None:
     for cfg in runs:
         mpu.destroy_model_parallel()
         init_model_parallel(cfg, platform)
-        tensors, numbers = replay(cfg, platform)
+        if cfg.moe.moe_router_bias_update_rate:
+            tensors, numbers = biased(cfg, platform, folder)
+        elif cfg.batch.num_iterations > 1:
+            tensors, numbers = interrupted(cfg, platform, folder)
+        else:
+            tensors, numbers = replay(cfg, platform)
         if dist.get_rank() == 0:
             metadata = {key: repr(value) for key, value in numbers.items()}
             save_file(tensors, folder / f"{cfg.name}.safetensors", metadata=metadata)
@@ -42,7 +47,7 @@ def replay(cfg, platform):
 
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.movers import HfExporter, local_parameters
-    from grpo_hpc.models.routing import routing_metrics
+    from grpo_hpc.models.routing import routing_load, routing_metrics
     from grpo_hpc.rollout.trajectory import unpack_experts
     from grpo_hpc.train.lessons import Lessons
     from grpo_hpc.train.parallel import packing_of
@@ -65,7 +70,8 @@ def replay(cfg, platform):
         if cfg.parallel.use_distributed_optimizer:
             gather_gradients(policy.ddp)
         exporter = HfExporter(policy.chunks, platform.layer_spec, values=lambda p: p.main_grad)
-        return {name: value.clone() for name, value in exporter.tensors()}, routing_metrics(policy._routing)
+        found = {name: value.clone() for name, value in exporter.tensors()}
+        return found, routing_metrics(*routing_load(policy._routing))
 
     chosen, replayed = gradients(False), gradients(True)
     for name, value in chosen[0].items():
@@ -86,6 +92,100 @@ def replay(cfg, platform):
         tensors |= {f"{when}/{name}": value for name, value in found.items()}
     numbers = {f"{when}/{k}": v for when, (_, m) in {"same": chosen, "moved": moved}.items() for k, v in m.items()}
     return {name: value.contiguous() for name, value in tensors.items()}, numbers
+
+
+def biased(cfg, platform, folder):
+    """Biases after each of three steps; on one rank the last two are made by a policy restored from a checkpoint."""
+    import torch.distributed as dist
+
+    from grpo_hpc.config.batch import schedule
+    from grpo_hpc.train import checkpoint
+    from grpo_hpc.train.checkpoint import TrainerState
+    from grpo_hpc.train.policy import TrainedPolicy
+    from grpo_hpc.train.signal import set_token_weights
+
+    plan, policy = schedule(cfg), TrainedPolicy(cfg, platform)
+    everything = trajectories(plan.global_batch_size, plan.num_generations)
+    set_token_weights(cfg, plan, everything)
+    share = my_share(cfg, everything)
+    batches = packed(cfg, share, platform)
+    tensors, numbers = {}, {}
+    for step in range(3):
+        before, recorder = biases(policy), policy.recorder(batches)
+        policy.scores(batches, recorder)
+        routing = recorder.texts(share)
+        numbers |= {f"{step}/{name}": value for name, value in policy.update(batches).items()}
+        tensors |= {f"{step}/{name}": value for name, value in biases(policy).items()}
+        if dist.get_world_size() == 1:
+            check_biases(cfg, before, biases(policy), [t for batch in share for t in batch], routing)
+            if step == 0:
+                saved = checkpoint.save(folder / f"{cfg.name}-checkpoints", policy, TrainerState(step=1), platform)
+                policy = TrainedPolicy(cfg, platform)
+                checkpoint.load(saved, policy, platform)
+                assert all(value.equal(tensors[f"0/{name}"]) for name, value in biases(policy).items())
+    return tensors, numbers
+
+
+def interrupted(cfg, platform, folder):
+    """All steps of one rollout, and those after the first again by a policy that was restored behind it."""
+    from grpo_hpc.config.batch import schedule
+    from grpo_hpc.train import checkpoint
+    from grpo_hpc.train.checkpoint import TrainerState
+    from grpo_hpc.train.lessons import Lessons
+    from grpo_hpc.train.parallel import packing_of
+    from grpo_hpc.train.policy import TrainedPolicy
+
+    def steps(policy, rollout, used):
+        lessons = Lessons(cfg, plan, platform, policy, None, packing_of(cfg))
+        if not used:
+            lessons.prepare(rollout)
+        for number in range(used, plan.steps_per_rollout):
+            lesson = lessons.lesson(rollout, number)
+            yield policy.update(lessons.batches(lesson), lesson.threshold)
+
+    plan, rng = schedule(cfg), random.Random(3)
+    rollout = trajectories(plan.generation_batch_size, plan.num_generations)
+    for t in rollout:
+        t.reward = rng.random()
+    policy = TrainedPolicy(cfg, platform)
+    undisturbed = steps(policy, rollout, 0)
+    first = next(undisturbed)
+    half = TrainerState(step=1, rollout=rollout, rollout_used=1)
+    saved = checkpoint.save(folder / f"{cfg.name}-checkpoints", policy, half, platform)
+    want = list(undisturbed)
+    resumed = TrainedPolicy(cfg, platform)
+    state = checkpoint.load(saved, resumed, platform)
+    assert state == half and all(t.routing for t in state.rollout)
+    assert list(steps(resumed, state.rollout, state.rollout_used)) == want
+    for (name, one), (_, other) in zip(policy.exporter.tensors(), resumed.exporter.tensors(), strict=True):
+        assert one.equal(other), name
+    changed = {str(number): values["moe/replay_changed"] for number, values in enumerate([first, *want])}
+    return {"steps": torch.tensor(len(changed))}, changed
+
+
+def biases(policy):
+    return {n: value.clone() for n, value in policy.exporter.tensors() if n.endswith("e_score_correction_bias")}
+
+
+def check_biases(cfg, before, after, everything, routing):
+    """Each expert is counted by hand, over all tokens of the step; its bias moves against its excess."""
+    from grpo_hpc.rollout.trajectory import unpack_experts
+
+    moved = 0
+    for place, (name, old) in enumerate(before.items()):
+        count = [0] * len(old)
+        for t, text in zip(everything, routing, strict=True):
+            for row in unpack_experts(text, t.tokens - 1).tolist():
+                topk = len(row) // len(before)
+                for expert in row[place * topk : (place + 1) * topk]:
+                    count[expert] += 1
+        assert sum(count) == topk * sum(t.tokens - 1 for t in everything)
+        for expert, times in enumerate(count):
+            excess = times * len(count) - sum(count)
+            rate = cfg.moe.moe_router_bias_update_rate * (0 if excess == 0 else -1 if excess > 0 else 1)
+            assert abs(float(after[name][expert]) - (float(old[expert]) + rate)) < 1e-6, (name, expert, times)
+            moved += rate != 0
+    assert moved > len(before)
 
 
 def compare_with_transformers(cfg, policy, everything, routing, moved):

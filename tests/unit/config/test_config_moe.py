@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,13 @@ def test_a_model_without_experts_refuses_them() -> None:
         require_experts(dense, ["moe_aux_loss_coeff"])
     require_experts(dense, [])
     require_experts(experts, ["moe_aux_loss_coeff"])
+
+
+def test_only_a_router_with_a_bias_has_one_that_moves() -> None:
+    shape = read_shape(CONFIGS / "models" / "Qwen3-30B-A3B.json")
+    assert shape.experts is not None
+    with pytest.raises(ConfigError, match=r"moe_router_bias_update_rate: the routers of qwen3_moe have no bias"):
+        require_experts(shape, ["moe_router_bias_update_rate"])
+    require_experts(replace(shape, experts=replace(shape.experts, bias=True)), ["moe_router_bias_update_rate"])
+    with pytest.raises(ConfigError, match=r"bias_update_rate.*cannot be combined with tuner\.tuner_type: lora"):
+        load_run(CONFIGS / "quickstart.yaml", ["moe_router_bias_update_rate=0.001", "tuner_type=lora"])
