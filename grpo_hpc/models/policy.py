@@ -24,6 +24,7 @@ from grpo_hpc.models.attention import PackedSdpaAttention
 from grpo_hpc.models.dropout import Masks
 from grpo_hpc.models.families import family
 from grpo_hpc.models.head import LogprobHead, Scoring
+from grpo_hpc.models.latent import complete_key_gradients
 from grpo_hpc.models.layouts import padded_vocabulary
 from grpo_hpc.models.norm import RmsNorm, TokenNorm
 from grpo_hpc.models.routing import NO_BALANCE, Balance, route_by_policy
@@ -164,6 +165,13 @@ class PolicyModel(GPTModel):
         self.entropy_gradient = False  # the second row of the output has a gradient too
         self.masks = Masks()
         self.routing = route_by_policy(self, shape, balance)
+        if config.tensor_model_parallel_size > 1:
+            complete_key_gradients(self)
+        for name, parameter in self.named_parameters():
+            if ".experts." in name:
+                # Megatron sums gradients over the ranks that hold the same expert only of parameters that say so, and
+                # without expert parallelism its own do not, though tensor parallelism may cut them in another way
+                parameter.allreduce = False
         if self.post_process:
             self.output_layer.__class__ = LogprobHead
 

@@ -141,6 +141,7 @@ class _CudaMeansCpu(TorchFunctionMode):
             return func(args[0]).replace("torch.", "torch.cuda.")
         if func is torch.Tensor.to and len(args) > 1 and _names_cuda(args[1]):
             args = (args[0], "cpu", *args[2:])
+        kwargs.pop("pin_memory", None)  # asks for memory that a GPU reads faster
         if _names_cuda(kwargs.get("device")):
             kwargs["device"] = "cpu"
         return func(*args, **kwargs)

@@ -10,6 +10,7 @@ MODELS = {
     "qwen3": ("qwen3", False),
     "moe": ("qwen3_moe", False),
     "mixtral": ("mixtral", False),
+    "deepseek": ("deepseek_v3", False),
 }
 """Name -> family and whether the embedding is tied."""
 
@@ -74,6 +75,10 @@ _CASES = [
     Case("ep2-vpp2-pp2-full", "moe", EP2 | VPP2 | FULL),
     Case("ep2-cp2-dp2", "moe", EP2 | CP2),
     Case("etp2-tp2-sp-dp2", "mixtral", ETP2 | TP2 | SP),
+    Case("tp2-sp-dp2-overlap", "moe", TP2 | SP | OVERLAP),
+    Case("latent-ep2-tp2-sp-dp2-sharded", "deepseek", EP2 | TP2 | SP | SHARDED),
+    Case("latent-ep2-pp2-full", "deepseek", EP2 | PP2 | FULL),
+    Case("latent-cp2-tp2-sp", "deepseek", CP2 | TP2 | SP),
 ]
 LAYOUTS = {case.name: case for case in _CASES}
 
@@ -102,7 +107,9 @@ magnifies rounding). Where parameters are gathered during the next forward pass,
 `tests/cpu/test_layouts.py` runs them one after another in the same processes. In the rows with *resumed*,
 `tests/cpu/test_checkpoint.py` saves in the middle, restores into a fresh policy, and both go on equal to the bit.
 What a row does not name has its default; the ranks that remain are data-parallel. Models with experts (qwen3_moe,
-mixtral) have a balance loss and a z-loss, and the metrics of their load are compared as well.
+mixtral, deepseek_v3) have a balance loss and a z-loss, and the metrics of their load are compared as well; the biases
+of deepseek_v3's routers move. It has latent attention. At the end of each row the model is exported to the first rank
+alone, and the bytes that every rank receives are counted.
 
 This page is generated: `PYTHONPATH=tests/cpu python -m layouts > docs/layouts.md`.
 

@@ -41,8 +41,10 @@ def steps(tiny, tmp_path_factory):
 
 def run_file(folder, tiny, model, **keys):
     defaults = {"beta": 0.1, "epsilon": 0.1, "use_distributed_optimizer": False}
-    if model in ("moe", "mixtral"):
+    if model in ("moe", "mixtral", "deepseek"):
         defaults |= {"moe_aux_loss_coeff": 0.1, "moe_z_loss_coeff": 0.01}
+    if model == "deepseek":
+        defaults |= {"moe_router_bias_update_rate": 0.01}
     return write_run(folder, tiny(*MODELS[model]), **(defaults | keys))
 
 
