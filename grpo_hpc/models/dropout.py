@@ -45,7 +45,7 @@ class Dropout:
         self._recall: Recall[Tensor | None] = Recall()
 
     def __call__(self, values: Tensor, columns: int) -> Tensor:
-        """``values`` [t, 1, C] with some of them zero.
+        """``values`` [t, 1, C] or [t, C] with some of them zero.
 
         Args:
             columns: how many of the layer's columns each tensor-parallel rank holds; 0 where it holds all.
@@ -62,4 +62,4 @@ class Dropout:
         seeds = mix(tokens ^ mix(torch.tensor(place, device=values.device)))
         noise = mix(seeds[:, None] + here * _GOLDEN) & 0xFFFFFFFF
         kept = noise >= int(self._rate * 2**32)
-        return values * kept[:, None] / (1 - self._rate)
+        return values * kept.view_as(values) / (1 - self._rate)

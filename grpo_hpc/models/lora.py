@@ -7,6 +7,7 @@ arXiv 2312.03732: ``alpha / sqrt(r)``). Adapters live in the layer itself as ``l
 - column-parallel: every rank holds all of A and its rows of B; ``A x`` is replicated, its gradient summed over ranks.
 - row-parallel: every rank holds its columns of A and all of B; the partial ``A x`` are summed over the ranks.
 
+- whole on every rank (TransformerEngine's down projections of latent attention): so are both factors.
 - experts: both factors belong to one expert and travel with it. Every rank that shares an expert sees all of its tokens
   and adds a part to its output, so the replicated factor sums its gradient over these ranks and nothing else is needed.
 
@@ -35,9 +36,11 @@ from grpo_hpc.errors import ConfigError
 from grpo_hpc.models.dropout import Dropout, Masks
 from grpo_hpc.models.movers import dense_place, expert_place, local_parameters
 from grpo_hpc.models.policy import PolicyModel
-from grpo_hpc.models.shape import ModelShape
+from grpo_hpc.models.shape import ModelShape, linears
 
-Kind = Literal["column", "row"]
+Kind = Literal["column", "row", "whole"]
+
+_FEED_FORWARD = frozenset({"linear_fc1", "linear_fc2"})
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,10 @@ def add_adapters(chunks: Sequence[PolicyModel], adapters: Adapters) -> None:
         ConfigError: a target layer is of a kind that cannot be adapted.
     """
     shape = chunks[0].shape
-    if shape.mla:
-        raise ConfigError(f"{shape.family} has multi-head latent attention, whose matrices cannot have adapters yet")
     if adapters.dropout and adapts_experts(shape, adapters):
         raise ConfigError(
             f"tuner.lora_dropout: adapters of {shape.family}'s experts cannot have it, and peft has no form for it",
-            "Use lora_dropout: 0, or target_modules: [linear_qkv, linear_proj].",
+            f"Use lora_dropout: 0, or target_modules: [{', '.join(sorted(linears(shape) - _FEED_FORWARD))}].",
         )
     for chunk in chunks:
         for parameter in chunk.parameters():
@@ -90,7 +91,7 @@ def add_adapters(chunks: Sequence[PolicyModel], adapters: Adapters) -> None:
 
 def adapts_experts(shape: ModelShape, adapters: Adapters) -> bool:
     """Whether layers inside of experts get adapters."""
-    return shape.experts is not None and bool(adapters.linears & {"linear_fc1", "linear_fc2"})
+    return shape.experts is not None and bool(adapters.linears & _FEED_FORWARD)
 
 
 def adapted_layers(model: nn.Module) -> Iterator[AdaptedLinear]:
@@ -164,7 +165,7 @@ class AdaptedLinear(nn.Module):
         """``A x`` as every rank needs it: [tokens of the output, batch, r]."""
         parallel = self.config.sequence_parallel
         inner = F.linear(self._dropped(input_), self.lora_a)
-        if self.config.tensor_model_parallel_size == 1:
+        if self.config.tensor_model_parallel_size == 1 or self.lora_kind == "whole":
             return inner
         if self.lora_kind == "column":
             gather = tp.gather_from_sequence_parallel_region
@@ -184,7 +185,7 @@ class AdaptedLinear(nn.Module):
         entries: dict[str, Any] = super().sharded_state_dict(  # type: ignore[misc]  # of the class this is mixed into
             prefix, sharded_offsets, metadata
         )
-        axes = {"lora_b": 0} if self.lora_kind == "column" else {"lora_a": 1}
+        axes = {"column": {"lora_b": 0}, "row": {"lora_a": 1}, "whole": {}}[self.lora_kind]
         own = {name: getattr(self, name) for name in ("lora_a", "lora_b")}
         group = mpu.get_expert_tensor_parallel_group() if self.lora_expert else mpu.get_tensor_model_parallel_group()
         made: dict[str, Any] = make_sharded_tensors_for_checkpoint(
@@ -199,7 +200,7 @@ class AdaptedLinear(nn.Module):
 
 
 def _adapt(module: Any, name: str, adapters: Adapters, masks: Masks) -> None:
-    kind: Kind = "row" if isinstance(module, _row_classes()) else "column"
+    kind = _kind(module)
     rows, columns = module.weight.shape
     expert = ".experts." in name
     place = expert_place() if expert else dense_place()
@@ -217,6 +218,11 @@ def _adapt(module: Any, name: str, adapters: Adapters, masks: Masks) -> None:
     module.lora_on, module.lora_expert = True, expert
     if hasattr(module, "return_layernorm_output"):
         module.return_layernorm_output = True
+    module.__class__ = type(f"Adapted{type(module).__name__}", (AdaptedLinear, type(module)), {})
+    if kind == "whole":
+        for factor in (module.lora_a, module.lora_b):
+            factor.sequence_parallel = module.config.sequence_parallel
+        return
     replicated, cut = (module.lora_a, module.lora_b) if kind == "column" else (module.lora_b, module.lora_a)
     tp.set_tensor_model_parallel_attributes(cut, True, 0 if kind == "column" else 1, 1)
     if expert:
@@ -226,7 +232,17 @@ def _adapt(module: Any, name: str, adapters: Adapters, masks: Masks) -> None:
             tp.set_tensor_model_parallel_attributes(replicated, True, 0, 1)
     else:
         replicated.sequence_parallel = module.config.sequence_parallel
-    module.__class__ = type(f"Adapted{type(module).__name__}", (AdaptedLinear, type(module)), {})
+
+
+def _kind(module: nn.Module) -> Kind:
+    if isinstance(module, _row_classes()):
+        return "row"
+    with contextlib.suppress(ImportError):
+        from megatron.core.extensions.transformer_engine import TELinear
+
+        if type(module) is TELinear:
+            return "whole"
+    return "column"
 
 
 def _row_classes() -> tuple[type, ...]:

@@ -107,9 +107,7 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], adapters: Adapters, 
     building.mkdir(parents=True)
     save_file(tensors, building / "adapter_model.safetensors", metadata={"format": "pt"})
     modules = {name.removesuffix(".lora_A.weight") for name in tensors if ".lora_A." in name}
-    linears = sorted({name.rsplit(".", 1)[-1] for name in modules if ".experts" not in name})
-    fused = {"linear_fc1": "mlp.experts.gate_up_proj", "linear_fc2": "mlp.experts.down_proj"}
-    experts = [name for linear, name in fused.items() if linear in adapters.linears]  # wrapped in this order
+    linears, parameters = _targets(modules, adapters)
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -119,10 +117,25 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], adapters: Adapters, 
         "lora_dropout": adapters.dropout,
         "use_rslora": adapters.rslora,
         "target_modules": linears or None,
-        "target_parameters": experts if any(".experts" in name for name in modules) else None,
+        "target_parameters": parameters or None,
         "bias": "none",
         "inference_mode": True,
     }
     (building / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     building.rename(folder)
+
+
+def _targets(modules: set[str], adapters: Adapters) -> tuple[list[str], list[str]]:
+    """What `peft` calls target_modules and target_parameters.
+
+    In a model with experts `peft` takes ``gate_proj``, ``up_proj`` and ``down_proj`` for those of experts from the time
+    when each was a module. So where dense layers and shared experts have some, they are named as parameters, too.
+    """
+    plain = {tuple(name.split(".")[-2:]) for name in modules if ".experts" not in name}
+    if len(plain) == len({tuple(name.split(".")[-2:]) for name in modules}):
+        return sorted({leaf for _, leaf in plain}), []
+    fused = {"linear_fc1": "mlp.experts.gate_up_proj", "linear_fc2": "mlp.experts.down_proj"}
+    experts = [name for linear, name in fused.items() if linear in adapters.linears]  # wrapped in this order
+    beside = sorted(f"{at}.{leaf}.weight" for at, leaf in plain if at != "self_attn")
+    return sorted({leaf for at, leaf in plain if at == "self_attn"}), experts + beside

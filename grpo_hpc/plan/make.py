@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grpo_hpc.config import RunConfig
+from grpo_hpc.config.adapters import named_linears
 from grpo_hpc.config.batch import BatchSchedule, schedule
 from grpo_hpc.config.library import model_config
 from grpo_hpc.config.support import untrainable
 from grpo_hpc.errors import PlanError
-from grpo_hpc.models.shape import ModelShape, read_shape, require_experts
+from grpo_hpc.models.shape import ModelShape, read_shape, require_experts, require_linears
 from grpo_hpc.plan import memory, time
 from grpo_hpc.plan.accuracy import accuracy
 from grpo_hpc.plan.hardware import Hardware, read_hardware
@@ -166,6 +167,8 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
     shape = find_shape(cfg)
     if shape is not None:
         require_experts(shape, cfg.moe.chosen())
+        if cfg.tuner.tuner_type == "lora":
+            require_linears(shape, named_linears(cfg.tuner.target_modules))
     estimate = None if shape is None else make_estimate(cfg, shape, sizes, average)
     topology = make_topology(_degrees(cfg, sizes), cfg.resources.nproc_per_node)
     roll = cfg.rollout

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from grpo_hpc.config import RunConfig
-from grpo_hpc.config.adapters import target_linears
+from grpo_hpc.config.adapters import named_linears, target_linears
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.lora import Adapters, add_adapters
 from grpo_hpc.models.movers import local_parameters
 from grpo_hpc.models.policy import PolicyModel
+from grpo_hpc.models.shape import require_linears
 from grpo_hpc.models.weight_map import entries
 
 
@@ -36,6 +37,7 @@ def choose_trained(cfg: RunConfig, chunks: Sequence[PolicyModel], layer_spec: st
     """
     adapters, pattern = adapters_of(cfg), cfg.tuner.freeze_parameters_regex
     if adapters is not None:
+        require_linears(chunks[0].shape, named_linears(cfg.tuner.target_modules))
         add_adapters(chunks, adapters)
     elif pattern is not None:
         freeze(chunks, layer_spec, pattern)

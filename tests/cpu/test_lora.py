@@ -23,9 +23,9 @@ LAYOUTS = {
     "cp2-sharded": {"context_parallel_size": 2, "use_distributed_optimizer": True},
 }
 DROPOUT = {
-    "dropout-tp2-sp-full": {"lora_dropout": 0.3, **TP2, "sequence_parallel": True} | FULL,
-    "dropout-pp2-full": {"lora_dropout": 0.3, "pipeline_model_parallel_size": 2, "micro_batch_size": 1} | FULL,
-    "dropout-cp2": {"lora_dropout": 0.3, "context_parallel_size": 2},
+    "dropout-tp2-sp-full": TP2 | {"sequence_parallel": True} | FULL,
+    "dropout-pp2-full": {"pipeline_model_parallel_size": 2, "micro_batch_size": 1} | FULL,
+    "dropout-cp2": {"context_parallel_size": 2},
 }
 
 
@@ -36,7 +36,23 @@ EXPERTS = {
     "experts-etp2-tp2-sp": {"expert_tensor_parallel_size": 2} | TP2 | {"sequence_parallel": True},
 }
 """The same for a model with experts, all of whose linear layers have adapters."""
-ONES = {"one": ("llama",), "dropout-one": ("llama",), "experts-one": ("qwen3_moe", False)}
+LATENT: dict[str, dict[str, object]] = {}
+"""Multi-head latent attention, whose matrices all have adapters; with dropout nothing else has."""
+SHARDED = LAYOUTS | DROPOUT | EXPERTS | LATENT
+ONES = {
+    "one": ("llama",),
+    "dropout-one": ("llama",),
+    "experts-one": ("qwen3_moe", False),
+    "latent-dropout-one": ("deepseek_v3", False),
+    "latent-one": ("deepseek_v3", False),
+}
+OWN = {
+    "dropout-one": {"lora_dropout": 0.3},
+    "latent-dropout-one": {
+        "lora_dropout": 0.3,
+        "target_modules": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],
+    },
+}
 
 
 def one_of(layout):
@@ -45,17 +61,16 @@ def one_of(layout):
 
 @pytest.fixture(scope="module")
 def results(tiny, tmp_path_factory):
-    """Folder, tensors and numbers by layout; "one" and "experts-one" are a single rank."""
+    """Folder, tensors and numbers by layout; "one" and what ends in "-one" are a single rank."""
     folder = tmp_path_factory.mktemp("lora")
-    alone = {"one": {}, "dropout-one": {"lora_dropout": 0.3}, "experts-one": {}}
-    runs = [write_run(folder, tiny(*ONES[name]), name=name, **(LORA | keys)) for name, keys in alone.items()]
-    run_ranks("lora", 1, folder, *runs)
-    runs = [
-        write_run(folder, tiny(*ONES[one_of(name)]), name=name, nproc_per_node=2, **(LORA | keys))
-        for name, keys in (LAYOUTS | DROPOUT | EXPERTS).items()
-    ]
-    run_ranks("lora", 2, folder, *runs)
-    return folder, {name: read(folder / f"{name}.safetensors") for name in (*ONES, *LAYOUTS, *DROPOUT, *EXPERTS)}
+
+    def run(name, **keys):
+        one = one_of(name)
+        return write_run(folder, tiny(*ONES[one]), name=name, **(LORA | OWN.get(one, {}) | keys))
+
+    run_ranks("lora", 1, folder, *map(run, ONES))
+    run_ranks("lora", 2, folder, *(run(name, nproc_per_node=2, **keys) for name, keys in SHARDED.items()))
+    return folder, {name: read(folder / f"{name}.safetensors") for name in (*ONES, *SHARDED)}
 
 
 def read(path):
@@ -63,7 +78,7 @@ def read(path):
         return load_file(path), {key: ast.literal_eval(value) for key, value in file.metadata().items()}
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS, *DROPOUT, *EXPERTS])
+@pytest.mark.parametrize("layout", SHARDED)
 def test_layout_equals_one_rank(layout, results):
     (want, want_numbers), (got, numbers) = results[1][one_of(layout)], results[1][layout]
     assert numbers == pytest.approx(want_numbers, rel=1e-4, abs=1e-7)
@@ -79,12 +94,13 @@ def test_dropout_changes_the_gradient(results):
     assert (one[name] - dropped[name]).norm() > 0.05 * one[name].norm()
 
 
-@pytest.mark.parametrize("layout", [*ONES, *LAYOUTS, *DROPOUT, *EXPERTS])
+@pytest.mark.parametrize("layout", [*ONES, *SHARDED])
 def test_the_base_never_moves(layout, results, tiny):
     tensors, _ = results[1][layout]
     for name, value in load_file(tiny(*ONES[one_of(layout)]) / "model.safetensors").items():
         assert tensors[f"base/{name}"].equal(value)
-        assert tensors[f"merged/{name}"].equal(value) == ("proj" not in name), name
+        adapted = "proj" in name and ("self_attn" in name or "latent-dropout" not in layout)
+        assert tensors[f"merged/{name}"].equal(value) == (not adapted), name
 
 
 def test_checkpoints_hold_adapters_alone(results, tiny):
@@ -93,7 +109,7 @@ def test_checkpoints_hold_adapters_alone(results, tiny):
     assert 0 < size < 0.5 * (tiny("llama") / "model.safetensors").stat().st_size
 
 
-@pytest.mark.parametrize("one", ["one", "experts-one"])
+@pytest.mark.parametrize("one", ["one", "experts-one", "latent-one"])
 def test_the_saved_folder_is_a_peft_model(one, results, tiny):
     """With the last adapters in it, peft gives the logits of the merged weights."""
     from peft import PeftModel

@@ -94,7 +94,8 @@ def compare_with_peft(cfg, adapter, everything, gradients):
         (-t.token_weight * t.advantage * logprobs.sum()).backward()
     theirs = {n.replace(".default", ""): p.grad for n, p in model.named_parameters() if p.grad is not None}
     assert theirs.keys() == gradients.keys()
-    for stacked in (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)):
+    latent = [(name,) for name in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")]
+    for stacked in (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",), *latent):
         for name, ours in gradients.items():
             if f".{stacked[0]}.lora_A" in name:  # one A of ours stands for several of peft's
                 want = sum(theirs[name.replace(stacked[0], part)] for part in stacked)
