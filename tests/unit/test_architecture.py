@@ -84,7 +84,8 @@ def test_algo_imports_torch_alone():
         foreign = {
             n
             for n in imports(file)
-            if n.split(".")[0] not in {"torch", "__future__", "collections", "dataclasses", "inspect", "typing"}
+            if n.split(".")[0]
+            not in {"torch", "__future__", "collections", "dataclasses", "functools", "inspect", "typing"}
             and not n.startswith("grpo_hpc.algo.")
         }
         assert not foreign, f"{file} imports {foreign}"
