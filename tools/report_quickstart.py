@@ -145,16 +145,16 @@ def _setting(cfg: RunConfig, lock: dict[str, Any]) -> list[str]:
 
 
 def _row(result: Result) -> str:
-    cells = [result.name, str(result.seed), str(result.steps), *_scores([result]), duration(result.seconds)]
+    cells = [result.name, str(result.seed), str(result.steps), *scores([result]), duration(result.seconds)]
     return f"| {' | '.join(cells)} |"
 
 
 def _mean_row(results: Sequence[Result]) -> str:
-    cells = ["**mean**", "", "", *_scores(results), duration(fmean(result.seconds for result in results))]
+    cells = ["**mean**", "", "", *scores(results), duration(fmean(result.seconds for result in results))]
     return f"| {' | '.join(cells)} |"
 
 
-def _scores(results: Sequence[Result]) -> list[str]:
+def scores(results: Sequence[Result]) -> list[str]:
     first, last = fmean(r.first for r in results), fmean(r.last for r in results)
     ratio = f"{last / first:.1f}" if first > 0 else "-"
     return [f"{first:.3f}", f"{last:.3f}", ratio, _mean(results, lambda r: r.before), _mean(results, lambda r: r.after)]
