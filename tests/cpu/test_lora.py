@@ -36,7 +36,10 @@ EXPERTS = {
     "experts-etp2-tp2-sp": {"expert_tensor_parallel_size": 2} | TP2 | {"sequence_parallel": True},
 }
 """The same for a model with experts, all of whose linear layers have adapters."""
-LATENT: dict[str, dict[str, object]] = {}
+LATENT = {
+    "latent-tp2-sp-full": TP2 | {"sequence_parallel": True} | FULL,
+    "latent-dropout-tp2-sp": TP2 | {"sequence_parallel": True},
+}
 """Multi-head latent attention, whose matrices all have adapters; with dropout nothing else has."""
 SHARDED = LAYOUTS | DROPOUT | EXPERTS | LATENT
 ONES = {
@@ -84,7 +87,9 @@ def test_layout_equals_one_rank(layout, results):
     assert numbers == pytest.approx(want_numbers, rel=1e-4, abs=1e-7)
     assert got.keys() == want.keys()
     for name, value in got.items():
-        limit = 1e-4 if name.startswith("adapter/") else 1e-5  # Adam's first steps enlarge rounding
+        # Adam's first steps enlarge rounding; with latent attention it shows in the gradients behind the first, too
+        adapter, gradient = (3e-4, 2e-4) if layout in LATENT else (1e-4, 1e-5)
+        limit = adapter if name.startswith("adapter/") else gradient
         assert (value - want[name]).norm() <= limit * want[name].norm(), name
 
 

@@ -21,24 +21,26 @@ LAYOUTS = {
     "ep2": ("moe", EP2 | ONE),
     "ep2-tp2-sp": ("moe", EP2 | TP2 | SP),
     "etp2-tp2-sp": ("mixtral", ETP2 | TP2 | SP),
+    "whole-experts-tp2-sp": ("moe", TP2 | SP),
 }
+USED = sorted({model for model, _ in LAYOUTS.values()})
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Tensors of one optimizer step by layout, and in fp32 on one GPU by model."""
     folder = tmp_path_factory.mktemp("layouts")
-    paths = {name: save_tiny_model(folder / "models" / name, *MODELS[name]) for name in MODELS}
+    paths = {name: save_tiny_model(folder / "models" / name, *MODELS[name]) for name in USED}
     common = {"device": "cuda", "vllm_dtype": "bfloat16", "beta": 0.1, "epsilon": 0.1}
     common |= {"use_distributed_optimizer": False}
 
     def run(name, model, **keys):
         return write_run(folder, paths[model], name=name, **(common | keys))
 
-    run_ranks("gradients", 1, folder, *(run(f"one-{model}", model, dtype="float32") for model in MODELS))
+    run_ranks("gradients", 1, folder, *(run(f"one-{model}", model, dtype="float32") for model in USED))
     pairs = [run(name, model, dtype="bfloat16", nproc_per_node=2, **keys) for name, (model, keys) in LAYOUTS.items()]
     run_ranks("gradients", 2, folder, *pairs)
-    names = [*LAYOUTS, *(f"one-{model}" for model in MODELS)]
+    names = [*LAYOUTS, *(f"one-{model}" for model in USED)]
     return {name: load_file(folder / f"{name}.safetensors") for name in names}
 
 
