@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -45,14 +46,11 @@ class Clock:
 
 
 def main(work: Work, micro: int, checkpointing: bool) -> dict[str, Any]:
-    os.environ.setdefault("RANK", "0")
-    for key, value in {
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29511",
-    }.items():
-        os.environ.setdefault(key, value)
+    with socket.socket() as free:  # another benchmark may run beside this one
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(alone)
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
