@@ -104,9 +104,8 @@ def _oci(tool: str, box: Box, more: list[str], gpus: str) -> Wrapping:
     words += [f"--mount {_csv_mount(path)}" for path in box.binds]
     words += [f"--workdir {quote(box.folder)}", "--entrypoint ''", quote(box.image)]
     # what Slurm kills is the client; the container belongs to a daemon, or to a cgroup of its own
-    return Wrapping(
-        words, clean=f"{tool} ps --quiet --filter label={LABEL} | xargs --no-run-if-empty {tool} rm --force"
-    )
+    kill = {"docker": "docker rm --force", "podman": "podman rm --force --time=0"}[tool]  # Podman waits otherwise
+    return Wrapping(words, clean=f"{tool} ps --quiet --filter label={LABEL} | xargs --no-run-if-empty {kill}")
 
 
 def _pyxis(box: Box) -> Wrapping:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -36,6 +37,8 @@ _PORTS = 1000  # how far from the planned port a free one is looked for
 
 def main(run_dir: RunDir, program: list[str]) -> int:
     """Serve until told to end (0) or until a server ends (1)."""
+    # A step is started deaf to TERM. With a handler instead, this process stays so, and the servers are not born deaf.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     attempt, cfg = run_dir.latest_attempt(), run_dir.config()
     at = cfg.resources.nodes + int(os.environ["SLURM_PROCID"])
     here = {number: server for number, server in enumerate(run_dir.planned_servers()) if server["node"] == at}

@@ -126,18 +126,17 @@ def _check_and_train(steps: Steps, profile: Profile, folder: Path, wishes: _Wish
     cfg = steps.run_dir.config()
     if profile.preflight.enabled:
         with steps.start("check", folder / "check.log") as process:
-            code = wait(process, profile.preflight.seconds)
+            code = wait(process, profile.preflight.seconds, steps.run_dir.stop.exists)
+        if asked := _who_asked(steps, wishes, folder / "check.log"):
+            return End(asked, _EARLY), code or 0
         code = TOOK_TOO_LONG if code is None else code
         if found := bad_node(folder, steps.allocation.nodes, cfg, profile.preflight, code):
-            asked = _who_asked(steps.run_dir, wishes, folder / "check.log")
-            return End(asked, _EARLY) if asked else End("preflight", str(found)), code or 1
-        if asked := _who_asked(steps.run_dir, wishes, folder / "check.log"):
-            return End(asked, _EARLY), 0
+            return End("preflight", str(found)), code or 1
     if not server_nodes(cfg):
         return _train(steps, folder, wishes)
     with serving(steps, folder) as servers:
         problem = servers.await_ready(cfg.rollout.vllm_server_timeout, steps.run_dir.stop.exists)
-        if asked := _who_asked(steps.run_dir, wishes, folder / "servers.log"):
+        if asked := _who_asked(steps, wishes, folder / "servers.log"):
             return End(asked, _EARLY), 0
         if problem:
             return of_texts(problem) or End("crash", problem), 1
@@ -147,7 +146,7 @@ def _check_and_train(steps: Steps, profile: Profile, folder: Path, wishes: _Wish
 def _train(steps: Steps, folder: Path, wishes: _Wishes) -> tuple[End, int]:
     with _training(steps, folder) as (process, offset):
         code = process.wait()
-    return _judge(steps.run_dir, folder, offset, code, wishes), code
+    return _judge(steps, folder, offset, code, wishes), code
 
 
 def _train_with(servers: Servers, steps: Steps, profile: Profile, folder: Path, wishes: _Wishes) -> tuple[End, int]:
@@ -163,7 +162,7 @@ def _train_with(servers: Servers, steps: Steps, profile: Profile, folder: Path, 
     problem = None if code == 0 or wishes.asked else servers.failure()
     if problem:
         return of_texts(problem) or End("crash", problem), code or 1
-    return _judge(steps.run_dir, folder, offset, code or 0, wishes), code or 0
+    return _judge(steps, folder, offset, code or 0, wishes), code or 0
 
 
 @contextmanager
@@ -175,20 +174,21 @@ def _training(steps: Steps, folder: Path) -> Iterator[tuple[subprocess.Popen[byt
         yield process, offset
 
 
-def _judge(run_dir: RunDir, folder: Path, offset: int, code: int, wishes: _Wishes) -> End:
-    resources = run_dir.config().resources
+def _judge(steps: Steps, folder: Path, offset: int, code: int, wishes: _Wishes) -> End:
+    resources = steps.run_dir.config().resources
     logs = [RunDir.rank_log(folder, rank) for rank in range(resources.nodes * resources.nproc_per_node)]
     launcher_log = RunDir.launcher_log(folder)
-    return judge(code, _who_asked(run_dir, wishes, launcher_log), run_dir.events, offset, launcher_log, logs)
+    return judge(code, _who_asked(steps, wishes, launcher_log), steps.run_dir.events, offset, launcher_log, logs)
 
 
-def _who_asked(run_dir: RunDir, wishes: _Wishes, log: Path) -> State | None:
+def _who_asked(steps: Steps, wishes: _Wishes, log: Path) -> State | None:
     """Why the attempt was told to stop: Slurm's signal, scancel, or a person's file."""
-    why = run_dir.why_stop()
+    why = steps.run_dir.why_stop()
     if why == "cancelled":
         return "cancelled"
     if wishes.asked == "preempted":  # so far it was TERM and no more; a step that Slurm ended has a line about it
-        return why_cancelled(log) or wishes.asked
+        cancelled = slurm.state(steps.allocation.job_id) == "CANCELLED"
+        return why_cancelled(log) or ("cancelled" if cancelled else "preempted")
     if wishes.asked is None and why is not None:
         return "stopped"
     return wishes.asked

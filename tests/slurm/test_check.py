@@ -97,7 +97,7 @@ def test_a_clock_that_is_off_names_the_node(submit, tmp_path):
 
 
 def test_a_node_that_hangs_is_named_after_a_while(submit, tmp_path):
-    run = submit(profile={"preflight": CHECK | {"seconds": 15}, **broken_on("node2", tmp_path, "sleep 100")})
+    run = submit(profile={"preflight": CHECK | {"seconds": 6}, **broken_on("node2", tmp_path, "sleep 100")})
     assert reason(run).startswith("node2: no report")
 
 

@@ -19,7 +19,7 @@ from grpo_hpc.jobs.run_dir import RunDir
 
 # What cannot be done as it stands here: the clone is this checkout, installed already; the image is small, made from
 # Debian packages, and shows this machine's Python; what is edited by hand is a profile for that and a run of a tiny
-# model on 2 x 2 ranks.
+# model on 2 x 1 ranks (test_trainer.py has 2 x 2).
 REPLACED = {
     "git clone https://example.org/grpo-hpc": "mkdir grpo-hpc",
     "python3.11 -m venv .venv": "mkdir -p .venv/bin",
@@ -47,7 +47,7 @@ def test_the_commands_of_the_page(tmp_path, request):
     save_tiny_model(tmp_path / "model", layers=2)
     rows = [json.dumps({"prompt": f"Say {n}.", "answer": n}) for n in range(12)]
     (tmp_path / "train.jsonl").write_text("\n".join(rows) + "\n")
-    small = {"nodes": 2, "nproc_per_node": 2, "micro_batch_size": 1, "global_batch_size": 16}
+    small = {"nodes": 2, "nproc_per_node": 1, "micro_batch_size": 1, "global_batch_size": 16}
     small |= {"train_iters": 3, "save_steps": 1}
     run_file = write_run(
         tmp_path, tmp_path / "model", name="first", output_dir="runs", vllm_kv_cache_gib=0.05, profile="mysite", **small

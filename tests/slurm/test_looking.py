@@ -48,7 +48,9 @@ def test_a_run_from_the_queue_to_its_end(submit):
     slurm.call(["scancel", "--name=blocker"])
     wait_for(lambda: standing(run).step >= 2, f"step 2 of {run.path}")
     found = facts(run)
-    assert (found["state"], found["attempt"], found["nodes"]) == ("running", 1, ["node1", "node2"])
+    given = slurm.call(["squeue", "-h", "-o", "%N", "-j", job(run)])
+    nodes = slurm.call(["scontrol", "show", "hostnames", given]).split()
+    assert (found["state"], found["attempt"], found["nodes"], len(nodes)) == ("running", 1, nodes, 2)
     assert found["seconds_left"] > 0 and found["reward"] is not None
     assert found["logs"] == str(run.path / "attempt_1" / "rank_0.log")
     ended(run, 1)
@@ -124,7 +126,8 @@ def test_a_sweep_is_one_array_job_whose_points_are_runs(tmp_path: Path, executor
     arrays = {job(run).partition("_")[0] for run in sweep.runs}
     assert len(arrays) == 1
     wait_for(lambda: standing(first).step >= 2, f"step 2\n{everything(first)}")
-    slurm.call(["scancel", "--signal=USR2", "--full", job(first)])  # this point alone saves and is requeued
+    whole = ["--full"] if executor == "slurm" else []  # submitit's script asks for the signal to reach the steps only
+    slurm.call(["scancel", "--signal=USR2", *whole, job(first)])  # this point alone saves and is requeued
     assert [attempt.state for attempt in ended(first, 2)] == ["timeout", "success"], everything(first)
     assert {attempt.job_id for attempt in history(first)} == {job(first)}
     assert [attempt.state for attempt in ended(second, 1)] == ["crash"]

@@ -142,7 +142,7 @@ def test_a_mistake_that_the_trainer_names_is_not_tried_again(submit):
 
 
 def test_a_run_goes_on_with_any_executor(submit):
-    run = submit(sections={"resources": {"nodes": 1}}, steps=60, pause=0.1)
+    run = submit(sections={"resources": {"nodes": 1}}, steps=60, pause=0.1, slow=2)
     for number, executor in enumerate(("submitit", "local"), 1):
         wait_for(lambda n=number: any(line.startswith(f"attempt_{n} ") for line in steps(run)), "a step")
         slurm.call(["scancel", job(run)])

@@ -45,7 +45,7 @@ serve() {
 
 clean() {
   exec srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --overlap --mpi=none \
-    bash -c 'podman ps --quiet --filter label="grpo-hpc=${SLURM_JOB_ID:-}" | xargs --no-run-if-empty podman rm --force'
+    bash -c 'podman ps --quiet --filter label="grpo-hpc=${SLURM_JOB_ID:-}" | xargs --no-run-if-empty podman rm --force --time=0'
 }
 
 case "${1-}" in

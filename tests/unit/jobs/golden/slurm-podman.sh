@@ -48,7 +48,7 @@ train() {
 
 clean() {
   exec srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --overlap --mpi=none \
-    bash -c 'podman ps --quiet --filter label="grpo-hpc=${SLURM_JOB_ID:-}" | xargs --no-run-if-empty podman rm --force'
+    bash -c 'podman ps --quiet --filter label="grpo-hpc=${SLURM_JOB_ID:-}" | xargs --no-run-if-empty podman rm --force --time=0'
 }
 
 case "${1-}" in
