@@ -16,6 +16,7 @@ from grpo_hpc.jobs.slurm import Allocation
 
 _POLL_S = 0.2
 _CLEAN_S = 120
+_TERMINATE_S = 3
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class Steps:
             finally:
                 if process.poll() is None:
                     process.terminate()  # srun kills its step on every node
-                    process.wait()
+                    if wait(process, _TERMINATE_S) is None:  # and waits for Slurm, which may be about to kill us, too
+                        process.kill()
+                        process.wait()
 
     def clean(self) -> None:
         """Remove containers of this job that outlived their step, with runtimes where that happens."""
