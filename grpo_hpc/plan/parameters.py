@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.plan.setup import Execution, Task
 
 
@@ -46,9 +47,8 @@ def trained(task: Task, execution: Execution, stage: int) -> Held:
     if not task.lora_rank:
         return held(task, execution, stage)
     d, shape, r = execution.degrees, task.shape, task.lora_rank
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     plain, moe = execution.layers_on(shape, stage)
-    attention = _column(shape.hidden, queries + 2 * keys, r, d.tp) + _row(queries, shape.hidden, r, d.tp)
+    attention = _attention_adapters(shape, r, d.tp)
     mlp = _column(shape.hidden, 2 * shape.ffn, r, d.tp) + _row(shape.ffn, shape.hidden, r, d.tp)
     dense = (plain + moe) * attention + plain * mlp
     if shape.experts is None:
@@ -58,6 +58,20 @@ def trained(task: Task, execution: Execution, stage: int) -> Held:
         dense += moe * (_column(shape.hidden, 2 * e.shared_ffn, r, d.tp) + _row(e.shared_ffn, shape.hidden, r, d.tp))
     expert = _column(shape.hidden, 2 * e.ffn, r, d.etp) + _row(e.ffn, shape.hidden, r, d.etp)
     return Held(dense, moe * (e.count // d.ep) * expert)
+
+
+def _attention_adapters(shape: ModelShape, rank: int, ranks: int) -> int:
+    """Of one layer; latent attention's down projections are whole on every rank, as TransformerEngine has them."""
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    if shape.mla is None:
+        return _column(shape.hidden, queries + 2 * keys, rank, ranks) + _row(queries, shape.hidden, rank, ranks)
+    m = shape.mla
+    found = _column(shape.hidden, m.kv_rank + m.rope_dim, rank, 1)
+    found += _column(m.kv_rank, shape.heads * (m.nope_dim + m.v_dim), rank, ranks)
+    found += _row(shape.heads * m.v_dim, shape.hidden, rank, ranks)
+    if m.q_rank is None:
+        return found + _column(shape.hidden, queries, rank, ranks)
+    return found + _column(shape.hidden, m.q_rank, rank, 1) + _column(m.q_rank, queries, rank, ranks)
 
 
 def _cut(parameters: int, ranks: int) -> int:

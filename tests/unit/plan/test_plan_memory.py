@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
+from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.shape import shape_of
 from grpo_hpc.plan.activations import in_flight, kept, stage_bytes
 from grpo_hpc.plan.hardware import profile_names, read_hardware
@@ -79,6 +82,20 @@ def test_reference_and_adapters() -> None:
     # rank 4 on qkv (64 -> 256), proj (128 -> 64), fc1 (64 -> 192), fc2 (96 -> 64), in 8 layers
     assert found["gradients"] == 4 * trained(adapters, execution(), 0).total
     assert trained(adapters, execution(), 0).total == 8 * 4 * (64 + 256 + 128 + 64 + 64 + 192 + 96 + 64)
+
+
+def test_adapters_are_those_of_the_matrices_in_the_weight_map() -> None:
+    """Latent attention, dense layers, experts and shared experts."""
+    config = json.loads((Path(__file__).parents[1] / "models" / "published.json").read_text())["DeepSeek-V3"]
+    t = task(config, lora_rank=4)
+    dense = expert = 0
+    for rule in weight_map(t.shape):
+        if rule.name("local").rsplit(".", 2)[-2].startswith("linear_"):
+            rows, columns = rule.layout.shape()
+            dense += 0 if rule.experts else len(rule.layers) * 4 * (rows + columns)
+            expert += len(rule.layers) * rule.experts * 4 * (rows + columns)
+    counted = trained(t, execution(), 0)
+    assert (counted.dense, counted.expert) == (dense, expert)
 
 
 def test_formulas_give_their_bytes() -> None:
