@@ -2,8 +2,8 @@
 
     python tools/plan_published.py > docs/benchmarks/2026-11-22_planner_published.md
 
-Nothing in the planner is fitted to these rows. What a source does not say is an assumption and is named. The errors go
-to grpo_hpc/plan/accuracy.yaml, too, for `grpo-hpc plan` to say.
+Nothing in the planner is fitted to these rows. What a source does not say is an assumption and is named. Our own runs
+are another table, made by tools/plan_measured.py.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from grpo_hpc.models.shape import ModelShape, read_shape, shape_of
-from grpo_hpc.plan.accuracy import FILE as ACCURACY
 from grpo_hpc.plan.hardware import read_hardware
 from grpo_hpc.plan.make import Estimate, estimate_of
 from grpo_hpc.plan.memory import GIB
@@ -34,11 +31,6 @@ DEEPSEEK_V3 = {
     "routed_scaling_factor": 2.5, "norm_topk_prob": True, "scoring_func": "sigmoid", "rope_theta": 10000,
     "topk_method": "noaux_tc",
 }  # fmt: skip
-QWEN3_4B = {
-    "model_type": "qwen3", "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
-    "tie_word_embeddings": True, "max_position_embeddings": 40960,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,6 @@ class Row:
     execution: Execution
     step: float | None = None
     ran_out: bool | None = None
-    peak_gib: float | None = None
 
     def estimate(self) -> Estimate:
         return estimate_of(self.task, self.execution, read_hardware(self.gpu))
@@ -72,7 +63,6 @@ def rows() -> list[Row]:
     verl = _task(dense, 256, 1024, 8192, 2048, True)
     tp2 = Execution(Degrees(8, tp=2), 8, 0, 10240, sequence_parallel=True, engine_tp=1, memory_share=0.6)
     cp2 = Execution(Degrees(8, tp=2, cp=2), 8, 0, 10240, sequence_parallel=True, engine_tp=1, memory_share=0.6)
-    own = Task(shape_of(QWEN3_4B), 2, 2, 256, 768, 768, 128, 128, 1, False, False, 0)
     return [
         Row("Qwen3-30B-A3B, 32 H100, EP8", nemo, "h100", small,
             Execution(Degrees(32, ep=8), 8, 1, 4096, recompute="full", engine_tp=2, **away), step=192),
@@ -88,31 +78,11 @@ def rows() -> list[Row]:
         Row("Qwen2.5-7B, 8 H100, TP2 CP2, nothing offloaded", "verl practice tables", "h100", verl, cp2, ran_out=True),
         Row("Qwen2.5-7B, 8 H100, TP2, offloaded", "verl practice tables", "h100", verl,
             Execution(Degrees(8, tp=2), 8, 0, 10240, sequence_parallel=True, engine_tp=1, **away), ran_out=False),
-        Row("Qwen3-4B, 1 H200, this trainer, vLLM resident", "measured 2026-11-22", "h200", own,
-            Execution(Degrees(1), 1, 4, 4096, memory_share=0.2), ran_out=False, peak_gib=119.2),
-        Row("Qwen3-4B, 1 H200, this trainer, vLLM asleep", "measured 2026-11-22", "h200", own,
-            Execution(Degrees(1), 1, 0, 8192, memory_share=0.3, sleep_level=2), step=13.2, ran_out=False),
     ]  # fmt: skip
 
 
-def accuracy() -> dict[str, dict[str, float]]:
-    """Relative errors of the estimates (estimate / seen - 1): how many, the lowest, the highest."""
-    errors: dict[str, list[float]] = {"time": [], "memory": []}
-    for row in rows():
-        found = row.estimate()
-        if row.step and found.times:
-            errors["time"].append(found.times.step / row.step - 1)
-        if row.peak_gib:
-            errors["memory"].append(found.memory.peak.total / GIB / row.peak_gib - 1)
-    return {
-        what: {"runs": len(each), "lowest": round(min(each), 2), "highest": round(max(each), 2)}
-        for what, each in errors.items()
-    }
-
-
 def main() -> None:
-    """Print the page, and write down how far off the estimates are."""
-    ACCURACY.write_text("# Written by tools/plan_published.py.\n" + yaml.safe_dump(accuracy(), sort_keys=False))
+    """Print the page."""
     print("# The planner and published runs, 2026-11-22\n")
     print("Made by `python tools/plan_published.py`. The planner is not fitted to these rows.\n")
     print("| run | source | seconds of a step | estimate | error | memory | estimate | verdict |")
@@ -124,7 +94,7 @@ def main() -> None:
         step = "- | - | -"
         if row.step:
             step = f"{row.step:g} | {found.times.step:.0f} | {found.times.step / row.step - 1:+.0%}"
-        seen = f"{row.peak_gib:g} GiB" if row.peak_gib else {True: "ran out", False: "ran", None: "ran"}[row.ran_out]
+        seen = "ran out" if row.ran_out else "ran"
         print(f"| {row.name} | {row.source} | {step} | {seen} | {peak:.0f} GiB | {found.verdict} |")
     print(_TEXT)
 

@@ -18,9 +18,10 @@ from grpo_hpc.plan.setup import Execution, Task
 from grpo_hpc.plan.topology import GROUPS
 
 GIB = 2**30
-CONTEXT = int(0.6 * GIB)  # CUDA context and loaded kernels of one process
-COMMUNICATOR = int(0.3 * GIB)  # NCCL's buffers of one process group
-WORKSPACE = int(0.2 * GIB)  # cuBLAS and TransformerEngine
+CONTEXT = int(0.76 * GIB)  # CUDA context, loaded kernels and cuBLAS of one process, as measured on an H200
+WORLD = int(0.55 * GIB)  # NCCL's first communicator, of all ranks, as measured there
+COMMUNICATOR = int(0.38 * GIB)  # each further one, opened when it is first used
+ALWAYS_USED = 2  # process groups that speak in every run, even those of one rank: gradient norm and reduction
 GRAPHS = int(0.8 * GIB)  # vLLM's CUDA graphs
 ENGINE_WORK = int(1.5 * GIB)  # vLLM's activations at its largest batch
 ASLEEP = int(0.5 * GIB)  # what a sleeping engine does not give back
@@ -128,10 +129,11 @@ def base_terms(execution: Execution) -> list[Term]:
     if execution.kv_gib is not None:
         return [Term("process", LIBRARIES, "1.5 GiB of Python and libraries")]
     groups = sum(math.prod(execution.degrees.size(axis) for axis in axes) > 1 for axes in GROUPS.values())
-    terms = [Term("CUDA context", CONTEXT + WORKSPACE, "0.6 GiB context + 0.2 GiB work space of cuBLAS and TE")]
-    if groups:
-        terms.append(Term("NCCL", groups * COMMUNICATOR, f"{groups} process groups * 0.3 GiB"))
-    return terms
+    groups = max(groups, ALWAYS_USED)
+    return [
+        Term("CUDA context", CONTEXT, "0.76 GiB with kernels and cuBLAS"),
+        Term("NCCL", WORLD + groups * COMMUNICATOR, f"0.55 GiB + {groups} process groups * 0.38 GiB"),
+    ]
 
 
 def _model_terms(task: Task, execution: Execution, stage: int) -> list[Term]:

@@ -19,6 +19,8 @@ from grpo_hpc.plan.setup import Execution, Task
 PHASES = ("sync", "rollout", "logprob", "train", "offload")
 KERNELS = 40  # kernels that one layer starts in a forward pass of training
 DECODE_HOST = 1.5e-3  # seconds of scheduling and sampling for each token that an engine makes
+SYNC_CHECK = 0.12  # seconds for hashes of sampled tensors and vLLM's own reload, whatever the size
+WAKE = 0.2  # seconds to put the engine to sleep and wake it, and to give back what is cached
 SYNC_CALL = 40e-6  # seconds to hand one tensor to the engine
 SYNC_SHARE = 0.25  # share of the device's copy rate that conversion and loading of tensors reach
 ELEMENTWISE = 24  # bytes of hidden states that norms, residuals and rotations move per token, width and pass
@@ -332,6 +334,7 @@ def _sync(task: Task, execution: Execution, hw: Hardware) -> list[Part]:
     tensors = len(s.dense_layers) * 9 + len(s.moe_layers) * (7 + 3 * (s.experts.count if s.experts else 0)) + 3
     cut = d.tp * d.pp * d.ep
     parts = [
+        Part("checks", SYNC_CHECK, "host", "hashes of sampled tensors, and vLLM's reload"),
         Part(
             "convert and load",
             max(2 * size / (hw.hbm_gb_per_s * 1e9 * SYNC_SHARE), tensors * SYNC_CALL),
@@ -362,6 +365,8 @@ def offload(task: Task, execution: Execution, hw: Hardware) -> list[Part]:
         ranks, edp = (d.dp * d.cp, d.edp) if execution.distributed_optimizer else (1, 1)
         size = (learn.dense / ranks + learn.expert / edp) * (4 + execution.moments)
         parts.append(Part("optimizer", 2 * size / rate, "PCIe", f"{size / 1e9:.1f} GB out and back"))
+    if execution.sleep_level and not execution.server_nodes:
+        parts.append(Part("sleep and wake", WAKE, "host", "memory of the engine unmapped and mapped again"))
     if execution.sleep_level == 1 and not execution.server_nodes:
         size = task.parameters * task.engine_width / execution.engine_tp
         parts.append(Part("vLLM weights", 2 * size / rate, "PCIe", f"{size / 1e9:.1f} GB out and back"))
