@@ -340,7 +340,7 @@ def _sync(task: Task, execution: Execution, hw: Hardware) -> list[Part]:
             max(2 * size / (hw.hbm_gb_per_s * 1e9 * SYNC_SHARE), tensors * SYNC_CALL),
             "HBM" if 2 * size / (hw.hbm_gb_per_s * 1e9 * SYNC_SHARE) > tensors * SYNC_CALL else "host",
             f"{size / 1e9:.1f} GB read and written at {SYNC_SHARE:.0%} of the copy rate; {tensors:,} tensors * 40 us",
-        )
+        ),
     ]
     if cut > 1:
         rate, bound = _link(execution, hw, d.tp * d.pp * max(1, d.ep // d.tp))
