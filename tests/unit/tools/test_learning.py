@@ -16,6 +16,7 @@ from grpo_hpc.jobs.run_dir import RunDir
 from tools.bench.learn_trl import exact, read_rows, trl_arguments
 from tools.bench.learning_report import accuracies, band, read_records, result, rewards, stays_above
 from tools.bench_learning import Run, lane, main, our_record
+from tools.make_addition import write_rows
 
 ROOT = Path(__file__).parents[3]
 GPU = str(ROOT / "configs" / "quickstart_gpu.yaml")
@@ -136,8 +137,9 @@ def test_runs_on_a_gpu_start_one_after_another_and_a_failed_start_is_tried_again
     assert capsys.readouterr().out.count("tried again") == 1
 
 
-def test_trl_reads_the_same_rows_and_reward():
-    rows = read_rows(str(ROOT / "data" / "addition" / "eval.jsonl"))
+def test_trl_reads_the_same_rows_and_reward(tmp_path):
+    write_rows(tmp_path / "eval.jsonl", [(4, 8)])
+    rows = read_rows(str(tmp_path / "eval.jsonl"))
     assert rows[0]["answer"] == 12 and rows[0]["prompt"][0]["role"] == "system"
     assert exact([[{"content": "It is 12."}], [{"content": "13"}]], answer=[12, 12], prompts=None) == [1.0, 0.0]
 
