@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from layouts import LAYOUTS, MODELS, RESUMED
 from ranks import run_ranks
 from runfiles import write_run
@@ -12,12 +11,12 @@ from runfiles import write_run
 from grpo_hpc.train.checkpoint import is_complete, newest, prune
 
 
-@pytest.mark.parametrize("name", RESUMED)
-def test_resumed_steps_are_equal_to_the_bit(name, tiny, tmp_path):
-    # a process start each: Megatron's checkpoint writers do not survive a change of the process groups
-    case = LAYOUTS[name]
-    keys = {"use_distributed_optimizer": False, "nproc_per_node": 4} | case.keys
-    run_ranks("checkpoint", 4, tmp_path, write_run(tmp_path, tiny(*MODELS[case.model]), name=name, **keys))
+def test_resumed_steps_are_equal_to_the_bit(tiny, tmp_path):
+    runs = []
+    for case in (LAYOUTS[name] for name in RESUMED):
+        keys = {"use_distributed_optimizer": False, "nproc_per_node": 4} | case.keys
+        runs.append(write_run(tmp_path, tiny(*MODELS[case.model]), name=case.name, **keys))
+    run_ranks("checkpoint", 4, tmp_path, *runs)
 
 
 def fake_checkpoint(folder, step, files=("state.json",)):

@@ -9,27 +9,19 @@ import sys
 from pathlib import Path
 
 from gradients import my_share, packed, trajectories
+from onlayouts import each_layout
 
 
 def main() -> None:
     import torch
-    import torch.distributed as dist
-    from megatron.core import parallel_state as mpu
 
-    from grpo_hpc.config import load_run
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.train import checkpoint
     from grpo_hpc.train.checkpoint import TrainerState
-    from grpo_hpc.train.parallel import init_model_parallel
-    from grpo_hpc.train.platform import make_platform
     from grpo_hpc.train.policy import TrainedPolicy
 
-    folder, runs = Path(sys.argv[1]), [load_run(file) for file in sys.argv[2:]]
-    platform = make_platform(runs[0].resources.device)
-    platform.init_distributed()
-    for cfg in runs:
-        mpu.destroy_model_parallel()
-        init_model_parallel(cfg, platform)
+    folder = Path(sys.argv[1])
+    for cfg, platform in each_layout(sys.argv[2:]):
         plan = schedule(cfg)
         everything = trajectories(plan.global_batch_size, plan.num_generations)
         batches = packed(cfg, my_share(cfg, everything), platform)
@@ -47,7 +39,6 @@ def main() -> None:
             assert before == after, f"step {step} of {cfg.name}: {before} and {after}"
             for (name, one), (_, other) in zip(policy.exporter.tensors(), resumed.exporter.tensors(), strict=True):
                 assert torch.equal(one, other), f"{name} after step {step} of {cfg.name}: {(one - other).abs().max()}"
-    dist.barrier()
 
 
 if __name__ == "__main__":

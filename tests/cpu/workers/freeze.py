@@ -11,28 +11,21 @@ from pathlib import Path
 
 import torch
 from gradients import my_share, packed, trajectories
+from onlayouts import each_layout
 
 
 def main() -> None:
     import torch.distributed as dist
-    from megatron.core import parallel_state as mpu
     from safetensors.torch import save_file
 
-    from grpo_hpc.config import load_run
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.movers import local_parameters
     from grpo_hpc.train.optimizer import torch_adams
-    from grpo_hpc.train.parallel import init_model_parallel
-    from grpo_hpc.train.platform import make_platform
     from grpo_hpc.train.policy import TrainedPolicy
     from grpo_hpc.train.signal import set_token_weights
 
-    folder, runs = Path(sys.argv[1]), [load_run(file) for file in sys.argv[2:]]
-    platform = make_platform("cpu")
-    platform.init_distributed()
-    for cfg in runs:
-        mpu.destroy_model_parallel()
-        init_model_parallel(cfg, platform)
+    folder = Path(sys.argv[1])
+    for cfg, platform in each_layout(sys.argv[2:]):
         plan, policy = schedule(cfg), TrainedPolicy(cfg, platform)
         everything = trajectories(plan.global_batch_size, plan.num_generations)
         set_token_weights(cfg, plan, everything)
@@ -59,7 +52,6 @@ def main() -> None:
             save_file(tensors, folder / f"{cfg.name}.safetensors")
             frozen = [name for name in tensors if re.search(cfg.tuner.freeze_parameters_regex, name)]
             (folder / "frozen").write_text("\n".join(frozen))
-    dist.barrier()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 import torch
+from onlayouts import each_layout
 from torch import Tensor
 
 from grpo_hpc.config import RunConfig
@@ -77,24 +78,14 @@ def packed(cfg: RunConfig, mine: list[list[Trajectory]], platform: Platform) -> 
 
 def main() -> None:
     import torch.distributed as dist
-    from megatron.core import parallel_state as mpu
     from safetensors.torch import save_file
 
-    from grpo_hpc.config import load_run
-    from grpo_hpc.train.parallel import init_model_parallel
-    from grpo_hpc.train.platform import make_platform
-
-    folder, runs = sys.argv[1], [load_run(file) for file in sys.argv[2:]]
-    platform = make_platform(runs[0].resources.device)
-    platform.init_distributed()
-    for cfg in runs:
-        mpu.destroy_model_parallel()
-        init_model_parallel(cfg, platform)
+    folder = sys.argv[1]
+    for cfg, platform in each_layout(sys.argv[2:]):
         tensors, result = one_step(cfg, platform)
         if dist.get_rank() == 0:
             metadata = {key: repr(value) for key, value in result.items()}
             save_file(tensors, f"{folder}/{cfg.name}.safetensors", metadata=metadata)
-    dist.barrier()
 
 
 def one_step(cfg: RunConfig, platform: Platform) -> tuple[dict[str, Tensor], Any]:

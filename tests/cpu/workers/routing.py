@@ -13,23 +13,15 @@ from zlib import crc32
 
 import torch
 from gradients import gather_gradients, my_share, packed, trajectories
+from onlayouts import each_layout
 
 
 def main() -> None:
     import torch.distributed as dist
-    from megatron.core import parallel_state as mpu
     from safetensors.torch import save_file
 
-    from grpo_hpc.config import load_run
-    from grpo_hpc.train.parallel import init_model_parallel
-    from grpo_hpc.train.platform import make_platform
-
-    folder, runs = Path(sys.argv[1]), [load_run(file) for file in sys.argv[2:]]
-    platform = make_platform("cpu")
-    platform.init_distributed()
-    for cfg in runs:
-        mpu.destroy_model_parallel()
-        init_model_parallel(cfg, platform)
+    folder = Path(sys.argv[1])
+    for cfg, platform in each_layout(sys.argv[2:]):
         if cfg.moe.moe_router_bias_update_rate:
             tensors, numbers = biased(cfg, platform, folder)
         elif cfg.batch.num_iterations > 1:
@@ -39,7 +31,6 @@ def main() -> None:
         if dist.get_rank() == 0:
             metadata = {key: repr(value) for key, value in numbers.items()}
             save_file(tensors, folder / f"{cfg.name}.safetensors", metadata=metadata)
-    dist.barrier()
 
 
 def replay(cfg, platform):
