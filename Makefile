@@ -15,8 +15,9 @@ quickstart: demo
 	@$(grpo) plan configs/quickstart.yaml
 	@$(grpo) submit configs/quickstart.yaml --fresh
 
+# Two at a time: much of a test's time is starting processes. The long ones begin first.
 test: setup
-	@$(py) -m pytest
+	@$(py) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-gpu:
 	@python3 -m pytest -m gpu tests/gpu

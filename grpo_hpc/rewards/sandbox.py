@@ -169,9 +169,12 @@ def _read(pipe: int, launcher: int, deadline: float) -> bytes:
     """What comes until the pipe is closed or the launcher ended, the output is too long or the time is over."""
     output = bytearray()
     ended = os.pidfd_open(launcher)
+    watched = select.poll()  # select.select takes no descriptor above 1023, and a trainer may have more
+    watched.register(pipe, select.POLLIN)
+    watched.register(ended, select.POLLIN)
     while len(output) <= _LONGEST_OUTPUT:
-        readable, _, _ = select.select([pipe, ended], [], [], max(0.0, deadline - time.monotonic()))
-        block = os.read(pipe, 1 << 16) if pipe in readable else b""
+        happened = dict(watched.poll(1000 * max(0.0, deadline - time.monotonic())))
+        block = os.read(pipe, 1 << 16) if pipe in happened else b""
         if not block:
             break
         output += block

@@ -1,5 +1,6 @@
 """A stand-in for the trainer, started by torchrun on every rank: it steps, saves, obeys and misbehaves as it is told.
 
+Its ranks stay together without torch, whose import takes longer than all they do; ``test_trainer.py`` has the trainer.
 ``payload.json`` in the run directory: ``steps``, seconds per step ``pause`` in the first ``slow`` attempts (1) and
 hardly any in the others, and ``fault``, such as ``{"attempt": "attempt_1", "step": 2, "rank": 3, "kind": "kill"}``.
 """
@@ -11,11 +12,9 @@ import os
 import signal
 import sys
 import time
+from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from urllib.request import Request, urlopen
-
-import torch
-import torch.distributed as dist
 
 from grpo_hpc.jobs.attempts import saved_step
 from grpo_hpc.jobs.rank_log import redirect_output
@@ -33,7 +32,7 @@ def main(run: RunDir) -> int:
     signalled: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda *got: signalled.append(got[0]))
-    dist.init_process_group("gloo")
+    together = Together(attempt / "meeting", rank, int(os.environ["WORLD_SIZE"]))
     events, sinks = EventLog(run.events), MetricSinks(run.metrics)
     names = ("SLURMD_NODENAME", "CUDA_VISIBLE_DEVICES", "MASTER_PORT", "SECRET")
     where = {name: os.environ.get(name) for name in names} | {"contained": not Path("/usr/sbin/slurmd").exists()}
@@ -46,13 +45,10 @@ def main(run: RunDir) -> int:
         if rank == 0:
             ask_servers(attempt, told.get("keeps_on", False))
         misbehave(told.get("fault", {}), attempt.name, step, rank)
-        asked = torch.tensor(float(bool(signalled) or run.stop.exists()))
-        dist.all_reduce(asked)
-        if asked:
-            save(run, step, rank)
+        if together.any(bool(signalled) or run.stop.exists()):
+            save(run, step, rank, together)
             if rank == 0:
                 events.stopped(step)
-            dist.destroy_process_group()
             return 0
         time.sleep(pause)
         step += 1
@@ -63,11 +59,39 @@ def main(run: RunDir) -> int:
             events.metrics(step, metrics)
             with (run.path / "steps.txt").open("a") as file:
                 file.write(f"{attempt.name} {step}\n")
-    save(run, step, rank)
+    save(run, step, rank, together)
     if rank == 0:
         events.finished({"lines": []})
-    dist.destroy_process_group()
     return 0
+
+
+class Together:
+    """Keeps ranks in step, as collectives do: one that dies ends the others, one that hangs holds them.
+
+    Args:
+        place: file that tells where rank 0 waits for the others; all nodes of the test cluster are this machine.
+    """
+
+    def __init__(self, place: Path, rank: int, world: int) -> None:
+        self._leads = rank == 0
+        if self._leads:
+            with Listener(("127.0.0.1", 0), backlog=world) as listener:
+                new = place.with_suffix(".new")
+                new.write_text(str(listener.address[1]))
+                new.rename(place)
+                self._others: list[Connection] = [listener.accept() for _ in range(world - 1)]
+        else:
+            while not place.exists():
+                time.sleep(0.02)
+            self._others = [Client(("127.0.0.1", int(place.read_text())))]
+
+    def any(self, here: bool) -> bool:
+        """Whether it is true on any rank."""
+        if self._leads:
+            here = any([here, *(other.recv_bytes() == b"yes" for other in self._others)])
+        for other in self._others:
+            other.send_bytes(b"yes" if here else b"no")
+        return here if self._leads else self._others[0].recv_bytes() == b"yes"
 
 
 def ask_servers(attempt: Path, keeps_on: bool) -> None:
@@ -103,10 +127,10 @@ def _tells(path: Path, key: Path) -> bool:
         return False
 
 
-def save(run: RunDir, step: int, rank: int) -> None:
+def save(run: RunDir, step: int, rank: int, together: Together) -> None:
     if rank == 0:
         (run.checkpoints / f"step_{step}").mkdir(parents=True, exist_ok=True)
-    dist.barrier()
+    together.any(False)
 
 
 def misbehave(fault: dict, attempt: str, step: int, rank: int) -> None:

@@ -52,8 +52,8 @@ def test_the_failure_budget_ends_a_loop(submit):
 
 
 def test_the_time_limit_saves_and_requeues(submit):
-    # Slurm sends the signal up to a minute early, so that a limit of one minute is enough to see it
-    run = submit(profile={"time_limit": "1:00", "save_before_s": 20}, steps=150, pause=0.2)
+    # Slurm sends the signal up to a minute early: the first start has work for longer than that, the second for seconds
+    run = submit(profile={"time_limit": "1:00", "save_before_s": 20}, steps=600, pause=0.2)
     first, second = ended(run, 2, 200)
     assert (first.state, first.exit_code) == ("timeout", 0), everything(run)
     assert 0 < first.last_step == second.first_step

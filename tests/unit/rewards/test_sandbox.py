@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -45,6 +46,18 @@ def living(mark: str) -> list[int]:
         if any(mark.encode() in text for text in texts):
             found.append(int(folder.name))
     return found
+
+
+def test_a_process_with_many_open_files_can_run_programs(run):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert run("print(1)", isolation="limits").output == "1\n"
+    finally:
+        for file in opened:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @BOTH
