@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -47,8 +49,12 @@ def command() -> None:
 
 
 @command.command("list")
-def list_profiles() -> None:
-    """Show every profile: those that you made, and those that come with grpo-hpc."""
+@click.option("--json", "as_json", is_flag=True, help="Print the same facts as JSON.")
+def list_profiles(as_json: bool) -> None:
+    """Show every profile: those that you made, and those that come with grpo-hpc.
+
+    --json prints a list of objects: name, file, problem (null unless the file is damaged), and the profile itself.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -56,6 +62,9 @@ def list_profiles() -> None:
     from grpo_hpc.jobs.profile import profiles, read_profile
     from grpo_hpc.jobs.show_standing import console
 
+    if as_json:
+        click.echo(json.dumps([_profile_facts(name, path) for name, path in profiles().items()], indent=2))
+        return
     table = Table("name", "executor", "runtime", "partition", "GPUs", "file", box=None, pad_edge=False)
     for name, path in profiles().items():
         try:
@@ -65,6 +74,17 @@ def list_profiles() -> None:
             facts = ["damaged", " ".join(error.message.split()), "", ""]
         table.add_row(name, *map(Text, facts), str(path))
     console().print(table)
+
+
+def _profile_facts(name: str, path: Path) -> dict[str, Any]:
+    from grpo_hpc.errors import ConfigError
+    from grpo_hpc.jobs.profile import read_profile
+
+    facts: dict[str, Any] = {"name": name, "file": str(path), "problem": None, "profile": None}
+    try:
+        return facts | {"profile": read_profile(path).model_dump(mode="json")}
+    except ConfigError as error:
+        return facts | {"problem": str(error)}
 
 
 @command.command("add", cls=_Add)

@@ -15,11 +15,18 @@ from grpo_hpc.cli.completion import run_dirs
 @click.argument("run_dir", metavar="RUN_DIR", shell_complete=run_dirs)
 @click.option("-f", "--follow", is_flag=True, help="Go on as the log grows, over every new start, until the run ends.")
 @click.option("--rank", type=click.IntRange(min=0), metavar="N", help="The log of this rank.")
+@click.option("--server", type=click.IntRange(min=0), metavar="N", help="The log of this vLLM server.")
 @click.option("--attempt", type=click.IntRange(min=1), metavar="N", help="The log of this start. [default: the newest]")
 @click.option("-n", "--lines", type=click.IntRange(min=1), metavar="N", help="The last N lines of what is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print each line as a JSON object.")
 def command(
-    run_dir: str, follow: bool, rank: int | None, attempt: int | None, lines: int | None, as_json: bool
+    run_dir: str,
+    follow: bool,
+    rank: int | None,
+    server: int | None,
+    attempt: int | None,
+    lines: int | None,
+    as_json: bool,
 ) -> None:
     """Show the log of the run in RUN_DIR that tells most.
 
@@ -31,7 +38,9 @@ def command(
     from grpo_hpc.jobs.follow import Wanted, follow_log, read_log
     from grpo_hpc.jobs.sweep import one_run_at
 
-    run, wanted = one_run_at(run_dir), Wanted(attempt, rank)
+    if rank is not None and server is not None:
+        raise click.UsageError("--rank and --server name two logs: take one of them")
+    run, wanted = one_run_at(run_dir), Wanted(attempt, rank, server)
     shown = None
     for line in follow_log(run, wanted, lines) if follow else read_log(run, wanted, lines):
         if line is None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.jobs.attempts import Attempt
-from grpo_hpc.jobs.logs import attempt_of, main_log, rank_log
+from grpo_hpc.jobs.logs import attempt_of, main_log, rank_log, server_log
 from grpo_hpc.jobs.run_dir import RunDir, short_path
 from grpo_hpc.jobs.standing import LIVE, standing
 
@@ -42,6 +42,7 @@ class Wanted:
 
     attempt: int | None = None
     rank: int | None = None
+    server: int | None = None
 
 
 def read_log(run_dir: RunDir, wanted: Wanted, last: int | None = None) -> Iterator[LogLine]:
@@ -129,9 +130,12 @@ def _choices(run_dir: RunDir, wanted: Wanted) -> Iterator[tuple[Attempt | None, 
 
 def _choose(run_dir: RunDir, wanted: Wanted) -> tuple[Attempt | None, Path | None]:
     attempt = attempt_of(run_dir, wanted.attempt)
-    if wanted.rank is None:
-        return attempt, main_log(run_dir, attempt)
-    return attempt, rank_log(run_dir, attempt, wanted.rank) if attempt else None
+    if attempt is not None and wanted.rank is not None:
+        return attempt, rank_log(run_dir, attempt, wanted.rank)
+    if attempt is not None and wanted.server is not None:
+        return attempt, server_log(run_dir, attempt, wanted.server)
+    named = wanted.rank is not None or wanted.server is not None
+    return attempt, None if named else main_log(run_dir, attempt)
 
 
 def _over(run_dir: RunDir, wanted: Wanted) -> bool:

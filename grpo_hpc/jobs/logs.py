@@ -44,6 +44,20 @@ def rank_log(run_dir: RunDir, attempt: Attempt, rank: int) -> Path | None:
     return path if path.is_file() else None
 
 
+def server_log(run_dir: RunDir, attempt: Attempt, server: int) -> Path | None:
+    """The log of one vLLM server of a start; None while the start is too young to have it.
+
+    Raises:
+        ConfigError: the run has no such server.
+    """
+    count = len(run_dir.planned_servers())
+    if not 0 <= server < count:
+        there = f"It has {count}: 0 to {count - 1}." if count else "It samples inside the trainer's own processes."
+        raise ConfigError(f"there is no server {server} in this run", there)
+    path = RunDir.server_log(attempt.folder(run_dir), server)
+    return path if path.is_file() else None
+
+
 def attempt_of(run_dir: RunDir, number: int | None) -> Attempt | None:
     """A start by its number, or the newest one; None when the run was never started.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,9 @@ def test_list_shows_all_profiles_and_which_are_damaged(own_profiles: Path, cli, 
     out = capsys.readouterr().out
     assert all(name in out for name in profiles())
     assert "unknown key 'acount'" in out
+    assert cli("cluster", "list", "--json") == 0
+    found = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert found.keys() == profiles().keys()
+    assert "unknown key 'acount'" in found["bad"]["problem"] and found["bad"]["profile"] is None
+    assert found["local"]["problem"] is None
+    assert found["local"]["profile"]["executor"] == read_profile(find_profile("local")).executor

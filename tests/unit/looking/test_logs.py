@@ -71,12 +71,23 @@ def test_the_log_that_tells_most(run: RunDir, started: Attempt) -> None:
         (Wanted(attempt=7), "There are attempts 1 to 1"),
         (Wanted(rank=2), "2 ranks: 0 to 1"),
         (Wanted(rank=1), "has no log yet"),
+        (Wanted(server=0), "samples inside the trainer's own processes"),
     ],
 )
 def test_what_is_not_there_is_said(run: RunDir, started: Attempt, wanted: Wanted, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_log(run, wanted)
     assert expected in str(caught.value)
+
+
+def test_the_log_of_a_server(run: RunDir, started: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RunDir, "planned_servers", lambda _: [{"node": 1}, {"node": 1}])
+    log(run, started, "server_1.log", "one\n")
+    assert texts(read_log(run, Wanted(server=1))) == ["one"]
+    with pytest.raises(ConfigError, match="no log yet"):
+        read_log(run, Wanted(server=0))
+    with pytest.raises(ConfigError, match=r"(?s)no server 2.*It has 2: 0 to 1"):
+        read_log(run, Wanted(server=2))
 
 
 def test_following_goes_over_to_a_new_start_and_ends_with_the_run(
