@@ -141,9 +141,11 @@ class ColocateEngine:
             raise RolloutError("the inference engine was asked to sample before the policy's weights were synchronised")
         from vllm import SamplingParams, TokensPrompt
 
+        # flat: a few lists for each completion, where vLLM would otherwise make two objects for every token
+        chosen = {"logprobs": 0, "flat_logprobs": True, "detokenize": False} | options
         outputs = self._llm.generate(
             [TokensPrompt(prompt_token_ids=request.prompt_tokens) for request in requests],
-            [SamplingParams(seed=request.seed, logprobs=0, detokenize=False, **options) for request in requests],
+            [SamplingParams(seed=request.seed, **chosen) for request in requests],
             use_tqdm=False,
         )
         return [_completion(output.outputs[0], self._replayed_layers) for output in outputs]
@@ -207,7 +209,8 @@ def _refresh_tied_head(model: Any) -> None:
 
 def _completion(output: Any, replayed_layers: list[int]) -> Completion:
     tokens = list(output.token_ids)
-    logprobs = [entry[token].logprob for entry, token in zip(output.logprobs, tokens, strict=True)]
+    logprobs = [output.logprobs.logprobs[first] for first in output.logprobs.start_indices]  # the sampled token's
+    assert len(logprobs) == len(tokens)
     routing = routing_of(output.routed_experts, replayed_layers) if replayed_layers else None
     return Completion(tokens, logprobs, output.finish_reason, routing)
 

@@ -87,11 +87,14 @@ class Together:
 
     def any(self, here: bool) -> bool:
         """Whether it is true on any rank."""
-        if self._leads:
-            here = any([here, *(other.recv_bytes() == b"yes" for other in self._others)])
-        for other in self._others:
-            other.send_bytes(b"yes" if here else b"no")
-        return here if self._leads else self._others[0].recv_bytes() == b"yes"
+        try:
+            if self._leads:
+                here = any([here, *(other.recv_bytes() == b"yes" for other in self._others)])
+            for other in self._others:
+                other.send_bytes(b"yes" if here else b"no")
+            return here if self._leads else self._others[0].recv_bytes() == b"yes"
+        except EOFError:
+            raise ConnectionError("connection closed by peer") from None
 
 
 def ask_servers(attempt: Path, keeps_on: bool) -> None:

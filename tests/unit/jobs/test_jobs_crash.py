@@ -56,6 +56,22 @@ def test_missing_logs_give_an_empty_excerpt(tmp_path: Path) -> None:
     assert find_crash(tmp_path / "launcher.log", [tmp_path / "rank_0.log"]).lines == []
 
 
+def test_of_several_nodes_the_rank_that_did_not_lose_a_peer_counts(tmp_path: Path) -> None:
+    both = ROOT_CAUSE.replace("rank      : 1", "rank      : 0") + ROOT_CAUSE.replace("rank      : 1", "rank      : 2")
+    lost = trace("RuntimeError: [../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
+    crash = find_crash(*write(tmp_path, both, lost, lost, trace("KeyError: 'x'"), lost))
+    assert crash.log.name == "rank_2.log"
+    assert find_crash(*write(tmp_path, both, lost, lost, lost)).log.name == "rank_0.log"
+    assert find_crash(*write(tmp_path, both, lost, trace("KeyError: 'x'"), lost)).log.name == "rank_1.log"
+
+
+def test_a_killed_rank_that_is_not_the_first_of_its_node_counts(tmp_path: Path) -> None:
+    block = "  rank      : {} (local_rank: {})\n  exitcode  : {} (pid: 7)\n"
+    launcher = "Failures:\n[1]:\n" + block.format(3, 1, "-9") + "Root Cause (first observed failure):\n[0]:\n"
+    crash = find_crash(*write(tmp_path, launcher + block.format(2, 0, 1), trace("KeyError: 'x'")))
+    assert crash.cause == "rank 3 was killed by signal 9 (SIGKILL)"
+
+
 def test_a_killed_rank_comes_before_those_that_lost_it(tmp_path: Path) -> None:
     head = "Root Cause (first observed failure):\n[0]:\n"
     blocks = "".join(
