@@ -19,6 +19,7 @@ from grpo_hpc.plan.setup import Execution, Task
 PHASES = ("sync", "rollout", "logprob", "train", "offload")
 KERNELS = 40  # kernels that one layer starts in a forward pass of training
 DECODE_HOST = 1.5e-3  # seconds of scheduling and sampling for each token that an engine makes
+EAGER_LAYER = 0.43e-3  # seconds that the host needs to start a layer's kernels where no CUDA graph holds them
 SYNC_CHECK = 0.12  # seconds for hashes of sampled tensors and vLLM's own reload, whatever the size
 WAKE = 0.2  # seconds to put the engine to sleep and wake it, and to give back what is cached
 SYNC_CALL = 40e-6  # seconds to hand one tensor to the engine
@@ -291,9 +292,10 @@ def rollout(task: Task, execution: Execution, hw: Hardware) -> list[Part]:
     running = max(1, min(share, execution.max_num_seqs or 256, room))
     rate, hbm = hw.bf16_tflops * 1e12 * hw.matmul_efficiency * tp, hw.hbm_gb_per_s * hw.decode_efficiency * 1e9
     prefill = share * _seconds(task, task.prompt, hw) / tp
-    host = DECODE_HOST * (1 if not execution.eager else 4)
-    busy = _decode_step(task, execution, running, task.prompt + task.average // 2, rate, hbm) + host
-    lonely = _decode_step(task, execution, max(1, running // 8), task.usual, rate, hbm) + host
+    launch = task.shape.layers * EAGER_LAYER if execution.eager else 0.0
+    gpu = _decode_step(task, execution, running, task.prompt + task.average // 2, rate, hbm)
+    gpu_tail = _decode_step(task, execution, max(1, running // 8), task.usual, rate, hbm)
+    busy, lonely = max(gpu, launch) + DECODE_HOST, max(gpu_tail, launch) + DECODE_HOST
     waves = share / running
     full = waves * task.average
     tail = max(0.0, task.completion - task.average)
@@ -301,12 +303,12 @@ def rollout(task: Task, execution: Execution, hw: Hardware) -> list[Part]:
         f"{full:,.0f} steps with {running} of {share} sequences at {busy * 1e3:.1f} ms, {tail:,.0f} of the tail at "
         f"{lonely * 1e3:.1f} ms; {task.average:,} tokens on average, {task.completion:,} at the most"
     )
-    gpu_bound = busy - host
-    bound = "host" if host > gpu_bound else "HBM" if task.active * running * 2 / rate < gpu_bound else "tensor cores"
+    host = max(launch, DECODE_HOST)
+    bound = "host" if host > gpu else "HBM" if task.active * running * 2 / rate < gpu else "tensor cores"
     return [
         Part("prefill", prefill, "tensor cores", f"{share} prompts of {task.prompt:,} tokens on {tp} GPUs"),
         Part("decode", full * busy, bound, text),
-        Part("tail", tail * lonely, "HBM" if lonely > 2 * host else "host", "the last sequences of the rollout"),
+        Part("tail", tail * lonely, "HBM" if gpu_tail > host else "host", "the last sequences of the rollout"),
     ]
 
 
