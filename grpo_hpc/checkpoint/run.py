@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,15 +115,15 @@ def build(plan: Plan, folder: Path, work: Work) -> None:
 
 
 def _finish(plan: Plan, building: Path, folder: Path, pieces: list[Piece]) -> None:
-    copier = Copier(_LARGEST_WINDOW)
-    for name, offset, content in plan.small:
-        file = building / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("wb" if offset is None else "r+b") as out:
-            out.seek(offset or 0)
-            out.write(content)
-        digest = str(copier.digest(file, offset or 0, len(content)))
-        pieces.append(Piece("" if offset is None else "header", name, offset or 0, len(content), digest))
+    with closing(Copier(_LARGEST_WINDOW)) as copier:
+        for name, offset, content in plan.small:
+            file = building / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("wb" if offset is None else "r+b") as out:
+                out.seek(offset or 0)
+                out.write(content)
+            digest = str(copier.digest(file, offset or 0, len(content)))
+            pieces.append(Piece("" if offset is None else "header", name, offset or 0, len(content), digest))
     for name in {piece.file for piece in pieces}:
         handle = os.open(building / name, os.O_RDONLY)
         os.fsync(handle)
@@ -155,15 +156,16 @@ def _journal(plan: Plan, building: Path, fingerprint: str) -> dict[int, list[str
         return {}
     if not lines or lines[0] != json.dumps(fingerprint):
         return {}
-    copier, done = Copier(_LARGEST_WINDOW), {}
-    for line in lines[1:]:
-        try:
-            number, digests = json.loads(line)
-        except ValueError:
-            break  # the line during which it was killed
-        targets = zip(plan.jobs[number].targets, digests, strict=True)
-        if all(_is_whole(copier, building, target, digest) for target, digest in targets):
-            done[number] = digests
+    done = {}
+    with closing(Copier(_LARGEST_WINDOW)) as copier:
+        for line in lines[1:]:
+            try:
+                number, digests = json.loads(line)
+            except ValueError:
+                break  # the line during which it was killed
+            targets = zip(plan.jobs[number].targets, digests, strict=True)
+            if all(_is_whole(copier, building, target, digest) for target, digest in targets):
+                done[number] = digests
     return done
 
 

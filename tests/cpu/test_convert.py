@@ -63,6 +63,10 @@ def same_bits(one, other):
     )
 
 
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("family", "tied"), [*((name, False) for name in OWN), ("llama", True), ("qwen3_vl", True)])
 def test_round_trip_is_bit_identical(family, tied, layout, three_layers, tmp_path):
@@ -70,8 +74,10 @@ def test_round_trip_is_bit_identical(family, tied, layout, three_layers, tmp_pat
     if family not in MOE:
         parallel = dataclasses.replace(parallel, ep=1, etp=1)
     source = three_layers(family, tied)
+    opened = open_files()
     build(plan_to_megatron(open_folder(source), parallel), tmp_path / "megatron", Work())
     build(plan_to_hf(open_folder(tmp_path / "megatron"), shard_bytes=200_000), tmp_path / "hf", Work())
+    assert open_files() == opened, "every file is closed again"
     assert same_bits(weights(source), weights(tmp_path / "hf"))
     for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
         assert (tmp_path / "hf" / name).read_bytes() == (source / name).read_bytes()

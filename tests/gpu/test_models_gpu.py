@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from ranks import run_ranks
@@ -10,42 +12,66 @@ from safetensors.torch import load_file
 from tiny import save_tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-FAMILIES = [("llama", True), ("qwen2", True), ("qwen3", False)]
-EXPERTS = [("qwen3_moe", False), ("mixtral", False), ("olmoe", False), ("deepseek_v3", False)]
+DENSE = (("llama", True), ("qwen2", True), ("qwen3", False))
+EXPERTS = (("qwen3_moe", False), ("mixtral", False), ("olmoe", False), ("deepseek_v3", False))
+LEARNING = (*DENSE, *EXPERTS[:2])
+
+GPU = {"device": "cuda", "vllm_dtype": "bfloat16"}
 
 
-@pytest.mark.parametrize(("family", "tied"), [*FAMILIES, *EXPERTS])
-def test_logits_are_those_of_transformers_up_to_bf16(family, tied, tmp_path):
-    model = save_tiny_model(tmp_path / "model", family, tied)
-    run = write_run(tmp_path, model, device="cuda", dtype="bfloat16", vllm_dtype="bfloat16")
-    run_ranks("logits", 1, tmp_path, run)
-    out = load_file(tmp_path / "0.safetensors")
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return {case: save_tiny_model(folder / case[0], *case) for case in [*DENSE, *EXPERTS]}
+
+
+@pytest.fixture(scope="module")
+def logits(paths, tmp_path_factory):
+    """``logits(cases)``: what the worker says of each, all of them in one process, which takes long to start."""
+
+    @functools.cache
+    def run(cases):
+        folder = tmp_path_factory.mktemp("logits")
+        runs = [write_run(folder, paths[case], name=case[0], dtype="bfloat16", **GPU) for case in cases]
+        run_ranks("logits", 1, folder, *runs)
+        return {case: load_file(folder / f"{number}.safetensors") for number, case in enumerate(cases)}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def gradients(paths, tmp_path_factory):
+    """``gradients(case, dtype)``, likewise all in one process."""
+    folder = tmp_path_factory.mktemp("gradients")
+    runs = [
+        write_run(folder, paths[case], name=f"{case[0]}-{dtype}", dtype=dtype, use_distributed_optimizer=False, **GPU)
+        for case in LEARNING
+        for dtype in ("float32", "bfloat16")
+    ]
+    run_ranks("gradients", 1, folder, *runs)
+    return lambda case, dtype: load_file(folder / f"{case[0]}-{dtype}.safetensors")
+
+
+@pytest.mark.parametrize("case", [*DENSE, *EXPERTS], ids=str)
+def test_logits_are_those_of_transformers_up_to_bf16(case, logits, paths):
+    out = logits(EXPERTS if case in EXPERTS else DENSE)[case]
     difference, spread = (out["ours"] - out["theirs"]).abs(), out["theirs"].std()
     largest = difference.amax(-1)  # of each token
-    if (family, tied) in EXPERTS:  # a few tokens go to other experts in bf16
+    if case in EXPERTS:  # a few tokens go to other experts in bf16
         largest = largest.sort().values[: -max(1, len(largest) // 20)]
     assert difference.mean() < 0.02 * spread and largest.max() < 0.1 * spread
-    source = load_file(model / "model.safetensors")
+    source = load_file(paths[case] / "model.safetensors")
     assert all(torch.equal(out[f"weight/{name}"], value.bfloat16()) for name, value in source.items())
 
 
-@pytest.mark.parametrize(("family", "tied"), [*FAMILIES, *EXPERTS[:2]])
-def test_gradients_are_those_of_fp32_up_to_bf16(family, tied, tmp_path):
+@pytest.mark.parametrize("case", LEARNING, ids=str)
+def test_gradients_are_those_of_fp32_up_to_bf16(case, gradients):
     """For models with experts this is the grouped matrix product."""
-    model = save_tiny_model(tmp_path / "model", family, tied)
-    results = {}
-    for dtype in ("float32", "bfloat16"):
-        folder = tmp_path / dtype
-        folder.mkdir()
-        run = write_run(
-            folder, model, device="cuda", dtype=dtype, vllm_dtype="bfloat16", use_distributed_optimizer=False
-        )
-        run_ranks("gradients", 1, folder, run)
-        results[dtype] = load_file(folder / "tiny.safetensors")
-    for name, exact in results["float32"].items():
+    exact, rounded = gradients(case, "float32"), gradients(case, "bfloat16")
+    experts = case in EXPERTS  # a few tokens go to other experts in bf16
+    for name, want in exact.items():
         if name.startswith("grad/"):
-            ours = results["bfloat16"][name].float()
-            cosine = torch.nn.functional.cosine_similarity(ours.flatten(), exact.flatten(), dim=0)
-            experts = (family, tied) in EXPERTS  # a few tokens go to other experts in bf16
+            ours = rounded[name].float()
+            cosine = torch.nn.functional.cosine_similarity(ours.flatten(), want.flatten(), dim=0)
             assert cosine > (0.95 if experts else 0.99), f"{name}: {cosine:.4f}"
-            assert ours.norm() / exact.norm() == pytest.approx(1.0, abs=0.2 if experts else 0.05), name
+            assert ours.norm() / want.norm() == pytest.approx(1.0, abs=0.2 if experts else 0.05), name
