@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # gpu_reports.sh OUT STAGE...: measure what docs/benchmarks/ says of GPUs, on a machine with two of them.
 #
-#   step      a whole step beside TRL and vLLM alone: equal lengths on one GPU, spread ones on the other (7 minutes)
-#   planner   the settings by which the planner may be corrected (10 minutes)
-#   frozen    the others; only after the planner was last changed (6 minutes)
-#   learning  learning curves beside TRL's, three seeds each; needs the model and data of `make demo` (5 minutes)
-#   tests     tests/gpu (10 minutes)
+#   step      a whole step beside TRL and vLLM alone: equal lengths on one GPU, spread ones on the other
+#   planner   the settings by which the planner may be corrected
+#   frozen    the others; only after the planner was last changed
+#   learning  learning curves beside TRL's, three seeds each; needs the model and data of `make demo`
+#   tests     tests/gpu
 #
 # Stages run one after another; each leaves its results and a log in OUT, and one that fails does not stop the next.
 # Run what is installed for PYTHON (default python3). LIMIT is the most seconds of a stage (default 3600).
@@ -34,6 +34,7 @@ for stage in "$@"; do
     *) echo "gpu_reports.sh: no stage $stage; there are step, planner, frozen, learning and tests" >&2; exit 2 ;;
   esac
 done
+"$py" -c 'import sys, torch; sys.exit(torch.cuda.device_count() < 2)' || { echo "gpu_reports.sh: $py sees no two GPUs" >&2; exit 2; }
 failed=0
 for stage in "$@"; do
   begun=$SECONDS

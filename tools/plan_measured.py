@@ -59,20 +59,24 @@ def measure(names: Sequence[str], options: argparse.Namespace) -> None:
         model = options.folder / "models" / shape
         subprocess.run([sys.executable, "-m", "tools.bench.random_model", str(model), shape], check=True, cwd=ROOT)
     options.out.mkdir(parents=True, exist_ok=True)
-    gpus: SimpleQueue[str] = SimpleQueue()
-    for gpu in options.gpus:
-        gpus.put(gpu)
+    for size in sorted({SETTINGS[name].gpus for name in names}):
+        _measure_all([name for name in names if SETTINGS[name].gpus == size], size, options)
+
+
+def _measure_all(names: Sequence[str], size: int, options: argparse.Namespace) -> None:
+    """Settings of ``size`` GPUs, as many at a time as there are so many GPUs."""
+    free: SimpleQueue[str] = SimpleQueue()
+    groups = [options.gpus[at : at + size] for at in range(0, len(options.gpus) - size + 1, size)]
+    for group in groups:
+        free.put(",".join(group))
 
     def alone(name: str) -> None:
-        gpu = gpus.get()
-        _measure(name, gpu, options)
-        gpus.put(gpu)
+        gpus = free.get()
+        _measure(name, gpus, options)
+        free.put(gpus)
 
-    with ThreadPoolExecutor(len(options.gpus)) as pool:
-        list(pool.map(alone, [name for name in names if SETTINGS[name].gpus == 1]))
-    for name in names:
-        if SETTINGS[name].gpus > 1:
-            _measure(name, ",".join(options.gpus[: SETTINGS[name].gpus]), options)
+    with ThreadPoolExecutor(len(groups)) as pool:
+        list(pool.map(alone, names))
 
 
 def _measure(name: str, gpus: str, options: argparse.Namespace) -> None:

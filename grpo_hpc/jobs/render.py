@@ -186,7 +186,7 @@ def _processes(job: Job, step: Step) -> str:
         body = f'{" ".join([python, *map(quote, step.before)])} "$0" && {body}'
     if job.profile.executor != "local":
         # Slurm signals every process of a step. torchrun must not die of it, or of USR2: the ranks save, then end.
-        # What did not even start waits a second: srun, told to end the step, drops what it has not read yet.
+        # The second at its end is for what did not even start: srun, told to end the step, drops what it has not read.
         body = f'trap "" TERM USR2; shopt -s execfail; {body}; code=$?; sleep 1; exit $code'
     return f"bash -c {quote(body)} {quote(job.run_dir)}"
 

@@ -11,6 +11,7 @@ Shapes: H hidden size, A query heads, K key/value heads, D head size, F feed-for
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -58,7 +59,7 @@ class Sliceable(Protocol):
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(ABC):
     """Between Hugging Face tensors and one Megatron parameter. Subclasses give sizes and the list of rows.
 
     Attributes:
@@ -70,9 +71,9 @@ class Layout:
     stacked: ClassVar[int] = 1
 
     @property
+    @abstractmethod
     def hf_shapes(self) -> tuple[Size, ...]:
         """Shapes of the Hugging Face tensors."""
-        raise NotImplementedError
 
     def segments(self) -> list[Rows]:
         """The rows of the Megatron parameter from the first on, without padding."""

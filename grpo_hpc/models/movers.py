@@ -119,8 +119,9 @@ class HfExporter:
     """Streams the whole model as Hugging Face tensors to every rank, or to the first; every rank takes part.
 
     Pipeline stages, expert-parallel and tensor-parallel ranks contribute their shards. Parameters of one layer travel
-    together in buckets of bounded size, so no rank ever holds more of the whole model than one bucket. What no rank
-    holds (a vision tower that is not trained) is not streamed.
+    together in buckets of bounded size, so no rank ever holds more of the whole model than one bucket. What every rank
+    has whole does not travel: it is streamed from where it lies. What no rank holds (a vision tower that is not
+    trained) is not streamed.
 
     Args:
         values: what to stream of each parameter, such as its gradient; by default the parameter itself. Asked for when
@@ -178,9 +179,14 @@ class HfExporter:
 
     def _route(self, entry: Entry) -> tuple[object, ...]:
         """What parameters must have in common to travel together: who holds them, and how they are cut."""
-        place = entry.layer if entry.rule.per_layer else entry.name
+        place = entry.layer if entry.rule.per_layer and self._travels(entry) else entry.name
         holder = _first_with(entry.name, self._experts) if entry.rule.experts else None
         return place, entry.rule.part == "vision", holder, entry.layout.sharded, self._meta[entry.name][1]
+
+    def _travels(self, entry: Entry) -> bool:
+        """Whether some rank has only a part of the parameter, or nothing of it."""
+        groups = [mpu.get_pipeline_model_parallel_group(), *([_expert_group()] if entry.rule.experts else [])]
+        return any(g.size() > 1 for g in groups) or (entry.layout.sharded and shard_of(entry).size > 1)
 
     def _shown(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, self._values(parameter)) for name, parameter in self._parameters.items())

@@ -19,7 +19,9 @@ from grpo_hpc.plan.setup import Execution, Task
 PHASES = ("sync", "rollout", "logprob", "train", "offload")
 KERNELS = 40  # kernels that one layer starts in a forward pass of training
 DECODE_HOST = 1.5e-3  # seconds of scheduling and sampling for each token that an engine makes
-EAGER_LAYER = 0.43e-3  # seconds that the host needs to start a layer's kernels where no CUDA graph holds them
+# seconds that the host needs to start a layer's kernels where no CUDA graph holds them; from two runs of 28 layers
+# beside H200s, docs/benchmarks/planner.md
+EAGER_LAYER = 0.43e-3
 SYNC_CHECK = 0.12  # seconds for hashes of sampled tensors and vLLM's own reload, whatever the size
 WAKE = 0.2  # seconds to put the engine to sleep and wake it, and to give back what is cached
 SYNC_CALL = 40e-6  # seconds to hand one tensor to the engine

@@ -30,17 +30,21 @@ SAMPLED = 8
 _EXPERT = re.compile(r"^(?P<at>.+\.experts)\.(?P<number>\d+)\.(?P<part>\w+)\.weight$")
 _EXPERT_PARTS = {"gate_proj": "w13", "up_proj": "w13", "w1": "w13", "w3": "w13", "down_proj": "w2", "w2": "w2"}
 _TINY = 1e-30  # a CPU's kernels may flush smaller numbers to zero
-_CHUNK = 1 << 22
+_CHUNK = 1 << 24
 
 
-def tensor_hash(tensor: Tensor) -> int:
-    """Order-independent hash of the elements, in the tensor's own precision; zeros do not count."""
-    total = 0
+def tensor_hash(tensor: Tensor) -> Tensor:
+    """Order-independent hash of the elements, in the tensor's own precision; zeros do not count.
+
+    Returns:
+        int64, modulo 2^64, on the tensor's device: nobody waits for it before it is looked at.
+    """
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     for part in tensor.detach().flatten().split(_CHUNK):
         part = torch.where(part.abs() < _TINY, torch.zeros_like(part), part)
         bits = part.contiguous().view({2: torch.int16, 4: torch.int32}[part.element_size()]).long()
-        total += int(mix(bits).sum())
-    return total % (1 << 64)
+        total += mix(bits).sum()
+    return total
 
 
 @dataclass
@@ -56,7 +60,7 @@ class Sent:
 
     sampled: frozenset[str]
     target: Callable[[str], str]
-    hashes: dict[str, int] = field(default_factory=dict)
+    hashes: dict[str, Tensor] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
 
@@ -66,7 +70,7 @@ class Sent:
             self.bytes += tensor.numel() * tensor.element_size()
             target = self.target(name)
             if target in self.sampled:
-                self.hashes[target] = (self.hashes.get(target, 0) + tensor_hash(tensor)) % (1 << 64)
+                self.hashes[target] = self.hashes.get(target, 0) + tensor_hash(tensor)
                 self.sizes[target] = self.sizes.get(target, 0) + tensor.numel()
             yield name, tensor
 
@@ -128,14 +132,21 @@ def compare(model: Any, sent: Sent, group: dist.ProcessGroup) -> int:
     Raises:
         RolloutError: the engine holds something else than it was sent.
     """
-    held, wrong = EngineTensors(model), []
-    for name in sorted(sent.hashes):
-        part = held.read(name)
-        found = tensor_hash(part)
-        if part.numel() < sent.sizes[name]:  # else every rank holds all of it
-            found = _summed(found, group)
-        if found != sent.hashes[name]:
-            wrong.append(f"{name} (sent {sent.hashes[name]:016x}, holds {found:016x})")
+    if not sent.hashes:
+        return 0
+    held, names = EngineTensors(model), sorted(sent.hashes)
+    parts = [held.read(name) for name in names]
+    found = torch.stack([tensor_hash(part) for part in parts]).cpu()
+    shared = torch.tensor([part.numel() < sent.sizes[name] for part, name in zip(parts, names, strict=True)])
+    summed = found.clone()
+    dist.all_reduce(summed, group=group)
+    found = torch.where(shared, summed, found)  # what is not shared every rank holds whole
+    wanted = torch.stack([sent.hashes[name] for name in names]).cpu()
+    wrong = [
+        f"{name} (sent {_hex(want)}, holds {_hex(have)})"
+        for name, want, have in zip(names, wanted.tolist(), found.tolist(), strict=True)
+        if want != have
+    ]
     if wrong:
         raise RolloutError(
             f"after a weight sync the engine holds other weights than it was sent: {len(wrong)} of {len(sent.hashes)} "
@@ -146,10 +157,8 @@ def compare(model: Any, sent: Sent, group: dist.ProcessGroup) -> int:
     return len(sent.hashes)
 
 
-def _summed(part: int, group: dist.ProcessGroup) -> int:
-    parts = [0] * dist.get_world_size(group)
-    dist.all_gather_object(parts, part, group=group)
-    return sum(parts) % (1 << 64)
+def _hex(number: int) -> str:
+    return f"{number % (1 << 64):016x}"
 
 
 def _packed_modules(model: Any) -> dict[str, list[str]]:

@@ -112,6 +112,7 @@ class ColocateEngine:
             disable_log_stats=True,
             **options,
         )
+        self._in_place: bool = platform.is_cuda and self._llm.apply_model(loads_in_place)[0]
 
     @property
     def max_model_len(self) -> int:
@@ -161,7 +162,7 @@ class ColocateEngine:
         generator = torch.Generator(self._device).manual_seed(self._seed + version)  # the same on every rank
         sent: Sent = self._llm.apply_model(partial(sample, seed=self._seed + version))[0]
         converted = sent.watch(for_engine(tensors, dtype, generator))
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": converted})
+        self._hand_over(converted)
         for _ in converted:  # the stream is collective: every rank must reach its end
             pass
         self._llm.apply_model(_refresh_tied_head)
@@ -169,6 +170,14 @@ class ColocateEngine:
         compared = self._llm.apply_model(lambda model: compare(model, sent, _ranks_of_one_engine()))[0]
         self.version = version
         return Synced(sent.bytes, compared)
+
+    def _hand_over(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        """Through vLLM's loaders: straight into the live weights where that is all there is to do, else layer by layer
+        into new ones that are worked on and then copied, with several times the host's work and twice the copies."""
+        if self._in_place:
+            self._llm.apply_model(partial(_load, tensors=tensors))
+        else:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
 
     def sleep(self) -> None:
         """Free the device: weights wait in host memory (``sleep_level`` 1) or are dropped, the KV cache always is."""
@@ -184,6 +193,29 @@ class ColocateEngine:
         """Give back memory and process groups; while the trainer's own groups still stand."""
         self.version = None
         self._llm.llm_engine.engine_core.shutdown()
+
+
+@torch.no_grad()
+def _load(model: Any, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    model.load_weights(tensors)
+
+
+def loads_in_place(model: Any) -> bool:
+    """Whether a vLLM ``model`` on a GPU computes with its weights just as its loaders write them.
+
+    Quantised layers do not, nor latent attention, which multiplies matrices when all are there, nor experts of kernels
+    that want another order. What is not known here counts among them.
+    """
+    return all(_computes_as_loaded(module) for module in model.modules())
+
+
+def _computes_as_loaded(module: Any) -> bool:
+    method = getattr(module, "quant_method", None)
+    kind = type(method).__name__
+    if kind == "UnquantizedFusedMoEMethod":
+        return getattr(getattr(method, "unquantized_backend", None), "name", "") == "TRITON"
+    known = method is None or kind in ("UnquantizedLinearMethod", "UnquantizedEmbeddingMethod")
+    return known and type(module).__name__ != "MLAAttention"
 
 
 def _second_runner_returns_experts() -> bool:

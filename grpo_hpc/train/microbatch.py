@@ -89,8 +89,8 @@ def pack(trajectories: Sequence[Trajectory], device: torch.device, layout: RowLa
     first[ends - tokens - 1], last[ends - 1] = False, False
     inputs = torch.zeros_like(place).masked_scatter_(real, whole[last])
     labels = torch.zeros_like(place).masked_scatter_(real, whole[first])
-    room = 24  # bits for the longest completion
-    numbers = torch.tensor([crc32(f"{t.position}/{t.sample}".encode()) << room for t in trajectories])[owner] + place
+    # 24 bits are room for the longest completion
+    numbers = torch.tensor([crc32(f"{t.position}/{t.sample}".encode()) << 24 for t in trajectories])[owner] + place
 
     here = positions_of(layout.context_rank, layout.context, bounds.tolist())
 
@@ -104,8 +104,6 @@ def pack(trajectories: Sequence[Trajectory], device: torch.device, layout: RowLa
         known = [column for column in columns if column is not None]
         return _column(known, np.float32).to(device) if len(known) == len(columns) else None
 
-    rollout_logprobs = joined([t.rollout_logprobs for t in trajectories])
-    assert rollout_logprobs is not None
     return PackedBatch(
         input_ids=row(inputs),
         position_ids=row(place),
@@ -116,7 +114,7 @@ def pack(trajectories: Sequence[Trajectory], device: torch.device, layout: RowLa
         max_seqlen=int(padded.max()),
         advantages=repeat([t.advantage for t in trajectories]),
         weights=repeat([t.token_weight for t in trajectories]),
-        rollout_logprobs=rollout_logprobs,
+        rollout_logprobs=_column([t.rollout_logprobs for t in trajectories], np.float32).to(device),
         old_logprobs=joined([t.old_logprobs for t in trajectories]),
         ref_logprobs=joined([t.ref_logprobs for t in trajectories]),
         sequences=Sequences.of(responses.to(device)),

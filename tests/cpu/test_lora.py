@@ -20,6 +20,7 @@ LAYOUTS = {
     "tp2": TP2,
     "tp2-sp-full": TP2 | {"sequence_parallel": True} | FULL,
     "pp2-full": {"pipeline_model_parallel_size": 2} | FULL,
+    "vpp2-pp2": {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},
     "cp2-sharded": {"context_parallel_size": 2, "use_distributed_optimizer": True},
 }
 DROPOUT = {

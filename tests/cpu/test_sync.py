@@ -34,9 +34,9 @@ def slow_hash(tensor):
 def test_the_hash_adds_up_over_parts_in_any_order(dtype, seed, parts):
     tensor = torch.randn(37, 3, generator=torch.Generator().manual_seed(seed)).to(dtype)
     whole = tensor_hash(tensor)
-    assert whole == slow_hash(tensor)
+    assert int(whole) & MASK == slow_hash(tensor)
     shuffled = tensor[torch.randperm(37, generator=torch.Generator().manual_seed(seed))]
-    assert sum(tensor_hash(part) for part in shuffled.chunk(parts)) & MASK == whole
+    assert sum(tensor_hash(part) for part in shuffled.chunk(parts)) == whole
     assert tensor_hash(torch.cat([tensor, torch.zeros(5, 3, dtype=dtype), -torch.zeros(2, 3, dtype=dtype)])) == whole
     bits = tensor.view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
     bits[seed % 37, seed % 3] ^= 1

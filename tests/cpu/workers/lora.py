@@ -53,7 +53,7 @@ def two_steps(cfg, platform, folder):
     if cfg.parallel.use_distributed_optimizer:
         gather_gradients(policy.ddp)
     gradients = everywhere(policy, lambda p: p.main_grad)
-    if dist.get_world_size() == 1 and not cfg.tuner.lora_dropout:
+    if dist.get_world_size() == 1 and not cfg.tuner.lora_dropout and not platform.is_cuda:
         write_adapter(folder / f"{cfg.name}-peft", between, policy.adapters, cfg.model.path)
         compare_with_peft(cfg, folder / f"{cfg.name}-peft", everything, gradients)
 
@@ -68,7 +68,7 @@ def two_steps(cfg, platform, folder):
     merged = {name: v.clone() for name, v in policy.exporter.tensors()}
     tensors = {f"grad/{n}": v for n, v in gradients.items()} | {f"adapter/{n}": v for n, v in after.items()}
     tensors |= {f"base/{n}": v for n, v in frozen.items()} | {f"merged/{n}": v for n, v in merged.items()}
-    return {name: value.contiguous() for name, value in tensors.items()}, numbers
+    return {name: value.cpu().contiguous() for name, value in tensors.items()}, numbers
 
 
 def compare_with_peft(cfg, adapter, everything, gradients):

@@ -44,7 +44,8 @@ def main() -> None:
     sizes = [sum(prod(shape) * 4 for e in bucket for shape in e.layout.hf_shapes) for bucket in buckets]
     limit = cfg.rollout.sync_bucket_mib * 2**20
     assert all(size <= limit for size, bucket in zip(sizes, buckets, strict=True) if len(bucket) > 1)
-    assert max(len(bucket) for bucket in buckets) > 1 and len(buckets) > 4 * 2
+    travels = cfg.parallel.tensor_model_parallel_size > 1
+    assert (max(len(bucket) for bucket in buckets) > 1) == travels and len(buckets) > 4 * 2
 
     prompts = [[256, *range(60, 64 + n)] for n in range(plan.global_batch_size)]
     requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
@@ -95,27 +96,27 @@ def provoke(cfg, policy, engine, batches, mine):
     from grpo_hpc.rollout.engine import Request
     from grpo_hpc.train import canary
 
-    real, said = engine._llm.collective_rpc, {}
+    real, said = engine._hand_over, {}
 
-    def damaged(method, kwargs):
-        real(method, kwargs=kwargs)
+    def damaged(tensors):
+        real(tensors)
         engine._llm.apply_model(lambda model: model.model.layers[2].input_layernorm.weight.data[5].mul_(1.01))
 
-    def ignored(method, kwargs):
-        for _ in kwargs["weights_iterator"]:
+    def ignored(tensors):
+        for _ in tensors:
             pass
 
     policy.update(batches)
-    for name, rpc in {"damaged": damaged, "ignored": ignored}.items():
+    for name, hand_over in {"damaged": damaged, "ignored": ignored}.items():
         if name == "ignored":
             policy.update(batches)
-        engine._llm.collective_rpc = rpc
+        engine._hand_over = hand_over
         try:
             engine.load_weights(policy.exporter.tensors(), 2)
         except RolloutError as error:
             said[name] = str(error)
         assert engine.version is None, "it must not sample after a sync that failed"
-    engine._llm.collective_rpc = real
+    engine._hand_over = real
 
     def compared():
         sampled = [t for t in mine for t in [replaced(t, engine.probe([Request(t.prompt_tokens, 3)], 8)[0])]]
