@@ -66,6 +66,12 @@ SETTINGS = {
         "qwen3-4b", 64, 896, 128,
         _EAGER | {"max_tokens_per_micro_batch": 8192, "sleep_level": 1, "offload_model": True,
                   "offload_optimizer": True, "recompute_granularity": "full", "vllm_gpu_memory_utilization": 0.5}),
+    "half-moments": Setting(
+        "qwen3-4b", 64, 896, 128,
+        _ASLEEP | {"max_tokens_per_micro_batch": 8192, "use_precision_aware_optimizer": True,
+                   "exp_avg_dtype": "bfloat16", "exp_avg_sq_dtype": "bfloat16"}),
+    "adam-on-host": Setting(
+        "qwen3-0.6b", 64, 896, 128, _EAGER | _PAIR | {"optimizer_cpu_offload": True}),
     "selective": Setting(
         "qwen3-4b", 32, 3968, 128,
         _ASLEEP | {"max_tokens_per_micro_batch": 8192, "recompute_granularity": "selective"}, frozen=True),
