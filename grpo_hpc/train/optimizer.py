@@ -89,19 +89,29 @@ def torch_adams(optimizer: Any) -> list[torch.optim.Adam]:
     return [part for part in parts if isinstance(part, torch.optim.Adam)]  # AdamW is one
 
 
-def expect_no_step_counters(optimizer: Any) -> None:
-    """Let Megatron's distributed optimizer load a reshardable state, which has no step counters, into torch's Adam.
+def load_what_belongs(optimizer: Any) -> None:
+    """Let Megatron's distributed optimizer load what it saves.
 
-    Megatron copies every entry of an Adam state from what was saved, and torch's has a counter; it is given one here.
+    It hands every entry of a saved state to the optimizer. A reshardable one has no step counters, but torch's Adam
+    wants one: it is given one here. One that is kept as it is has notes about its place in a buffer beside the tensors,
+    and TransformerEngine's precision-aware Adam takes them for tensors: they are left out.
     """
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if isinstance(part, DistributedOptimizer) and isinstance(part.optimizer, torch.optim.Adam):
-            fill = type(part)._set_main_param_and_optimizer_states
-            part._set_main_param_and_optimizer_states = partial(_fill_with_counter, partial(fill, part))
+        if not isinstance(part, DistributedOptimizer):
+            continue
+        fill = partial(type(part)._set_main_param_and_optimizer_states, part)
+        if isinstance(part.optimizer, torch.optim.Adam):
+            part._set_main_param_and_optimizer_states = partial(_fill_with_counter, fill)
+        elif part.config.use_precision_aware_optimizer:
+            part._set_main_param_and_optimizer_states = partial(_fill_tensors, fill)
 
 
-def _fill_with_counter(fill: Any, parameter: Tensor, saved: dict[str, Tensor]) -> None:
+def _fill_with_counter(fill: Any, parameter: Tensor, saved: dict[str, Any]) -> None:
     fill(parameter, {"step": torch.zeros(()), **saved})
+
+
+def _fill_tensors(fill: Any, parameter: Tensor, saved: dict[str, Any]) -> None:
+    fill(parameter, {key: value for key, value in saved.items() if isinstance(value, Tensor)})
 
 
 def lr_schedule(cfg: RunConfig, optimizer: Any) -> OptimizerParamScheduler:

@@ -29,7 +29,7 @@ from grpo_hpc.train.optimizer import (
     DTYPES,
     allocate_state,
     data_parallel,
-    expect_no_step_counters,
+    load_what_belongs,
     lr_schedule,
     optimizer_config,
     torch_adams,
@@ -121,7 +121,7 @@ class TrainedPolicy:
         self.settle()
         for chunk, state in zip(self.chunks, models, strict=True):
             chunk.load_state_dict(state, strict=self.adapters is None)  # the base is not in a checkpoint of adapters
-        expect_no_step_counters(self.optimizer)
+        load_what_belongs(self.optimizer)
         self.optimizer.load_state_dict(optimizer)
         # Megatron's distributed optimizer loses the step counters of torch's Adam, and lets parameters share one
         for adam in torch_adams(self.optimizer):

@@ -53,13 +53,12 @@ def gradients(paths, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", [*DENSE, *EXPERTS], ids=str)
-def test_logits_are_those_of_transformers_up_to_bf16(case, logits, paths):
+def test_logits_are_as_near_to_fp32_as_those_of_transformers_in_bf16(case, logits, paths):
     out = logits(EXPERTS if case in EXPERTS else DENSE)[case]
-    difference, spread = (out["ours"] - out["theirs"]).abs(), out["theirs"].std()
-    largest = difference.amax(-1)  # of each token
-    if case in EXPERTS:  # a few tokens go to other experts in bf16
-        largest = largest.sort().values[: -max(1, len(largest) // 20)]
-    assert difference.mean() < 0.02 * spread and largest.max() < 0.1 * spread
+    difference, theirs = ((out[name] - out["theirs"]).abs() for name in ("ours", "rounded"))
+    # a token that goes to another expert in bf16 is far off, and so is what attends to it: most tokens do neither
+    assert difference.amax(-1).median() < 1.5 * theirs.amax(-1).median()
+    assert difference.mean() < (3 if case in EXPERTS else 1.5) * theirs.mean()
     source = load_file(paths[case] / "model.safetensors")
     assert all(torch.equal(out[f"weight/{name}"], value.bfloat16()) for name, value in source.items())
 

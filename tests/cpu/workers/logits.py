@@ -62,8 +62,9 @@ def compare(cfg: RunConfig, platform: Platform) -> dict[str, Tensor]:
     reference = auto.from_pretrained(cfg.model.path, dtype=torch.float32)
     with torch.no_grad():
         theirs = torch.cat([reference(s[None]).logits[0] for s in sequences])
+        rounded = torch.cat([reference.to(chunks[0].config.params_dtype)(s[None]).logits[0] for s in sequences]).float()
     ours = torch.cat(parts, dim=-1)[:, : model.shape.vocab].float().cpu().contiguous()
-    return {"ours": ours, "theirs": theirs} | exported
+    return {"ours": ours, "theirs": theirs, "rounded": rounded} | exported
 
 
 if __name__ == "__main__":
