@@ -14,38 +14,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import yaml
-
-from tools.bench.random_model import SHAPES, save_prompts
-from tools.bench.settings import Setting, run_file, vocabulary
-
-ROOT = Path(__file__).parents[1]
+from tools.bench.launch import on_ranks
+from tools.bench.random_model import SHAPES
+from tools.bench.settings import Setting
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table, and write JSON with ``--out``."""
     options = _parser().parse_args(argv)
     setting = Setting(options.model, 8 * options.gpus, 32, 32, {}, gpus=options.gpus)
-    content = run_file("sync", setting, options.folder, options.device)
-    maker = [sys.executable, "-m", "tools.bench.random_model", content["model"]["path"], options.model]
-    subprocess.run(maker, check=True, cwd=ROOT)
-    save_prompts(Path(content["data"]["train"]), 8, setting.prompt, vocabulary(setting))
-    with tempfile.TemporaryDirectory() as scratch:
-        run, found = Path(scratch) / "run.yaml", Path(scratch) / "found.json"
-        run.write_text(yaml.safe_dump(content))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.gpus}"]
-        command += ["--log-dir", scratch, str(ROOT / "tools" / "bench" / "sync_rank.py"), str(run), str(found)]
-        subprocess.run([*command, *options.set], check=True, cwd=ROOT)
-        result = {"model": options.model, "gpus": options.gpus, "set": options.set, **json.loads(found.read_text())}
+    found = on_ranks("sync_rank", "sync", setting, options.folder, options.device, options.set)
+    result = {"model": options.model, "gpus": options.gpus, "set": options.set, **found}
     print(table(result))
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import yaml
 
 from tools.bench.random_model import save_prompts
-from tools.bench.settings import SETTINGS, STEPS, WARMUP, Setting, run_file, vocabulary
+from tools.bench.settings import SETTINGS, STEPS, WARMUP, Setting, overrides, run_file, vocabulary
 
 ROOT = Path(__file__).parents[1]
 OUT_OF_MEMORY = (
@@ -91,7 +91,7 @@ def run(name: str, setting: Setting, gpus: str, options: argparse.Namespace) -> 
     content = run_file(name, setting, options.folder, options.device)
     save_prompts(Path(content["data"]["train"]), setting.completions // 8 * setting.steps, setting.prompt,
                  vocabulary(setting))  # fmt: skip
-    keys = [f"{key}={json.dumps(value) if isinstance(value, bool) else value}" for key, value in setting.keys.items()]
+    keys = overrides(setting)
     result: dict[str, Any] = {"run_file": content, "keys": keys, "frozen": setting.frozen, "shape": setting.shape}
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(content, file)

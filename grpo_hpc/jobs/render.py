@@ -21,6 +21,9 @@ _HANDED_IN = (
     *("SLURM_JOB_ID", "SLURM_NODEID", "SLURM_PROCID", "SLURMD_NODENAME"),
 )
 
+# What a rank with a GPU computes on the CPU is small, and many threads wait for each other longer than they work.
+GPU_RANK_THREADS = 8
+
 
 @dataclass(frozen=True)
 class Step:
@@ -123,9 +126,10 @@ def _variables(job: Job) -> list[tuple[str, str]]:
     """Names and bash words of the variables that every process gets."""
     profile, ranks = job.profile, max(step.ranks for step in job.steps)
     cores = profile.cpus_per_node or "$(nproc)"
+    most = GPU_RANK_THREADS if job.device == "cuda" else cores
     values = {
         "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": f'"${{OMP_NUM_THREADS:-$(threads {cores} {ranks})}}"',
+        "OMP_NUM_THREADS": f'"${{OMP_NUM_THREADS:-$(threads {cores} {ranks} {most})}}"',
     }
     if job.device == "cuda":
         values["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"  # Megatron's overlap of communication counts on it

@@ -72,7 +72,10 @@ def _mlp(task: Task, execution: Execution) -> dict[str, float]:
 
 
 def _moe(task: Task, execution: Execution) -> dict[str, float]:
-    """A token's copies at its experts; on average every rank serves as many as it sends."""
+    """A token's copies at its experts; on average every rank serves as many as it sends.
+
+    Their outputs are not kept: the router's probabilities are multiplied with what the second matrix is given.
+    """
     e, d, w, h = task.shape.experts, execution.degrees, task.width, task.shape.hidden
     if e is None:
         return {}
@@ -80,7 +83,7 @@ def _moe(task: Task, execution: Execution) -> dict[str, float]:
     shared = 3 * e.shared_ffn * w / d.tp
     return {
         "router": 2 * e.count * 4 / _sequence_cut(execution),
-        "dispatch": copies * (2 * h + 2 * e.ffn / d.etp) * w,
+        "dispatch": copies * (h + 2 * e.ffn / d.etp) * w,
         "moe_act": copies * e.ffn / d.etp * w,
         "shared_experts": shared,
     }

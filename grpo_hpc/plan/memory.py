@@ -18,11 +18,11 @@ from grpo_hpc.plan.setup import Execution, Task
 from grpo_hpc.plan.topology import GROUPS
 
 GIB = 2**30
-CONTEXT = int(0.76 * GIB)  # CUDA context, loaded kernels and cuBLAS of one process, as measured on an H200
+CONTEXT = int(1.26 * GIB)  # CUDA context, loaded kernels, cuBLAS and its work space of one process, measured on H200s
 WORLD = int(0.55 * GIB)  # NCCL's first communicator, of all ranks, as measured there
 COMMUNICATOR = int(0.38 * GIB)  # each further one, opened when it is first used
 ALWAYS_USED = 2  # process groups that speak in every run, even those of one rank: gradient norm and reduction
-GRAPHS = int(0.8 * GIB)  # vLLM's CUDA graphs
+GRAPHS = 24 * 2**10  # bytes of vLLM's CUDA graphs for each layer and hidden unit, from two models on H200s
 ENGINE_WORK = int(1.5 * GIB)  # vLLM's activations at its largest batch
 ASLEEP = int(0.5 * GIB)  # what a sleeping engine does not give back
 SLACK = 0.06  # share of passing allocations that the caching allocator cannot use again
@@ -102,12 +102,13 @@ def _phases(task: Task, execution: Execution, hardware: Hardware | None, stage: 
     weights_only = [term for term in engine if term.name == "vLLM weights"]
     residue = [Term("vLLM asleep", ASLEEP, "measured")] if colocated else []
     stays = [*([] if execution.offload_model else model), *([] if execution.offload_optimizer else optimizer)]
-    resting = residue if away else engine
+    # what vLLM took for its activations and gave back is torch's: the trainer's passing tensors lie there, too
+    resting = residue if away else [term for term in engine if term.name != "vLLM activations"]
     forward, train = _forward_terms(task, execution), _train_terms(task, execution, stage)
     synced = [*base, *model, *([] if execution.offload_optimizer else optimizer), *_sync_terms(task)]
     found = {
         "start": [*base, *stays, *engine],
-        "sync": [*synced, *([*weights_only, *residue] if away else engine)],
+        "sync": [*synced, *([*weights_only, *residue] if away else resting)],
         "rollout": [*base, *stays, *engine],
         "logprob": [*base, *model, *optimizer, *forward, *resting],
         "train": [*base, *model, *optimizer, *train, *resting],
@@ -131,7 +132,7 @@ def base_terms(execution: Execution) -> list[Term]:
     groups = sum(math.prod(execution.degrees.size(axis) for axis in axes) > 1 for axes in GROUPS.values())
     groups = max(groups, ALWAYS_USED)
     return [
-        Term("CUDA context", CONTEXT, "0.76 GiB with kernels and cuBLAS"),
+        Term("CUDA context", CONTEXT, "1.26 GiB with kernels and cuBLAS"),
         Term("NCCL", WORLD + groups * COMMUNICATOR, f"0.55 GiB + {groups} process groups * 0.38 GiB"),
     ]
 
@@ -231,12 +232,15 @@ def engine_terms(task: Task, execution: Execution, hardware: Hardware | None) ->
     terms.append(
         Term("vLLM activations", work, f"1.5 GiB + {seqs} sequences * {task.shape.vocab:,} logits * 8 B / {tp}")
     )
-    if not execution.eager:
-        terms.append(Term("CUDA graphs", GRAPHS, "0.8 GiB"))
     budget = int(execution.memory_share * hardware.memory)
     rest = budget - sum(term.bytes for term in terms)
     formula = f"{execution.memory_share:g} * {hardware.memory_gib:g} GiB - the terms above"
-    return [*terms, Term("KV cache", rest, formula)]
+    terms.append(Term("KV cache", rest, formula))
+    if not execution.eager:  # captured when the cache is there, beyond vLLM's share
+        layers, hidden = task.shape.layers, task.shape.hidden
+        size = math.ceil(layers * hidden * GRAPHS / tp)
+        terms.append(Term("CUDA graphs", size, f"{layers} layers * {hidden:,} * 24 KiB / {tp}"))
+    return terms
 
 
 def kv_bytes_per_token(task: Task, execution: Execution) -> int:

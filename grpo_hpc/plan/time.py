@@ -18,13 +18,18 @@ from grpo_hpc.plan.setup import Execution, Task
 
 PHASES = ("sync", "rollout", "logprob", "train", "offload")
 KERNELS = 40  # kernels that one layer starts in a forward pass of training
+# seconds of the host for each expert that a rank holds of a layer, in a forward pass: matrix products are started one
+# by one, and every weight has its own hook; from 64 experts beside an H200
+EXPERT_HOST = 0.2e-3
 DECODE_HOST = 1.5e-3  # seconds of scheduling and sampling for each token that an engine makes
 # seconds that the host needs to start a layer's kernels where no CUDA graph holds them; from two runs of 28 layers
 # beside H200s, docs/benchmarks/planner.md
 EAGER_LAYER = 0.43e-3
-SYNC_CHECK = 0.12  # seconds for hashes of sampled tensors and vLLM's own reload, whatever the size
+EAGER_EXPERTS = 1.2e-3  # and so much more for one with experts, from 28 layers of 64
+SYNC_CHECK = 0.015  # seconds for hashes of sampled tensors, whatever the size
 WAKE = 0.2  # seconds to put the engine to sleep and wake it, and to give back what is cached
-SYNC_CALL = 40e-6  # seconds to hand one tensor to the engine
+SYNC_CALL = 80e-6  # seconds to hand one tensor to the engine
+SYNC_EXPERT_CALL = 140e-6  # an expert's, which vLLM looks up in a list
 SYNC_SHARE = 0.25  # share of the device's copy rate that conversion and loading of tensors reach
 ELEMENTWISE = 24  # bytes of hidden states that norms, residuals and rotations move per token, width and pass
 
@@ -152,7 +157,7 @@ def _pass(task: Task, execution: Execution, hw: Hardware, passes: float) -> Part
     moved = passes * tokens * layers * task.shape.hidden * task.width * ELEMENTWISE / cut
     memory = moved / (hw.hbm_gb_per_s * 1e9)
     micro = execution.micro_batches(task, task.usual)
-    host = passes * micro * layers * KERNELS * hw.launch_us * 1e-6
+    host = passes * micro * (layers * KERNELS * hw.launch_us * 1e-6 + _local_experts(task, execution) * EXPERT_HOST)
     device = tensor + memory
     bound = "host" if host > device else "HBM" if memory > tensor else "tensor cores"
     formula = (
@@ -161,6 +166,12 @@ def _pass(task: Task, execution: Execution, hw: Hardware, passes: float) -> Part
         f"{memory:.2f} s of norms and residuals; the host needs {host:.2f} s for {micro} micro-batches"
     )
     return Part("compute", max(host, device), bound, formula)
+
+
+def _local_experts(task: Task, execution: Execution) -> float:
+    """Experts of all layers that one rank holds."""
+    s, d = task.shape, execution.degrees
+    return len(s.moe_layers) / d.pp * s.experts.count / d.ep if s.experts else 0.0
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
@@ -294,7 +305,8 @@ def rollout(task: Task, execution: Execution, hw: Hardware) -> list[Part]:
     running = max(1, min(share, execution.max_num_seqs or 256, room))
     rate, hbm = hw.bf16_tflops * 1e12 * hw.matmul_efficiency * tp, hw.hbm_gb_per_s * hw.decode_efficiency * 1e9
     prefill = share * _seconds(task, task.prompt, hw) / tp
-    launch = task.shape.layers * EAGER_LAYER if execution.eager else 0.0
+    eager = task.shape.layers * EAGER_LAYER + len(task.shape.moe_layers) * EAGER_EXPERTS
+    launch = eager if execution.eager else 0.0
     gpu = _decode_step(task, execution, running, task.prompt + task.average // 2, rate, hbm)
     gpu_tail = _decode_step(task, execution, max(1, running // 8), task.usual, rate, hbm)
     busy, lonely = max(gpu, launch) + DECODE_HOST, max(gpu_tail, launch) + DECODE_HOST
@@ -335,15 +347,20 @@ def _sync(task: Task, execution: Execution, hw: Hardware) -> list[Part]:
     """Every rank rebuilds the whole model from the shards and hands it to its engine."""
     s, d = task.shape, execution.degrees
     size = task.parameters * task.width
-    tensors = len(s.dense_layers) * 9 + len(s.moe_layers) * (7 + 3 * (s.experts.count if s.experts else 0)) + 3
+    tensors = len(s.dense_layers) * 11 + len(s.moe_layers) * 9 + 3
+    experts = len(s.moe_layers) * 3 * s.experts.count if s.experts else 0
     cut = d.tp * d.pp * d.ep
+    device = 2 * size / (hw.hbm_gb_per_s * 1e9 * SYNC_SHARE)
+    host = tensors * SYNC_CALL + experts * SYNC_EXPERT_CALL
     parts = [
-        Part("checks", SYNC_CHECK, "host", "hashes of sampled tensors, and vLLM's reload"),
+        Part("checks", SYNC_CHECK, "host", "hashes of sampled tensors"),
         Part(
             "convert and load",
-            max(2 * size / (hw.hbm_gb_per_s * 1e9 * SYNC_SHARE), tensors * SYNC_CALL),
-            "HBM" if 2 * size / (hw.hbm_gb_per_s * 1e9 * SYNC_SHARE) > tensors * SYNC_CALL else "host",
-            f"{size / 1e9:.1f} GB read and written at {SYNC_SHARE:.0%} of the copy rate; {tensors:,} tensors * 40 us",
+            max(device, host),
+            "HBM" if device > host else "host",
+            f"{size / 1e9:.1f} GB read and written at {SYNC_SHARE:.0%} of the copy rate; the host hands over "
+            f"{tensors:,} tensors at {SYNC_CALL * 1e6:.0f} us and {experts:,} of experts at "
+            f"{SYNC_EXPERT_CALL * 1e6:.0f} us",
         ),
     ]
     if cut > 1:

@@ -15,6 +15,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -76,7 +77,10 @@ class Sent:
 
 
 class EngineTensors:
-    """The weights inside a vLLM model, by name; those of an expert by ``...w13.<number>`` and ``...w2.<number>``."""
+    """The weights inside a vLLM model, by name; those of an expert by ``...w13.<number>`` and ``...w2.<number>``.
+
+    It stays true while weights are replaced: names are looked up in modules when they are read.
+    """
 
     def __init__(self, model: Any) -> None:
         self._modules = dict(model.named_modules())
@@ -93,6 +97,7 @@ class EngineTensors:
         at, dot, leaf = hf_name.removesuffix(".weight").rpartition(".")
         return f"{at}{dot}{self._packed.get(leaf, leaf)}.weight"
 
+    @cached_property
     def names(self) -> list[str]:
         """Everything that can be compared, in a fixed order."""
         found = []
@@ -118,15 +123,13 @@ class EngineTensors:
         return whole[int(leaf)]
 
 
-def sample(model: Any, seed: int) -> Sent:
-    """A record of what is about to be sent to a vLLM ``model``, for tensors chosen by ``seed``."""
-    held = EngineTensors(model)
-    names = held.names()
-    chosen = random.Random(seed).sample(names, min(SAMPLED, len(names)))
+def sample(held: EngineTensors, seed: int) -> Sent:
+    """A record of what is about to be sent to the engine, for tensors chosen by ``seed``."""
+    chosen = random.Random(seed).sample(held.names, min(SAMPLED, len(held.names)))
     return Sent(frozenset(chosen), held.name)
 
 
-def compare(model: Any, sent: Sent, group: dist.ProcessGroup) -> int:
+def compare(held: EngineTensors, sent: Sent, group: dist.ProcessGroup) -> int:
     """How many tensors were found equal; collective over ``group``, the ranks that share the engine.
 
     Raises:
@@ -134,7 +137,7 @@ def compare(model: Any, sent: Sent, group: dist.ProcessGroup) -> int:
     """
     if not sent.hashes:
         return 0
-    held, names = EngineTensors(model), sorted(sent.hashes)
+    names = sorted(sent.hashes)
     parts = [held.read(name) for name in names]
     found = torch.stack([tensor_hash(part) for part in parts]).cpu()
     shared = torch.tensor([part.numel() < sent.sizes[name] for part, name in zip(parts, names, strict=True)])

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from grpo_hpc.errors import RolloutError
-from grpo_hpc.rollout.digest import Sent, compare, sample
+from grpo_hpc.rollout.digest import EngineTensors, compare, sample
 from grpo_hpc.rollout.precision import for_engine
 from grpo_hpc.rollout.residency import Part
 from grpo_hpc.rollout.trajectory import pack_experts
@@ -112,6 +112,7 @@ class ColocateEngine:
             disable_log_stats=True,
             **options,
         )
+        self._held: EngineTensors = self._llm.apply_model(EngineTensors)[0]
         self._in_place: bool = platform.is_cuda and self._llm.apply_model(loads_in_place)[0]
 
     @property
@@ -160,14 +161,14 @@ class ColocateEngine:
         self.version = None
         dtype: Any = self._llm.llm_engine.model_config.dtype
         generator = torch.Generator(self._device).manual_seed(self._seed + version)  # the same on every rank
-        sent: Sent = self._llm.apply_model(partial(sample, seed=self._seed + version))[0]
+        sent = sample(self._held, self._seed + version)
         converted = sent.watch(for_engine(tensors, dtype, generator))
         self._hand_over(converted)
         for _ in converted:  # the stream is collective: every rank must reach its end
             pass
         self._llm.apply_model(_refresh_tied_head)
         self._llm.reset_prefix_cache()
-        compared = self._llm.apply_model(lambda model: compare(model, sent, _ranks_of_one_engine()))[0]
+        compared = compare(self._held, sent, _ranks_of_one_engine())
         self.version = version
         return Synced(sent.bytes, compared)
 

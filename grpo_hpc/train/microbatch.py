@@ -1,5 +1,9 @@
 """Micro-batches as tensors.
 
+They are put together by numpy, which works in one thread. torch spreads copies of this size over all threads that it
+has, and where these are many, or not all on a core of their own, waiting for each other took a second and more of
+every step on machines with H200s.
+
 Shapes: T input tokens of a row that this rank works on, N scored tokens of the whole row, n of them on this rank,
 S sequences.
 """
@@ -74,73 +78,75 @@ class PackedBatch:
 def pack(trajectories: Sequence[Trajectory], device: torch.device, layout: RowLayout = WHOLE_ROW) -> PackedBatch:
     """Pack ``trajectories`` into one row."""
     count = len(trajectories)
-    tokens = torch.tensor([t.tokens - 1 for t in trajectories])  # a sequence's last token is no input
-    padded = torch.tensor(layout.padded(tokens.tolist()))
-    bounds = torch.cat([torch.zeros(1, dtype=torch.int64), padded.cumsum(0)])
-    responses = torch.tensor([len(t.response_tokens) for t in trajectories])
+    tokens = np.array([t.tokens - 1 for t in trajectories])  # a sequence's last token is no input
+    padded = np.array(layout.padded(tokens.tolist()))
+    bounds = np.concatenate([[0], padded.cumsum()])
+    responses = np.array([len(t.response_tokens) for t in trajectories])
 
-    owner = torch.arange(count).repeat_interleave(padded)
-    place = torch.arange(len(owner)) - bounds[owner]  # in its sequence
+    owner = np.arange(count).repeat(padded)
+    place = np.arange(len(owner)) - bounds[owner]  # in its sequence
     real = place < tokens[owner]
     scored = real & (place >= (tokens - responses)[owner])
     whole = _column([t.prompt_tokens + t.response_tokens for t in trajectories], np.int64)
-    first, last = torch.ones_like(whole, dtype=torch.bool), torch.ones_like(whole, dtype=torch.bool)
-    ends = (tokens + 1).cumsum(0)
+    first, last = np.ones(len(whole), dtype=bool), np.ones(len(whole), dtype=bool)
+    ends = (tokens + 1).cumsum()
     first[ends - tokens - 1], last[ends - 1] = False, False
-    inputs = torch.zeros_like(place).masked_scatter_(real, whole[last])
-    labels = torch.zeros_like(place).masked_scatter_(real, whole[first])
+    inputs, labels = np.zeros_like(place), np.zeros_like(place)
+    inputs[real], labels[real] = whole[last], whole[first]
     # 24 bits are room for the longest completion
-    numbers = torch.tensor([crc32(f"{t.position}/{t.sample}".encode()) << 24 for t in trajectories])[owner] + place
+    numbers = np.array([crc32(f"{t.position}/{t.sample}".encode()) << 24 for t in trajectories])[owner] + place
 
-    here = positions_of(layout.context_rank, layout.context, bounds.tolist())
+    here = positions_of(layout.context_rank, layout.context, bounds.tolist()).numpy()
 
-    def row(values: Tensor) -> Tensor:
-        return values[here].to(device)[None]
+    def send(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(device)
+
+    def row(values: np.ndarray) -> Tensor:
+        return send(values[here])[None]
 
     def repeat(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32).repeat_interleave(responses).to(device)
+        return send(np.array(values, dtype=np.float32).repeat(responses))
 
     def joined(columns: list[list[float] | None]) -> Tensor | None:
         known = [column for column in columns if column is not None]
-        return _column(known, np.float32).to(device) if len(known) == len(columns) else None
+        return send(_column(known, np.float32)) if len(known) == len(columns) else None
 
+    experts = _experts(trajectories, padded.tolist())
     return PackedBatch(
         input_ids=row(inputs),
         position_ids=row(place),
         labels=row(labels),
         loss_mask=row(scored),
-        scored=(scored.cumsum(0) - 1)[here][scored[here]].to(device),
-        cu_seqlens=bounds.to(device, torch.int32),
+        scored=send((scored.cumsum() - 1)[here][scored[here]]),
+        cu_seqlens=send(bounds.astype(np.int32)),
         max_seqlen=int(padded.max()),
         advantages=repeat([t.advantage for t in trajectories]),
         weights=repeat([t.token_weight for t in trajectories]),
-        rollout_logprobs=_column([t.rollout_logprobs for t in trajectories], np.float32).to(device),
+        rollout_logprobs=send(_column([t.rollout_logprobs for t in trajectories], np.float32)),
         old_logprobs=joined([t.old_logprobs for t in trajectories]),
         ref_logprobs=joined([t.ref_logprobs for t in trajectories]),
-        sequences=Sequences.of(responses.to(device)),
-        rows=here.to(device),
-        sequence_of=owner.masked_fill(~real, count)[here].to(device),
-        lengths=tokens.to(device, torch.float32),
-        token_numbers=numbers[here].to(device),
-        experts=_experts(trajectories, padded.tolist(), here, device),
+        sequences=Sequences(send(responses), send(np.arange(count).repeat(responses))),
+        rows=send(here),
+        sequence_of=send(np.where(real, owner, count)[here]),
+        lengths=send(tokens.astype(np.float32)),
+        token_numbers=send(numbers[here]),
+        experts=None if experts is None else send(experts[here]),
     )
 
 
-def _column(lists: Sequence[list[int]] | Sequence[list[float]], dtype: type[np.number]) -> Tensor:
-    """All values one after another. Through numpy, which reads a list several times faster than torch does."""
-    return torch.from_numpy(np.concatenate([np.array(values, dtype=dtype) for values in lists]))
+def _column(lists: Sequence[list[int]] | Sequence[list[float]], dtype: type[np.number]) -> np.ndarray:
+    """All values one after another."""
+    return np.concatenate([np.array(values, dtype=dtype) for values in lists])
 
 
-def _experts(
-    trajectories: Sequence[Trajectory], padded: Sequence[int], here: Tensor, device: torch.device
-) -> Tensor | None:
-    """Where the tokens of ``here`` must go [T, L * k]; padding goes where the last token of its sequence goes."""
+def _experts(trajectories: Sequence[Trajectory], padded: Sequence[int]) -> np.ndarray | None:
+    """Where every token of the row must go [row, L * k]; padding goes where the last token of its sequence goes."""
     if all(t.routing is None for t in trajectories):
         return None
     parts = []
     for t, length in zip(trajectories, padded, strict=True):
         if t.routing is None:
             raise ValueError(f"completion {t.key} has no recorded routing, but others of its micro-batch have")
-        told = unpack_experts(t.routing, t.tokens - 1)
-        parts.append(torch.cat([told, told[-1:].expand(length - len(told), -1)]))
-    return torch.cat(parts)[here].to(device)
+        told = unpack_experts(t.routing, t.tokens - 1).numpy()
+        parts += [told, told[-1:].repeat(length - len(told), axis=0)]
+    return np.concatenate(parts)

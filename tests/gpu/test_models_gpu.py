@@ -60,7 +60,9 @@ def test_logits_are_as_near_to_fp32_as_those_of_transformers_in_bf16(case, logit
     assert difference.amax(-1).median() < 1.5 * theirs.amax(-1).median()
     assert difference.mean() < (3 if case in EXPERTS else 1.5) * theirs.mean()
     source = load_file(paths[case] / "model.safetensors")
-    assert all(torch.equal(out[f"weight/{name}"], value.bfloat16()) for name, value in source.items())
+    for name, value in source.items():
+        precise = name.endswith("e_score_correction_bias")  # stays in fp32
+        assert torch.equal(out[f"weight/{name}"], value if precise else value.bfloat16()), name
 
 
 @pytest.mark.parametrize("case", LEARNING, ids=str)

@@ -31,6 +31,11 @@ class Row:
 
     @property
     def ran(self) -> bool:
+        return "peak_gib" in self.found
+
+    @property
+    def timed(self) -> bool:
+        """Memory alone was kept where seconds were not those of this program."""
         return "step_s" in self.found
 
     @property
@@ -82,7 +87,7 @@ def write_report(results: Path) -> str:
 
 
 def _accuracy(ran: Sequence[Row]) -> dict[str, dict[str, float]]:
-    found = {"time": [row.error("step") for row in ran], "memory": [row.error("peak") for row in ran]}
+    found = {"time": _errors(ran, "step"), "memory": _errors(ran, "peak")}
     return {
         what: {
             "runs": len(errors),
@@ -94,6 +99,10 @@ def _accuracy(ran: Sequence[Row]) -> dict[str, dict[str, float]]:
     }
 
 
+def _errors(rows: Sequence[Row], what: str) -> list[float]:
+    return [row.error(what) for row in rows if row.timed or what == "peak"]
+
+
 def _settings(rows: Sequence[Row]) -> list[str]:
     lines = []
     for row in rows:
@@ -102,6 +111,7 @@ def _settings(rows: Sequence[Row]) -> list[str]:
         memory, seconds = f"{row.peak:.1f} | - | -", f"{row.step:.2f} | - | -"
         if row.ran:
             memory = f"{row.peak:.1f} | {f['peak_gib']:.1f} | {row.error('peak'):+.1%}"
+        if row.timed:
             seconds = f"{row.step:.2f} | {f['step_s']:.2f} | {row.error('step'):+.0%}"
         came = "ran" if row.ran else f["ended"].splitlines()[-1][:40]
         gpus = f["run_file"]["resources"]["nproc_per_node"]
@@ -116,7 +126,7 @@ def _summary(rows: Sequence[Row], ran: Sequence[Row]) -> list[str]:
     lines = []
     for label, chosen in (("all", ran), ("frozen", [row for row in ran if row.found["frozen"]])):
         for what, unit in (("peak", "peak memory"), ("step", "step time")):
-            if errors := [abs(row.error(what)) for row in chosen]:
+            if errors := [abs(error) for error in _errors(chosen, what)]:
                 lines.append(f"| {label} | {unit} | {len(errors)} | {median(errors):.1%} | {max(errors):.1%} |")
     false = [row.name for row in rows if row.ran_out and row.estimate.verdict == "fits"]
     afraid = [row.name for row in rows if row.ran and row.estimate.verdict == "does not fit"]
@@ -138,7 +148,8 @@ def _phases(ran: Sequence[Row]) -> list[str]:
             seen = row.found["phases_gib"].get(phase)
             cells.append("-" if seen is None else f"{uses[phase]:.1f} / {seen:.1f}")
         for phase in ("sync", "rollout", "logprob", "train", "offload"):
-            cells.append(f"{spent.get(phase, 0):.2f} / {row.found['phases_s'].get(phase, 0):.2f}")
+            seen = f"{row.found['phases_s'].get(phase, 0):.2f}" if row.timed else "-"
+            cells.append(f"{spent.get(phase, 0):.2f} / {seen}")
         lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
     return lines
 
@@ -149,6 +160,10 @@ Made by `python tools/plan_measured.py report docs/benchmarks/planner`; the runs
 (tools/bench/settings.py says what each is). Random weights, completions of full length, one step to warm up and two
 that count. Memory is the most that the first rank's process held of its GPU, everything included; the estimate is of
 the fullest GPU. Each triple is estimate, measured, error.
+
+Seconds are of 2026-11-23 and include what packing took then: 0.7 s and more of every step, which it no longer does. Of
+the runs without seconds only memory was kept: a second or two of their steps were packing, see
+[the profile](2026-11-28_host_h200.md).
 
 | run | model | GPUs | keys | verdict | came of it | GiB | | | step s | | |
 |---|---|---|---|---|---|---|---|---|---|---|---|"""

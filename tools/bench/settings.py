@@ -6,6 +6,7 @@ changed, so that they tell how it does on runs that it has not seen.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,11 @@ SETTINGS = {
     "pp2": Setting("qwen3-1.7b", 64, 1920, 128, _EAGER | _PAIR | {"pipeline_model_parallel_size": 2}, gpus=2),
     "ep2": Setting("moe-3b", 64, 896, 128, _EAGER | _PAIR | {"expert_model_parallel_size": 2}, gpus=2, frozen=True),
 }  # fmt: skip
+
+
+def overrides(setting: Setting) -> list[str]:
+    """The setting's ``keys`` as a command line has them."""
+    return [f"{key}={json.dumps(value) if isinstance(value, bool) else value}" for key, value in setting.keys.items()]
 
 
 def run_file(name: str, setting: Setting, folder: Path, device: str = "cuda") -> dict[str, Any]:

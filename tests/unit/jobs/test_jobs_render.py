@@ -219,3 +219,17 @@ def test_gpus_are_asked_for_as_the_site_wants(gres, asked):
 
 def test_no_gpu_is_asked_for_on_a_cpu():
     assert not [o for o in sbatch_options(job("slurm", "none", device="cpu")) if "gpu" in o and "partition" not in o]
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "threads"), [("cuda", 128, 8), ("cuda", 16, 4), ("cuda", 2, 1), ("cpu", 128, 32), ("cpu", 2, 1)]
+)
+def test_threads_of_each_of_four_ranks(device, cores, threads):
+    """A share of the cores; beside a GPU no more than eight."""
+    text = render(job("local", "none", device=device, cpus_per_node=cores))
+    lines = [line.strip() for line in text.splitlines()]
+    script = [line for line in lines if line.startswith("threads()") or "OMP_NUM_THREADS" in line]
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    script = "\n".join([*script, 'echo "$OMP_NUM_THREADS"'])
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(threads)

@@ -153,11 +153,11 @@ def test_sleep_and_offload_make_room() -> None:
     phases = {use.phase: use.total for use in stay.phases}
     less = {use.phase: use.total for use in away.phases}
     assert phases["rollout"] - less["rollout"] == state
-    assert phases["train"] - less["train"] == pytest.approx(engine - 0.5 * GIB, abs=2)
-    assert (
-        sum(sizes(stay, "rollout")[name] for name in ("vLLM weights", "vLLM activations", "CUDA graphs", "KV cache"))
-        == engine
-    )
+    held = sizes(stay, "rollout")
+    assert sum(held[name] for name in ("vLLM weights", "vLLM activations", "KV cache")) == engine
+    assert held["CUDA graphs"] > 0, "they come on top of vLLM's share"
+    kept = engine - held["vLLM activations"] + held["CUDA graphs"]  # activations are given back to torch
+    assert phases["train"] - less["train"] == pytest.approx(kept - 0.5 * GIB, abs=2)
     level_1 = estimate(task(), execution(memory_share=0.5, sleep_level=1), h)
     assert "sleeping vLLM weights" in {term.name for term in level_1.host.terms}
 

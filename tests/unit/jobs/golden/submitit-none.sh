@@ -5,7 +5,7 @@
 set -euo pipefail
 run_dir=/runs/run
 
-threads() { echo $(( $1 > $2 ? $1 / $2 : 1 )); }
+threads() { local share=$(( $1 > $2 ? $1 / $2 : 1 )); echo $(( share < $3 ? share : $3 )); }
 
 environment() {
   set +u  # module systems read variables that are not set
@@ -13,7 +13,7 @@ environment() {
   module load cuda/13
   set -u
   export PYTHONUNBUFFERED=1
-  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(threads $(nproc) 4)}"
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(threads $(nproc) 4 8)}"
   export CUDA_DEVICE_MAX_CONNECTIONS=1
   export HF_HUB_OFFLINE=1
   export TRANSFORMERS_OFFLINE=1

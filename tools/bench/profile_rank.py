@@ -1,0 +1,125 @@
+"""One rank of tools/profile_step.py, under torchrun: RUN.yaml FOUND.json [KEY=VALUE ...]."""
+
+from __future__ import annotations
+
+import cProfile
+import io
+import json
+import pstats
+import random
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+
+def main(run: str, found: Path, keys: list[str]) -> None:
+    import torch
+    import torch.distributed as dist
+    from megatron.core import parallel_state as mpu
+    from torch.profiler import ProfilerActivity, profile
+
+    from grpo_hpc.config import load_run
+    from grpo_hpc.config.batch import schedule
+    from grpo_hpc.train.microbatch import pack
+    from grpo_hpc.train.parallel import init_model_parallel, packing_of
+    from grpo_hpc.train.platform import make_platform
+    from grpo_hpc.train.policy import TrainedPolicy
+    from grpo_hpc.train.signal import set_token_weights
+
+    cfg = load_run(run, keys)
+    plan, platform = schedule(cfg), make_platform(cfg.resources.device)
+    platform.init_distributed()
+    init_model_parallel(cfg, platform)
+    policy, packing = TrainedPolicy(cfg, platform), packing_of(cfg)
+    completions = random_completions(cfg, plan.global_batch_size)
+    set_token_weights(cfg, plan, completions)
+
+    def step() -> dict[str, float]:
+        dist.barrier()
+        platform.synchronize()
+        began = time.perf_counter()
+        mine = packing.deal(completions, plan.dp)[mpu.get_data_parallel_rank()]
+        batches = [pack(batch, platform.device, packing.layout) for batch in mine]
+        packed = time.perf_counter()
+        policy.update(batches)
+        platform.synchronize()
+        return {"pack": packed - began, "update": time.perf_counter() - packed}
+
+    result: dict[str, Any] = {"steps": [step() for _ in range(cfg.batch.train_iters)]}
+    host = cProfile.Profile()
+    host.runcall(step)
+    said = io.StringIO()
+    pstats.Stats(host, stream=said).sort_stats("tottime").print_stats(25)
+    result["host"] = said.getvalue()
+    if platform.is_cuda:
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            step()
+        with tempfile.TemporaryDirectory() as folder:
+            trace = Path(folder) / "trace.json"
+            seen.export_chrome_trace(str(trace))
+            result["gpu"] = busy(json.loads(trace.read_text())["traceEvents"])
+    if dist.get_rank() == 0:
+        found.write_text(json.dumps(result))
+    dist.barrier()
+    if torch.distributed.is_initialized():
+        dist.destroy_process_group()
+
+
+def random_completions(cfg: Any, count: int) -> list[Any]:
+    """Completions of full length, the same on every rank."""
+    from grpo_hpc.rollout.trajectory import Trajectory
+
+    rng = random.Random(0)
+    completion = cfg.rollout.max_completion_length
+    prompt = cfg.rollout.vllm_max_model_len - completion
+    words = json.loads((Path(cfg.model.path) / "config.json").read_text())["vocab_size"]
+
+    def one(number: int) -> Trajectory:
+        return Trajectory(
+            prompt_id=str(number // 8),
+            position=number // 8,
+            sample=number % 8,
+            prompt_tokens=[rng.randrange(2, words) for _ in range(prompt)],
+            response_tokens=[rng.randrange(2, words) for _ in range(completion)],
+            rollout_logprobs=[-8.0] * completion,
+            finish_reason="length",
+            weight_version=0,
+            text="",
+            advantage=rng.uniform(-1, 1),
+        )
+
+    return [one(number) for number in range(count)]
+
+
+def busy(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """Seconds that something ran on the GPU, gaps between, and what ran longest, from a profiler's events."""
+    work = [e for e in events if e.get("ph") == "X" and e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    work.sort(key=lambda e: e["ts"])
+    total, until = 0.0, work[0]["ts"]
+    gaps = []
+    longest: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    for event in work:
+        end = event["ts"] + event["dur"]
+        if event["ts"] > until:
+            gaps.append(event["ts"] - until)
+        total += max(0.0, end - max(until, event["ts"]))
+        until = max(until, end)
+        longest[event["name"][:80]][0] += event["dur"] / 1e6
+        longest[event["name"][:80]][1] += 1
+    ranked = sorted(longest.items(), key=lambda item: -item[1][0])[:20]
+    return {
+        "span": (until - work[0]["ts"]) / 1e6,
+        "busy": total / 1e6,
+        "kernels": len(work),
+        "long_gaps": sum(gap for gap in gaps if gap > 1000) / 1e6,
+        "short_gaps": sum(gap for gap in gaps if gap <= 1000) / 1e6,
+        "longest": [(name, seconds, int(count)) for name, (seconds, count) in ranked],
+    }
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
