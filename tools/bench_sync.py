@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table, and write JSON with ``--out``."""
     options = _parser().parse_args(argv)
     setting = Setting(options.model, 8 * options.gpus, 32, 32, {}, gpus=options.gpus)
-    found = on_ranks("sync_rank", "sync", setting, options.folder, options.device, options.set)
+    found = on_ranks(
+        "sync_rank", f"sync-{options.model}-{options.gpus}", setting, options.folder, options.device, options.set
+    )
     result = {"model": options.model, "gpus": options.gpus, "set": options.set, **found}
     print(table(result))
     if options.out:

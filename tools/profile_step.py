@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # the number of steps reaches the worker as the run's own
     keys = [key for key in overrides(setting) if options.device == "cuda" or "vllm_" not in key]
     keys.append(f"train_iters={options.steps}")
-    found = on_ranks("profile_rank", "profile", setting, options.folder, options.device, keys)
+    found = on_ranks("profile_rank", f"profile-{options.setting}", setting, options.folder, options.device, keys)
     print(text(found))
     if options.out:
         options.out.write_text(json.dumps({"setting": options.setting, **found}, indent=1) + "\n")
