@@ -153,17 +153,31 @@ def _extra(have: int, learn: int) -> int:
 
 
 def _optimizer_terms(task: Task, execution: Execution, stage: int) -> list[Term]:
-    own, d = trained(task, execution, stage), execution.degrees
-    master = 4 if task.width == 2 else 0
-    each = master + execution.moments
-    dp, edp = (d.dp * d.cp, d.edp) if execution.distributed_optimizer else (1, 1)
-    size = own.dense * each / dp + own.expert * each / edp
-    formula = f"{own.dense:,} parameters * ({master} + {execution.moments}) B / {dp}"
+    own, (dp, edp) = trained(task, execution, stage), _sharers(execution)
+    master, moments = 4 if task.width == 2 else 0, execution.moments
+    formula = f"{own.dense:,} parameters / {dp}"
     if own.expert:
-        formula += f" + {own.expert:,} of experts * {each} B / {edp}"
-    if execution.optimizer_on_host:
-        formula += f", {execution.optimizer_on_host:.0%} of it in host memory"
-    return [Term("optimizer", math.ceil(size * (1 - execution.optimizer_on_host)), formula)]
+        formula = f"({formula} + {own.expert:,} of experts / {edp})"
+    formula += f" * ({master} + {moments}) B"
+    each: float = master + moments
+    if away := execution.optimizer_on_host:
+        # Megatron keeps fp32 weights on the GPU as well, unless Adam is the precision-aware one
+        gone = moments + (master if execution.precise else 0)
+        each -= away * gone
+        formula += f", {away:.0%} of {gone} B in host memory"
+    return [Term("optimizer", math.ceil(_updated(task, execution, stage) * each), formula)]
+
+
+def _sharers(execution: Execution) -> tuple[int, int]:
+    """Ranks over which the state of dense layers and of experts is cut."""
+    d = execution.degrees
+    return (d.dp * d.cp, d.edp) if execution.distributed_optimizer else (1, 1)
+
+
+def _updated(task: Task, execution: Execution, stage: int) -> float:
+    """Parameters whose optimizer state a rank of the stage holds."""
+    own, (dp, edp) = trained(task, execution, stage), _sharers(execution)
+    return own.dense / dp + own.expert / edp
 
 
 def _tokens(execution: Execution) -> int:
@@ -265,23 +279,16 @@ def _host(task: Task, execution: Execution, phases: list[Use]) -> Use:
             Term("optimizer, offloaded", n * sizes["optimizer"], f"{n} ranks * {sizes['optimizer'] / GIB:.2f} GiB")
         )
     if (share := execution.optimizer_on_host) > 0:
-        resident = (
-            math.ceil(sizes["optimizer"] / (1 - share) * share) if share < 1 else _whole_optimizer(task, execution)
-        )
-        terms.append(Term("optimizer on the host", n * resident, f"{n} ranks * {resident / GIB:.2f} GiB"))
+        count = max(_updated(task, execution, stage) for stage in range(execution.degrees.pp))
+        resident = math.ceil(share * count * (8 + execution.moments))
+        text = f"{n} ranks * {resident / GIB:.2f} GiB of fp32 weights, gradients and moments"
+        terms.append(Term("optimizer on the host", n * resident, text))
     if execution.sleep_level == 1 and not execution.server_nodes:
         weights = math.ceil(task.parameters * task.engine_width / execution.engine_tp)
         terms.append(Term("sleeping vLLM weights", n * weights, f"{n} ranks * {weights / GIB:.2f} GiB"))
     saving = sizes["weights"] + sizes["optimizer"]
     terms.append(Term("checkpoint staging", n * saving, f"{n} ranks * {saving / GIB:.2f} GiB while saving"))
     return Use("host", tuple(terms))
-
-
-def _whole_optimizer(task: Task, execution: Execution) -> int:
-    from dataclasses import replace
-
-    on_gpu = replace(execution, optimizer_on_host=0.0)
-    return max(_optimizer_terms(task, on_gpu, stage)[0].bytes for stage in range(execution.degrees.pp))
 
 
 def _saved_state(task: Task, execution: Execution) -> int:

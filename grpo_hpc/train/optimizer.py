@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import Tensor
@@ -104,6 +105,23 @@ def load_what_belongs(optimizer: Any) -> None:
             part._set_main_param_and_optimizer_states = partial(_fill_with_counter, fill)
         elif part.config.use_precision_aware_optimizer:
             part._set_main_param_and_optimizer_states = partial(_fill_tensors, fill)
+
+
+def follow_loaded_state(optimizer: Any) -> None:
+    """Let Megatron's Adam on the host go on from what was just loaded.
+
+    Its copies of the weights were made before, and it would carry on with them: the run would start again from the
+    weights that it had at first, without a word.
+    """
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        adam = part.optimizer
+        if not isinstance(adam, HybridDeviceOptimizer):
+            continue
+        if part.config.use_precision_aware_optimizer:
+            adam._sync_hdo_state_to_sub_optimizers()
+            continue
+        for weight, copy in adam.gpu_params_map_cpu_copy.items():
+            copy.data.copy_(weight.data)
 
 
 def _fill_with_counter(fill: Any, parameter: Tensor, saved: dict[str, Any]) -> None:

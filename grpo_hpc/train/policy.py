@@ -29,6 +29,7 @@ from grpo_hpc.train.optimizer import (
     DTYPES,
     allocate_state,
     data_parallel,
+    follow_loaded_state,
     load_what_belongs,
     lr_schedule,
     optimizer_config,
@@ -123,6 +124,7 @@ class TrainedPolicy:
             chunk.load_state_dict(state, strict=self.adapters is None)  # the base is not in a checkpoint of adapters
         load_what_belongs(self.optimizer)
         self.optimizer.load_state_dict(optimizer)
+        follow_loaded_state(self.optimizer)
         # Megatron's distributed optimizer loses the step counters of torch's Adam, and lets parameters share one
         for adam in torch_adams(self.optimizer):
             for state in adam.state.values():

@@ -17,6 +17,7 @@ KINDS = {
     "half-moments": PRECISE | {"exp_avg_dtype": "bfloat16", "exp_avg_sq_dtype": "bfloat16"},
     "on-host": {"optimizer_cpu_offload": True},
     "half-on-host": {"optimizer_cpu_offload": True, "optimizer_offload_fraction": 0.5},
+    "precise-on-host": PRECISE | {"optimizer_cpu_offload": True},
 }
 
 
