@@ -15,11 +15,24 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 GPU = {"device": "cuda", "dtype": "bfloat16", "vllm_dtype": "bfloat16", "vllm_kv_cache_gib": None}
 
 
-def test_what_the_engine_holds_is_what_was_sent(tmp_path):
-    model = save_tiny_model(tmp_path / "model", "qwen2", True)
-    run = write_run(tmp_path, model, lr=3e-2, vllm_max_model_len=128, **GPU)
-    run_ranks("rollout", 1, run, tmp_path)
-    result, (said,) = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("result", "provoked"))
+@pytest.fixture(scope="module", params=[0, 1, 2])
+def outcome(request, tmp_path_factory):
+    """What the worker found, by sleep level."""
+    folder = tmp_path_factory.mktemp("rollout")
+    model = save_tiny_model(folder / "model", "qwen2", True)
+    run = write_run(folder, model, lr=3e-2, vllm_max_model_len=128, sleep_level=request.param, **GPU)
+    run_ranks("rollout", 1, run, folder)
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in ("result", "provoked", "grown")}
+
+
+def test_fifty_turns_leak_nothing(outcome):
+    ((host, device),) = outcome["grown"]
+    assert device < 8, f"{device} MiB of the GPU, where the model has half a megabyte"
+    assert host < 200, f"{host} MiB; the engine's weights and the trainer's state go there and come back each time"
+
+
+def test_what_the_engine_holds_is_what_was_sent(outcome):
+    result, (said,) = outcome["result"], outcome["provoked"]
     assert result["compared"] == 26
     assert "1 of 26 sampled tensors differ: model.layers.2.input_layernorm.weight" in said["damaged"]
     assert "of 26 sampled tensors differ" in said["ignored"]

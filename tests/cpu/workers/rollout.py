@@ -136,12 +136,13 @@ def provoke(cfg, policy, engine, batches, mine):
 
 
 def turns(cfg, platform, policy, engine, batches, requests):
-    """MiB that the process has grown by from the 10th to the 60th turn of sync, rollout and training."""
+    """MiB that the process has grown by from the 10th to the 60th turn of sync, rollout and training: host, device."""
     from grpo_hpc.rollout.residency import Residency, Use
     from grpo_hpc.train.colocation import Colocation
     from grpo_hpc.train.watch import PhaseClock
 
-    colocation = Colocation(Residency(0, True, True), platform, policy, (), PhaseClock(platform, None))
+    residency = Residency(cfg.rollout.sleep_level, True, True)
+    colocation = Colocation(residency, platform, policy, (), PhaseClock(platform, None))
     colocation.attach(engine)
     sizes = []
     for turn in range(60):
@@ -151,13 +152,25 @@ def turns(cfg, platform, policy, engine, batches, requests):
         engine.probe(requests, 2)
         colocation.enter(Use.TRAIN)
         policy.update(batches[:1])
-        sizes.append(resident_mib())
-    return sizes[59] - sizes[9]
+        sizes.append((resident_mib(), device_mib(platform)))
+    return [last - first for first, last in zip(sizes[9], sizes[59], strict=True)]
 
 
 def resident_mib():
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
+
+
+def device_mib(platform):
+    """In use on the GPU by anybody, without what torch has only cached."""
+    import torch
+
+    if not platform.is_cuda:
+        return 0.0
+    platform.synchronize()
+    platform.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) / 2**20
 
 
 def replaced(t, completion):
