@@ -58,7 +58,7 @@ SETTINGS = {
     "reference": Setting(
         "qwen3-4b", 64, 896, 128,
         _ASLEEP | {"max_tokens_per_micro_batch": 4096, "beta": 0.04, "steps_per_generation": 2}),
-    "runs-out-16k": Setting("qwen3-4b", 64, 896, 128, _ASLEEP | {"max_tokens_per_micro_batch": 24576}),
+    "runs-out-16k": Setting("qwen3-4b", 64, 896, 128, _ASLEEP | {"max_tokens_per_micro_batch": 16384}),
     "runs-out-awake": Setting(
         "qwen3-4b", 64, 896, 128,
         _EAGER | {"max_tokens_per_micro_batch": 8192, "vllm_gpu_memory_utilization": 0.5}),
@@ -86,8 +86,13 @@ SETTINGS = {
     "tp2": Setting(
         "qwen3-1.7b", 64, 1920, 128,
         _EAGER | _PAIR | {"tensor_model_parallel_size": 2, "sequence_parallel": True}, gpus=2),
-    "cp2": Setting("qwen3-1.7b", 64, 1920, 128, _EAGER | _PAIR | {"context_parallel_size": 2}, gpus=2, frozen=True),
+    "cp2": Setting("qwen3-1.7b", 64, 1920, 128, _EAGER | _PAIR | {"context_parallel_size": 2}, gpus=2),
     "pp2": Setting("qwen3-1.7b", 64, 1920, 128, _EAGER | _PAIR | {"pipeline_model_parallel_size": 2}, gpus=2),
+    "lora-tp2": Setting(
+        "qwen3-4b", 32, 3968, 128,
+        _ASLEEP | {"max_tokens_per_micro_batch": 16384, "tensor_model_parallel_size": 2, "sequence_parallel": True,
+                   "recompute_granularity": "full", "tuner_type": "lora", "lora_rank": 16, "lora_alpha": 32},
+        gpus=2, frozen=True),
     "ep2": Setting("moe-3b", 64, 896, 128, _EAGER | _PAIR | {"expert_model_parallel_size": 2}, gpus=2, frozen=True),
 }  # fmt: skip
 
