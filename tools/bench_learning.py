@@ -182,7 +182,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     runner.add_argument("--model", help="Hugging Face folder instead of the run file's")
     runner.add_argument("--who", nargs="+", choices=list(WHO), default=list(WHO))
     runner.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    runner.add_argument("--gpus", type=int, default=1, choices=(0, 1, 2), help="0: on the CPU")
+    runner.add_argument(
+        "--gpus", type=int, default=1, choices=(0, 1, 2), help="0: what the environment shows, or the CPU"
+    )
     runner.add_argument("--parallel", type=int, default=3, help="runs that share a GPU")
     runner.add_argument("--memory-share", type=float, help="of the GPU, for each vLLM")
     runner.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further keys of the run file")

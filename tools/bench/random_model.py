@@ -31,12 +31,42 @@ def _qwen3(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, **othe
     }
 
 
+def _mixtral(layers: int) -> dict[str, Any]:
+    """Mixtral 8x7B with fewer layers."""
+    widths = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
+    experts = {"num_local_experts": 8, "num_experts_per_tok": 2, "head_dim": 128, "tie_word_embeddings": False}
+    return {"model_type": "mixtral", "vocab_size": 32000, "num_hidden_layers": layers, **widths, **experts}
+
+
+def _deepseek_v3(layers: int) -> dict[str, Any]:
+    """DeepSeek-V3's latent attention and routing at the widths of DeepSeek-V2-Lite, with fewer layers."""
+    widths = {"hidden_size": 2048, "intermediate_size": 10944, "num_attention_heads": 16, "num_key_value_heads": 16}
+    latent = {
+        "q_lora_rank": 768,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+    }
+    experts = {"n_routed_experts": 64, "num_experts_per_tok": 8, "moe_intermediate_size": 1408, "n_shared_experts": 2}
+    routing = {"first_k_dense_replace": 1, "n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5}
+    more = {
+        "model_type": "deepseek_v3",
+        "vocab_size": 102400,
+        "num_hidden_layers": layers,
+        "tie_word_embeddings": False,
+    }
+    return {**more, **widths, **latent, **experts, **routing, "norm_topk_prob": True, "num_nextn_predict_layers": 0}
+
+
 _EXPERTS = {"model_type": "qwen3_moe", "moe_intermediate_size": 512, "num_experts": 64, "num_experts_per_tok": 8}
 SHAPES: dict[str, dict[str, Any]] = {
     "toy": _qwen3(128, 256, 2, 4, 2, head_dim=32, vocab_size=2048),
     "qwen3-0.6b": _qwen3(1024, 3072, 28, 16, 8),
     "qwen3-1.7b": _qwen3(2048, 6144, 28, 16, 8),
     "qwen3-4b": _qwen3(2560, 9728, 36, 32, 8),
+    "mixtral-3b": _mixtral(2),
+    "latent-3b": _deepseek_v3(6),
     "moe-3b": _qwen3(1024, 3072, 28, 16, 4, tie_word_embeddings=False, norm_topk_prob=True, **_EXPERTS),
 }
 PAD, EOS = 0, 1

@@ -63,6 +63,8 @@ SETTINGS = {
         "qwen3-4b", 64, 896, 128,
         _EAGER | {"max_tokens_per_micro_batch": 8192, "vllm_gpu_memory_utilization": 0.5}),
     "experts": Setting("moe-3b", 64, 896, 128, _EAGER | _PAIR),
+    "mixtral": Setting("mixtral-3b", 64, 896, 128, _EAGER | _PAIR),
+    "latent": Setting("latent-3b", 64, 896, 128, _EAGER | _PAIR),
     "offload": Setting(
         "qwen3-4b", 64, 896, 128,
         _EAGER | {"max_tokens_per_micro_batch": 8192, "sleep_level": 1, "offload_model": True,

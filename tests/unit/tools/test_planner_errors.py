@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from grpo_hpc.plan.accuracy import FILE, accuracy
 from tools.bench.planner_report import read_rows, write_report
+from tools.bench.settings import SETTINGS, overrides, run_file
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "docs" / "benchmarks" / "planner"
@@ -40,3 +42,16 @@ def test_errors_of_a_run(tmp_path) -> None:
     row = next(row for row in read_rows(RESULTS) if row.name == "one")
     assert row.error("peak") == pytest.approx(row.estimate.memory.peak.total / 2**30 / row.found["peak_gib"] - 1)
     assert row.error("step") == pytest.approx(row.estimate.times.step / row.found["step_s"] - 1)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_that_run_out_are_those_that_are_meant_to(name, tmp_path) -> None:
+    setting = SETTINGS[name]
+    found = {"run_file": run_file(name, setting, tmp_path), "keys": overrides(setting), "shape": setting.shape}
+    (tmp_path / f"{name}.json").write_text(json.dumps(found | {"frozen": setting.frozen}))
+    (row,) = read_rows(tmp_path)
+    assert (row.estimate.verdict == "does not fit") == name.startswith("runs-out")
+
+
+def test_at_least_four_settings_are_kept_for_a_planner_that_no_longer_changes() -> None:
+    assert sum(setting.frozen for setting in SETTINGS.values()) >= 4
