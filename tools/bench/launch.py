@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from grpo_hpc.jobs.render import GPU_RANK_THREADS
 from tools.bench.random_model import save_prompts
 from tools.bench.settings import Setting, run_file, vocabulary
 
@@ -28,5 +30,6 @@ def on_ranks(worker: str, name: str, setting: Setting, folder: Path, device: str
         run.write_text(yaml.safe_dump(content))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={setting.gpus}"]
         command += ["--log-dir", scratch, str(ROOT / "tools" / "bench" / f"{worker}.py"), str(run), str(found), *keys]
-        subprocess.run(command, check=True, cwd=ROOT)
+        threads = {"OMP_NUM_THREADS": str(GPU_RANK_THREADS)}  # as a job's script has it
+        subprocess.run(command, check=True, cwd=ROOT, env=threads | dict(os.environ))
         return dict(json.loads(found.read_text()))
