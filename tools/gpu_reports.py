@@ -20,8 +20,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -29,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tools.bench.settings import SETTINGS, Setting
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("step", "sync", "profile", "planner", "frozen", "learning", "tests")
 _POLL_S = 0.5
 
 
@@ -51,11 +51,6 @@ class Task:
     held: list[str] = field(default_factory=list)
     started: float = 0.0
     process: subprocess.Popen[bytes] | None = None
-
-
-def tasks_of(stage: str, out: Path, scratch: Path) -> list[Task]:
-    """The tasks of a stage; they write to ``out`` and ``scratch``."""
-    return globals()[f"_{stage}"](out, scratch)  # type: ignore[no-any-return]
 
 
 def _python(script: str, *arguments: object) -> list[str]:
@@ -107,14 +102,6 @@ def _settings(out: Path, scratch: Path, frozen: bool) -> list[Task]:
     return [one(name, setting) for name, setting in SETTINGS.items() if setting.frozen == frozen]
 
 
-def _planner(out: Path, scratch: Path) -> list[Task]:
-    return _settings(out, scratch, frozen=False)
-
-
-def _frozen(out: Path, scratch: Path) -> list[Task]:
-    return _settings(out, scratch, frozen=True)
-
-
 def _learning(out: Path, scratch: Path) -> list[Task]:
     def one(who: str, seed: int, seconds: int) -> Task:
         alone = ("--who", who, "--seeds", seed, "--gpus", 0, "--parallel", 1)
@@ -130,6 +117,18 @@ def _tests(out: Path, scratch: Path) -> list[Task]:
         return Task(file.stem, gpus, 200, [sys.executable, "-m", "pytest", "-m", "gpu", str(file.relative_to(ROOT))])
 
     return [one(file) for file in sorted((ROOT / "tests" / "gpu").glob("test_*.py"))]
+
+
+STAGES: dict[str, Callable[[Path, Path], list[Task]]] = {
+    "step": _step,
+    "sync": _sync,
+    "profile": _profile,
+    "planner": partial(_settings, frozen=False),
+    "frozen": partial(_settings, frozen=True),
+    "learning": _learning,
+    "tests": _tests,
+}
+"""The tasks of each stage, from the folders for results and for scratch."""
 
 
 def models_for(tasks: Sequence[Task], scratch: Path) -> list[Task]:
@@ -214,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: what was started is ended
     out: Path = options.out.absolute()
     scratch = (options.scratch or out / "scratch").absolute()
-    tasks = [task for stage in options.stages for task in tasks_of(stage, out, scratch)]
+    tasks = [task for stage in options.stages for task in STAGES[stage](out, scratch)]
     tasks = [task for task in tasks if not options.only or task.name in options.only]
     gpus = options.gpus or visible_gpus()
     most = max((task.gpus for task in tasks), default=0)

@@ -1,7 +1,8 @@
 """Seconds of one rollout and the optimizer steps made from it, phase by phase, each part with what bounds it.
 
 Rates come from the hardware profile. A part's time is what its slowest resource needs; parts of a phase follow one
-after the other unless a run overlaps them. Nothing is scaled to fit a measurement: formulas name what is assumed.
+after the other unless a run overlaps them. No total is scaled to fit a measurement: formulas name what is assumed, and
+constants below that were measured say on what.
 
 Shapes: T tokens of a micro-batch on one context-parallel rank, h hidden size, N parameters.
 """
@@ -18,9 +19,9 @@ from grpo_hpc.plan.setup import Execution, Task
 
 PHASES = ("sync", "rollout", "logprob", "train", "offload")
 KERNELS = 40  # kernels that one layer starts in a forward pass of training
-# seconds of the host for each expert that a rank holds of a layer, in a forward pass: matrix products are started one
-# by one, and every weight has its own hook; from 64 experts beside an H200
-EXPERT_HOST = 0.2e-3
+# seconds for each expert that a rank holds of a layer, in a forward pass, however few its tokens: its products are
+# started one by one, and host and device wait for each other in every layer; from 64 experts on an H200
+EXPERT_PASS = 0.2e-3
 DECODE_HOST = 1.5e-3  # seconds of scheduling and sampling for each token that an engine makes
 # seconds that the host needs to start a layer's kernels where no CUDA graph holds them; from two runs of 28 layers
 # beside H200s, docs/benchmarks/planner.md
@@ -158,7 +159,7 @@ def _pass(task: Task, execution: Execution, hw: Hardware, passes: float) -> Part
     moved = passes * tokens * layers * task.shape.hidden * task.width * ELEMENTWISE / cut
     memory = moved / (hw.hbm_gb_per_s * 1e9)
     micro = execution.micro_batches(task, task.usual)
-    host = passes * micro * (layers * KERNELS * hw.launch_us * 1e-6 + _local_experts(task, execution) * EXPERT_HOST)
+    host = passes * micro * (layers * KERNELS * hw.launch_us * 1e-6 + _local_experts(task, execution) * EXPERT_PASS)
     device = tensor + memory
     bound = "host" if host > device else "HBM" if memory > tensor else "tensor cores"
     formula = (

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from grpo_hpc.errors import RolloutError
 from grpo_hpc.rollout.digest import tensor_hash
+from grpo_hpc.rollout.engine import loads_in_place
 from grpo_hpc.train import canary
 
 MASK = (1 << 64) - 1
@@ -41,6 +42,31 @@ def test_the_hash_adds_up_over_parts_in_any_order(dtype, seed, parts):
     bits = tensor.view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
     bits[seed % 37, seed % 3] ^= 1
     assert tensor_hash(tensor) != whole
+
+
+def layer(kind, method=None, backend=None):
+    """What stands in a vLLM model, by the names of its classes."""
+    module = type(kind, (torch.nn.Module,), {})()
+    if method:
+        module.quant_method = type(method, (), {"unquantized_backend": backend})()
+    return module
+
+
+@pytest.mark.parametrize(
+    ("added", "in_place"),
+    [
+        (layer("QKVParallelLinear", "UnquantizedLinearMethod"), True),
+        (layer("RoutedExperts", "UnquantizedFusedMoEMethod", SimpleNamespace(name="TRITON")), True),
+        (layer("RoutedExperts", "UnquantizedFusedMoEMethod", SimpleNamespace(name="FLASHINFER_CUTLASS")), False),
+        (layer("RoutedExperts", "UnquantizedFusedMoEMethod"), False),
+        (layer("QKVParallelLinear", "Fp8LinearMethod"), False),
+        (layer("MLAAttention"), False),
+    ],
+)
+def test_weights_go_into_live_layers_only_where_these_compute_with_them_as_loaded(added, in_place):
+    plain = torch.nn.Sequential(layer("VocabParallelEmbedding", "UnquantizedEmbeddingMethod"), layer("RMSNorm"))
+    assert loads_in_place(plain)
+    assert loads_in_place(torch.nn.Sequential(plain, torch.nn.Sequential(added))) == in_place
 
 
 def configured(**rollout):

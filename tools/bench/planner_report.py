@@ -83,7 +83,9 @@ def write_report(results: Path) -> str:
     rows = read_rows(results)
     ran = [row for row in rows if row.ran]
     ACCURACY.write_text("# Written by tools/plan_measured.py.\n" + yaml.safe_dump(_accuracy(ran), sort_keys=False))
-    return "\n".join([_HEAD, *_settings(rows), _SUMMARY, *_summary(rows, ran), _BY_PHASE, *_phases(ran), _FOOT])
+    return "\n".join(
+        [_HEAD, *_settings(rows), *_notes(rows), _SUMMARY, *_summary(rows, ran), _BY_PHASE, *_phases(ran), _FOOT]
+    )
 
 
 def _accuracy(ran: Sequence[Row]) -> dict[str, dict[str, float]]:
@@ -120,6 +122,15 @@ def _settings(rows: Sequence[Row]) -> list[str]:
             f"| {name} | {f['shape']} | {gpus} | {keys} | {row.estimate.verdict} | {came} | {memory} | {seconds} |"
         )
     return lines
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    """What the results say of themselves, such as what is known to be wrong with them."""
+    notes: dict[str, list[str]] = {}
+    for row in rows:
+        if note := row.found.get("note"):
+            notes.setdefault(note, []).append(row.name)
+    return [f"\n{', '.join(names)}: {note}" for note, names in notes.items()]
 
 
 def _summary(rows: Sequence[Row], ran: Sequence[Row]) -> list[str]:
@@ -160,10 +171,6 @@ Made by `python tools/plan_measured.py report docs/benchmarks/planner`; the runs
 (tools/bench/settings.py says what each is). Random weights, completions of full length, one step to warm up and two
 that count. Memory is the most that the first rank's process held of its GPU, everything included; the estimate is of
 the fullest GPU. Each triple is estimate, measured, error.
-
-Seconds are of 2026-11-23 and include what packing took then: 0.7 s and more of every step, which it no longer does. Of
-the runs without seconds only memory was kept: a second or two of their steps were packing, see
-[the profile](2026-11-28_host_h200.md).
 
 | run | model | GPUs | keys | verdict | came of it | GiB | | | step s | | |
 |---|---|---|---|---|---|---|---|---|---|---|---|"""

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from tools.gpu_reports import STAGES, Task, expected_seconds, in_order, main, run, tasks_of
+from tools.gpu_reports import STAGES, Task, expected_seconds, in_order, main, run
 
 NOTE = "import json, os, sys, time; s = time.time(); time.sleep(float(sys.argv[2])); " + (
     "json.dump([os.environ['CUDA_VISIBLE_DEVICES'], sys.argv[3], s, time.time()], open(sys.argv[1], 'w'))"
@@ -52,7 +52,7 @@ def test_pairs_begin_first_then_the_longest(tmp_path) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_can_be_read_before_it_runs(stage, tmp_path, capsys) -> None:
-    names = [each.name for each in tasks_of(stage, tmp_path, tmp_path)]
+    names = [each.name for each in STAGES[stage](tmp_path, tmp_path)]
     assert names and len(set(names)) == len(names)
     assert main([str(tmp_path / "out"), stage, "--gpus", "0,1", "--dry-run"]) == 0
     said = capsys.readouterr().out
