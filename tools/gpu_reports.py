@@ -4,9 +4,9 @@
     python tools/gpu_reports.py /scratch/out frozen --gpus 0,1
     python tools/gpu_reports.py /scratch/out tests learning --dry-run
 
-Stages: step (a whole step beside TRL and vLLM alone), sync, profile (the training phase), planner (settings by which
-the planner may be corrected), frozen (the others; only after it was last changed), learning (curves beside TRL's, three
-seeds; needs the model and data of `make demo`), tests (tests/gpu, file by file).
+Stages: step (a whole step beside TRL and vLLM alone), sync, profile (the training phase, and a layer of experts),
+planner (settings by which the planner may be corrected), frozen (the others; only after it was last changed), learning
+(curves beside TRL's, three seeds; needs the model and data of `make demo`), tests (tests/gpu, file by file).
 
 Random models are made first. Every task has GPUs of its own, a log OUT/<task>.log, and leaves its results in OUT when
 it ends; one that fails does not stop the others. Those of two GPUs begin first, then the longest.
@@ -90,7 +90,8 @@ def _profile(out: Path, scratch: Path) -> list[Task]:
         command = _python("profile_step", name, "--folder", scratch, "--out", out / f"profile_{name}.json")
         return Task(f"profile_{name}", SETTINGS[name].gpus, 90, command, SETTINGS[name].shape)
 
-    return [one(name) for name in ("small", "dense-4b", "experts", "cp2")]
+    experts = Task("experts", 1, 40, _python("bench_experts", "--out", out / "experts.json"))
+    return [*(one(name) for name in ("small", "dense-4b", "experts", "cp2")), experts]
 
 
 def _settings(out: Path, scratch: Path, frozen: bool) -> list[Task]:

@@ -23,6 +23,7 @@ from grpo_hpc.errors import ConfigError
 from grpo_hpc.models.attention import PackedSdpaAttention
 from grpo_hpc.models.dropout import Masks
 from grpo_hpc.models.families import family
+from grpo_hpc.models.grouped import group_products
 from grpo_hpc.models.head import LogprobHead, Scoring
 from grpo_hpc.models.latent import complete_key_gradients
 from grpo_hpc.models.layouts import padded_vocabulary
@@ -167,6 +168,7 @@ class PolicyModel(GPTModel):
         self.routing = route_by_policy(self, shape, balance)
         if config.tensor_model_parallel_size > 1:
             complete_key_gradients(self)
+        group_products(self)
         for name, parameter in self.named_parameters():
             if ".experts." in name:
                 # Megatron sums gradients over the ranks that hold the same expert only of parameters that say so, and

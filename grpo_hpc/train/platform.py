@@ -66,6 +66,7 @@ class Platform:
                 "bias_activation_fusion": True,  # of gate and up; there need not be a bias
                 "masked_softmax_fusion": False,
                 "moe_grouped_gemm": True,
+                "moe_permute_fusion": True,
             }
         return {
             "use_cpu_initialization": True,
