@@ -14,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
@@ -143,8 +144,8 @@ class Layout(ABC):
 
         whole = self._join(shards)
         tensors = []
-        for source in range(len(self.hf_shapes)):
-            parts = [whole[rows] for rows in self.rows_of(source)]
+        for ranges in _all_rows(self):
+            parts = [whole[rows] for rows in ranges]
             tensors.append(parts[0] if len(parts) == 1 else torch.cat(parts))
         return tuple(tensors)
 
@@ -157,6 +158,12 @@ class Layout(ABC):
             return torch.cat(tuple(shards), dim=1)
         pieces = [shard.chunk(self.stacked) for shard in shards]
         return torch.cat([piece[k] for k in range(self.stacked) for piece in pieces])
+
+
+@cache
+def _all_rows(layout: Layout) -> tuple[list[slice], ...]:
+    """:meth:`Layout.rows_of` of every Hugging Face tensor; thousands of layouts are few different ones."""
+    return tuple(layout.rows_of(source) for source in range(len(layout.hf_shapes)))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 
 import torch
@@ -150,8 +150,14 @@ class HfExporter:
 
         Collective: every rank must consume it to the end.
         """
-        for bucket in self.buckets():
-            shards = self._shards(bucket, to) if to.takes_part(bucket[0].rule.experts > 0) else []
+        for bucket in self.buckets:
+            first = bucket[0]
+            if not to.takes_part(first.rule.experts > 0):
+                continue
+            if not self._travels(first):
+                yield from self._from_where_it_lies(first, to)
+                continue
+            shards = self._shards(bucket, to)
             if not shards:
                 continue
             sizes = [math.prod(self._meta[entry.name][0]) for entry in bucket]
@@ -162,8 +168,12 @@ class HfExporter:
                 own = [part[number].view(shape) for part in parts]
                 yield from zip(entry.hf_names, entry.layout.to_hf(own), strict=True)
 
-    def buckets(self) -> Iterator[list[Entry]]:
+    @cached_property
+    def buckets(self) -> list[list[Entry]]:
         """The parameters in their order, those together that travel together; the same on every rank."""
+        return list(self._together())
+
+    def _together(self) -> Iterator[list[Entry]]:
         for _, run in groupby(self._table, key=self._route):
             bucket: list[Entry] = []
             size = 0
@@ -188,13 +198,19 @@ class HfExporter:
         groups = [mpu.get_pipeline_model_parallel_group(), *([_expert_group()] if entry.rule.experts else [])]
         return any(g.size() > 1 for g in groups) or (entry.layout.sharded and shard_of(entry).size > 1)
 
+    def _from_where_it_lies(self, entry: Entry, to: Transport) -> Iterator[tuple[str, Tensor]]:
+        """A parameter that this rank has whole."""
+        if to.goes_on(_sharers(entry)):
+            tensors = entry.layout.to_hf([self._values(self._parameters[entry.name])])
+            yield from zip(entry.hf_names, tensors, strict=True)
+
     def _shown(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, self._values(parameter)) for name, parameter in self._parameters.items())
 
     def _shards(self, bucket: list[Entry], to: Transport) -> list[Tensor]:
         """All ranks' shards of the bucket where ``to`` takes them, else none: each [sum of its parameters' sizes]."""
         entry, experts = bucket[0], bucket[0].rule.experts
-        sharers = mpu.get_expert_tensor_parallel_group() if experts else mpu.get_tensor_model_parallel_group()
+        sharers = _sharers(entry)
         if not entry.layout.sharded and not to.goes_on(sharers):
             return []
         flat = self._own(bucket)
@@ -224,6 +240,11 @@ class HfExporter:
 
 def _first_with(name: str, holders: list[dict[str, Meta]]) -> int | None:
     return next((rank for rank, names in enumerate(holders) if name in names), None)
+
+
+def _sharers(entry: Entry) -> dist.ProcessGroup:
+    """The ranks among which tensor parallelism cuts the parameter."""
+    return mpu.get_expert_tensor_parallel_group() if entry.rule.experts else mpu.get_tensor_model_parallel_group()
 
 
 def _expert_group() -> dist.ProcessGroup:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from grpo_hpc.errors import RolloutError
 from grpo_hpc.rollout.digest import EngineTensors, compare, sample
+from grpo_hpc.rollout.loading import Loading
 from grpo_hpc.rollout.precision import for_engine
 from grpo_hpc.rollout.residency import Part
 from grpo_hpc.rollout.trajectory import pack_experts
@@ -113,6 +114,7 @@ class ColocateEngine:
             **options,
         )
         self._held: EngineTensors = self._llm.apply_model(EngineTensors)[0]
+        self._loading = Loading()
         self._in_place: bool = platform.is_cuda and self._llm.apply_model(loads_in_place)[0]
 
     @property
@@ -173,10 +175,10 @@ class ColocateEngine:
         return Synced(sent.bytes, compared)
 
     def _hand_over(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
-        """Through vLLM's loaders: straight into the live weights where that is all there is to do, else layer by layer
-        into new ones that are worked on and then copied, with several times the host's work and twice the copies."""
+        """Straight into the live weights where that is all there is to do, else layer by layer into new ones that vLLM
+        works on and then copies, with many times the host's work and twice the copies."""
         if self._in_place:
-            self._llm.apply_model(partial(_load, tensors=tensors))
+            self._llm.apply_model(partial(self._loading.load, tensors=tensors))
         else:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
 
@@ -194,11 +196,6 @@ class ColocateEngine:
         """Give back memory and process groups; while the trainer's own groups still stand."""
         self.version = None
         self._llm.llm_engine.engine_core.shutdown()
-
-
-@torch.no_grad()
-def _load(model: Any, tensors: Iterator[tuple[str, Tensor]]) -> None:
-    model.load_weights(tensors)
 
 
 def loads_in_place(model: Any) -> bool:

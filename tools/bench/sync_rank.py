@@ -23,6 +23,7 @@ def main(run: str, found: Path, keys: list[str]) -> None:
     from grpo_hpc.config import load_run
     from grpo_hpc.rollout import digest
     from grpo_hpc.rollout.engine import ColocateEngine
+    from grpo_hpc.rollout.loading import Loading
     from grpo_hpc.train.parallel import init_model_parallel
     from grpo_hpc.train.platform import make_platform
     from grpo_hpc.train.policy import TrainedPolicy
@@ -61,9 +62,16 @@ def main(run: str, found: Path, keys: list[str]) -> None:
     p = cfg.parallel
     cut = p.tensor_model_parallel_size * p.pipeline_model_parallel_size
     took = {"floor": seconds(_floor(synced.bytes, cut, platform.device)), "sync": seconds(sync)}
+
+    def first() -> Any:
+        engine._loading = Loading()
+        return sync()
+
+    took["first sync"] = seconds(first)
     in_place, engine._in_place = engine._in_place, False
     took["reload"] = seconds(sync)
     engine._in_place, digest.SAMPLED = in_place, 0
+    sync()
     took["unchecked"] = seconds(sync)
     took["stream alone"] = seconds(stream)
     profile = cProfile.Profile()

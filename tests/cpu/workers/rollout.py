@@ -40,7 +40,7 @@ def main() -> None:
     engine = ColocateEngine(cfg, platform)
     digest.SAMPLED = 1000  # all of them
     synced = engine.load_weights(policy.exporter.tensors(), 0)
-    buckets = list(policy.exporter.buckets())
+    buckets = list(policy.exporter.buckets)
     sizes = [sum(prod(shape) * 4 for e in bucket for shape in e.layout.hf_shapes) for bucket in buckets]
     limit = cfg.rollout.sync_bucket_mib * 2**20
     assert all(size <= limit for size, bucket in zip(sizes, buckets, strict=True) if len(bucket) > 1)

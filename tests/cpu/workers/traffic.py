@@ -56,7 +56,7 @@ def check_export(policy: TrainedPolicy) -> None:
         want = {name: value.clone() for name, value in exporter.tensors()}
     with received() as to_first:
         got = {name: value.clone() for name, value in exporter.tensors(ToFirstRank())}
-    streamed = {entry.name for bucket in exporter.buckets() for entry in bucket}
+    streamed = {entry.name for bucket in exporter.buckets for entry in bucket}
     held = sum(p.nbytes for name, p in local_parameters(policy.chunks).items() if name in streamed)
     facts = gather_lists([(held, sum(everywhere), sum(to_first), replica())])
     whole = facts[0][0] + facts[0][2]
