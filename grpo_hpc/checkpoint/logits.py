@@ -55,8 +55,8 @@ def _of_hf(path: Path, tokens: Tensor) -> Tensor:
 def _of_megatron(folder: Folder, tokens: Tensor) -> Tensor:
     import torch
     from megatron.core import dist_checkpointing
-    from megatron.core.packed_seq_params import PackedSeqParams
 
+    from grpo_hpc.models.attention import PackedSequences
     from grpo_hpc.models.policy import PolicyModel, layer_spec, transformer_config
     from grpo_hpc.models.shape import read_shape
     from grpo_hpc.train.platform import make_platform
@@ -71,7 +71,7 @@ def _of_megatron(folder: Folder, tokens: Tensor) -> Tensor:
         model.load_state_dict(loaded["model"])
         length = tokens.shape[1]
         bounds = torch.tensor([0, length], dtype=torch.int32)
-        packed = PackedSeqParams("thd", bounds, bounds, max_seqlen_q=length, max_seqlen_kv=length)
+        packed = PackedSequences("thd", bounds, bounds, max_seqlen_q=length, max_seqlen_kv=length)
         found: Tensor = model(tokens, torch.arange(length)[None], None, packed_seq_params=packed)[0]
     return found[:, : shape.vocab].float()
 

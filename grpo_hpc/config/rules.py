@@ -229,6 +229,9 @@ def _optimizer_device(cfg: RunConfig) -> list[Problem]:
             found.append(Problem(f"optimizer.{key}", "needs parallel.use_distributed_optimizer"))
     if opt.use_precision_aware_optimizer and cfg.model.dtype == "float32":
         found.append(Problem("optimizer.use_precision_aware_optimizer", "needs model.dtype: bfloat16"))
+    if opt.optimizer_cpu_offload and not opt.use_precision_aware_optimizer:
+        text = "needs optimizer.use_precision_aware_optimizer: true; Megatron cannot load a checkpoint of the other"
+        found.append(Problem("optimizer.optimizer_cpu_offload", text))
     return found
 
 

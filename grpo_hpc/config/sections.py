@@ -309,7 +309,8 @@ class Optimizer(Section):
     exp_avg_dtype: Precision = Field(default="float32", description="precision of Adam's first moment")
     exp_avg_sq_dtype: Precision = Field(default="float32", description="precision of Adam's second moment")
     optimizer_cpu_offload: bool = Field(
-        default=False, description="optimizer state lives in main memory and the CPU updates it"
+        default=False,
+        description="optimizer state lives in main memory and the CPU updates it; with use_precision_aware_optimizer",
     )
     optimizer_offload_fraction: float = Field(default=1.0, gt=0, le=1, description="share of the state that does")
 

@@ -11,6 +11,7 @@ values are gathered over the ranks; in the backward pass each rank sums the grad
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -38,6 +39,27 @@ def positions_of(rank: int, ranks: int, bounds: Sequence[int]) -> Tensor:
 
 def _pieces(rank: int, ranks: int) -> tuple[int, int]:
     return rank, 2 * ranks - 1 - rank
+
+
+@dataclass
+class PackedSequences(PackedSeqParams):
+    """Where sequences lie in a row, for Megatron's attention and rotary embedding.
+
+    Attributes:
+        pad_between_seqs: never; padding counts as its sequence's last tokens, which causal attention keeps away from
+            all others. Unless it is told, TransformerEngine compares lengths on the GPU under context parallelism,
+            and waits for the answer in every layer.
+    """
+
+    pad_between_seqs: bool = False
+
+
+def tell_of_padding(model: torch.nn.Module) -> None:
+    """Let TransformerEngine's attention get ``pad_between_seqs``, of which Megatron's wrapper does not know."""
+    for module in model.modules():
+        kept = getattr(module, "kept_packed_seq_params", None)
+        if isinstance(kept, set):
+            kept.add("pad_between_seqs")
 
 
 class PackedSdpaAttention(MegatronModule):

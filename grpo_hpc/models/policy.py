@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 from torch import Tensor
 
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.models.attention import PackedSdpaAttention
+from grpo_hpc.models.attention import PackedSdpaAttention, tell_of_padding
 from grpo_hpc.models.dropout import Masks
 from grpo_hpc.models.families import family
 from grpo_hpc.models.grouped import group_products
@@ -169,6 +169,7 @@ class PolicyModel(GPTModel):
         if config.tensor_model_parallel_size > 1:
             complete_key_gradients(self)
         group_products(self)
+        tell_of_padding(self)
         for name, parameter in self.named_parameters():
             if ".experts." in name:
                 # Megatron sums gradients over the ranks that hold the same expert only of parameters that say so, and

@@ -161,8 +161,7 @@ def _optimizer_terms(task: Task, execution: Execution, stage: int) -> list[Term]
     formula += f" * ({master} + {moments}) B"
     each: float = master + moments
     if away := execution.optimizer_on_host:
-        # Megatron keeps fp32 weights on the GPU as well, unless Adam is the precision-aware one
-        gone = moments + (master if execution.precise else 0)
+        gone = moments + master
         each -= away * gone
         formula += f", {away:.0%} of {gone} B in host memory"
     return [Term("optimizer", math.ceil(_updated(task, execution, stage) * each), formula)]

@@ -84,7 +84,6 @@ class Execution:
         group_layers: layers that one kept input serves under full recompute.
         moments: bytes of Adam's two moments of one parameter.
         optimizer_on_host: share of the optimizer state that lives in host memory.
-        precise: Adam is the precision-aware one.
         engine_tp, memory_share: of vLLM; ``server_nodes`` are 0 when it shares the GPUs of the trainer.
         kv_gib: vLLM's KV cache on a CPU; None on GPUs, where the memory share decides.
     """
@@ -104,7 +103,6 @@ class Execution:
     overlap: bool = False
     moments: int = 8
     optimizer_on_host: float = 0.0
-    precise: bool = False
     engine_tp: int = 1
     memory_share: float = 0.3
     eager: bool = False
@@ -235,7 +233,6 @@ def execution_of(cfg: RunConfig, schedule: BatchSchedule, task: Task) -> Executi
         overlap=par.overlap_grad_reduce,
         moments=moment[opt.exp_avg_dtype] + moment[opt.exp_avg_sq_dtype],
         optimizer_on_host=opt.optimizer_offload_fraction if opt.optimizer_cpu_offload else 0.0,
-        precise=opt.use_precision_aware_optimizer,
         engine_tp=roll.vllm_tensor_parallel_size,
         memory_share=roll.vllm_gpu_memory_utilization,
         eager=roll.vllm_enforce_eager,

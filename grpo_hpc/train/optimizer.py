@@ -114,14 +114,8 @@ def follow_loaded_state(optimizer: Any) -> None:
     weights that it had at first, without a word.
     """
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        adam = part.optimizer
-        if not isinstance(adam, HybridDeviceOptimizer):
-            continue
-        if part.config.use_precision_aware_optimizer:
-            adam._sync_hdo_state_to_sub_optimizers()
-            continue
-        for weight, copy in adam.gpu_params_map_cpu_copy.items():
-            copy.data.copy_(weight.data)
+        if isinstance(part.optimizer, HybridDeviceOptimizer):
+            part.optimizer._sync_hdo_state_to_sub_optimizers()
 
 
 def _fill_with_counter(fill: Any, parameter: Tensor, saved: dict[str, Any]) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch import Tensor
 
 from grpo_hpc.config import RunConfig
+from grpo_hpc.models.attention import PackedSequences
 from grpo_hpc.train.microbatch import PackedBatch
 from grpo_hpc.train.moe import router_options
 from grpo_hpc.train.packing import Packing, RowLayout
@@ -61,14 +61,11 @@ def packing_of(cfg: RunConfig) -> Packing:
     return Packing(cfg.batch.micro_batch_size, cfg.batch.max_tokens_per_micro_batch, layout, multiple)
 
 
-def packed_sequences(batch: PackedBatch) -> PackedSeqParams:
-    """Where sequences lie in the row, as Megatron's attention and rotary embedding ask for it.
-
-    Padding counts as its sequence's last tokens: causal attention keeps it away from all others.
-    """
+def packed_sequences(batch: PackedBatch) -> PackedSequences:
+    """Where sequences lie in the row, as Megatron's attention and rotary embedding ask for it."""
     bounds = batch.cu_seqlens
     padded = bounds if mpu.get_context_parallel_world_size() > 1 else None  # TransformerEngine insists on it there
-    return PackedSeqParams(
+    return PackedSequences(
         qkv_format="thd",
         cu_seqlens_q=bounds,
         cu_seqlens_kv=bounds,

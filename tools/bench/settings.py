@@ -74,7 +74,8 @@ SETTINGS = {
         _ASLEEP | {"max_tokens_per_micro_batch": 8192, "use_precision_aware_optimizer": True,
                    "exp_avg_dtype": "bfloat16", "exp_avg_sq_dtype": "bfloat16"}),
     "adam-on-host": Setting(
-        "qwen3-0.6b", 64, 896, 128, _EAGER | _PAIR | {"optimizer_cpu_offload": True}),
+        "qwen3-0.6b", 64, 896, 128,
+        _EAGER | _PAIR | {"optimizer_cpu_offload": True, "use_precision_aware_optimizer": True}),
     "selective": Setting(
         "qwen3-4b", 32, 3968, 128,
         _ASLEEP | {"max_tokens_per_micro_batch": 8192, "recompute_granularity": "selective"}, frozen=True),

@@ -36,9 +36,9 @@ def main() -> None:
 
 def compare(cfg: RunConfig, platform: Platform) -> dict[str, Tensor]:
     from megatron.core import parallel_state as mpu
-    from megatron.core.packed_seq_params import PackedSeqParams
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    from grpo_hpc.models.attention import PackedSequences
     from grpo_hpc.models.movers import HfExporter
     from grpo_hpc.train.policy import build_model
 
@@ -48,7 +48,7 @@ def compare(cfg: RunConfig, platform: Platform) -> dict[str, Tensor]:
     sequences = [torch.randint(0, 263, (n,), generator=generator) for n in (17, 1, 30)]
     lengths = [len(s) for s in sequences]
     bounds = torch.tensor([0, *lengths]).cumsum(0).int().to(platform.device)
-    packed = PackedSeqParams("thd", bounds, bounds, max_seqlen_q=max(lengths), max_seqlen_kv=max(lengths))
+    packed = PackedSequences("thd", bounds, bounds, max_seqlen_q=max(lengths), max_seqlen_kv=max(lengths))
     positions = torch.cat([torch.arange(n) for n in lengths])[None].to(platform.device)
     tokens = torch.cat(sequences)[None].to(platform.device)
     with platform.megatron(), torch.no_grad():

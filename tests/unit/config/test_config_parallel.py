@@ -36,6 +36,7 @@ PRECISE = ("device=cuda", "dtype=bfloat16", "vllm_kv_cache_gib=null", "use_preci
         ),
         (["use_precision_aware_optimizer=true"], "needs resources.device: cuda"),
         (["optimizer_cpu_offload=true"], "needs resources.device: cuda"),
+        (["optimizer_cpu_offload=true"], "needs optimizer.use_precision_aware_optimizer: true"),
         (["exp_avg_dtype=bfloat16"], "only with optimizer.use_precision_aware_optimizer"),
         (["optimizer_offload_fraction=0.5"], "only with optimizer.optimizer_cpu_offload"),
         (["max_tokens_per_micro_batch=512", "micro_batch_size=4"], "give one of them"),

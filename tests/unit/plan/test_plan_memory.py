@@ -68,14 +68,12 @@ def test_state_follows_the_precision_and_the_ranks() -> None:
     assert (half["weights"], half["gradients"], half["optimizer"]) == (2 * total, 4 * total, 3 * total)
     whole = sizes(estimate(task(), execution(4, distributed_optimizer=False), read_hardware("h100")), "train")
     assert whole["optimizer"] == 12 * total
-    for precise, on_gpu in ((False, total), (True, 0)):  # fp32 weights of a quarter stay, or leave as well
-        away = execution(4, optimizer_on_host=1.0, precise=precise)
-        host = estimate(task(), away, read_hardware("h100"))
-        assert sizes(host, "train")["optimizer"] == on_gpu
-        held = {term.name: term.bytes for term in host.host.terms}["optimizer on the host"]
-        assert held == 8 * total / 4 * (4 + 4 + 8), "weights, gradients and moments in fp32, of 8 ranks"
+    host = estimate(task(), execution(4, optimizer_on_host=1.0), read_hardware("h100"))
+    assert sizes(host, "train")["optimizer"] == 0
+    held = {term.name: term.bytes for term in host.host.terms}["optimizer on the host"]
+    assert held == 8 * total / 4 * (4 + 4 + 8), "weights, gradients and moments in fp32, of 8 ranks"
     half = sizes(estimate(task(), execution(4, optimizer_on_host=0.5), read_hardware("h100")), "train")
-    assert half["optimizer"] == total / 4 * (4 + 4)
+    assert half["optimizer"] == total / 4 * (4 + 8) / 2
 
 
 def test_reference_and_adapters() -> None:
