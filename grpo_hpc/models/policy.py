@@ -21,6 +21,7 @@ from torch import Tensor
 
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.models.attention import PackedSdpaAttention, tell_of_padding
+from grpo_hpc.models.dispatch import sort_once
 from grpo_hpc.models.dropout import Masks
 from grpo_hpc.models.families import family
 from grpo_hpc.models.grouped import group_products
@@ -169,6 +170,7 @@ class PolicyModel(GPTModel):
         if config.tensor_model_parallel_size > 1:
             complete_key_gradients(self)
         group_products(self)
+        sort_once(self)
         tell_of_padding(self)
         for name, parameter in self.named_parameters():
             if ".experts." in name:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,6 +45,16 @@ class RoutedTokens:
     sequence: Tensor
     lengths: Tensor
     experts: Tensor | None = None
+
+    @cached_property
+    def real(self) -> Tensor:
+        """[t], whether a token is no padding."""
+        return self.sequence < len(self.lengths)
+
+    @cached_property
+    def share(self) -> Tensor:
+        """[t], one over the length of the token's sequence; 0 for padding."""
+        return torch.cat([1.0 / self.lengths, self.lengths.new_zeros(1)])[self.sequence]
 
 
 @dataclass(frozen=True)
@@ -140,16 +151,14 @@ class PolicyRouter(TopKRouter):
 
     def _balanced(self, probs: Tensor, logits: Tensor, chosen: Tensor, tokens: RoutedTokens) -> Tensor:
         """``probs``, whose backward pass starts the gradients of balance and z-loss as well."""
-        real = tokens.sequence < len(tokens.lengths)
-        used = (chosen & real[:, None]).double()
-        self.state.counts[self.place] += used.sum(0)
+        self.state.counts[self.place] += (chosen & tokens.real[:, None]).sum(0)
         balance = self.state.balance
-        share = torch.cat([1.0 / tokens.lengths, tokens.lengths.new_zeros(1)])[tokens.sequence]  # [t], 0 for padding
-        aux = self._aux_loss(logits, chosen, tokens, share) / balance.sequences
-        z = (logits.logsumexp(-1) ** 2 * share).sum() / balance.sequences
-        self.state.sums[0] += aux.detach()
-        self.state.sums[1] += z.detach()
-        if not (balance.aux or balance.z):
+        learns = bool(balance.aux or balance.z)
+        with torch.set_grad_enabled(learns):
+            aux = self._aux_loss(logits, chosen, tokens, tokens.share) / balance.sequences
+            z = (logits.logsumexp(-1) ** 2 * tokens.share).sum() / balance.sequences
+        self.state.sums[:2] += torch.stack((aux, z)).detach()
+        if not learns:
             return probs
         attached: Tensor = MoEAuxLossAutoScaler.apply(probs, balance.aux * aux + balance.z * z)
         return attached
@@ -188,8 +197,7 @@ class _Choice:
             return values, own
         told = self.tokens.experts[:, place].to(own)
         if self.router.training and torch.is_grad_enabled():
-            real = self.tokens.sequence < len(self.tokens.lengths)
-            kept = (own[:, :, None] == told[:, None, :]).any(-1)[real]
+            kept = (own[:, :, None] == told[:, None, :]).any(-1)[self.tokens.real]
             state.sums[2:] += torch.stack([torch.ones_like(kept).sum(), (~kept).sum()])
         return scores.gather(1, told), told
 

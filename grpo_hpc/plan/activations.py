@@ -62,7 +62,8 @@ def _attention(task: Task, execution: Execution) -> dict[str, float]:
         return {"qkv": heads * w / tp + 2 * compressed * w, "core_attn": s.heads * (m.v_dim * w + 4) / tp}
     q, k = s.heads * s.head_dim, s.kv_heads * s.head_dim
     rotated = q + k
-    normed = q + k if s.qk_norm else 0
+    # a norm of each head keeps what it is given, but the rotation after it keeps nothing, so its output goes
+    normed = q + k if s.qk_norm == "token" else 0
     return {"qkv": (q + 2 * k + rotated + normed) * w / tp, "core_attn": (q * w + 4 * s.heads) / tp}
 
 

@@ -18,19 +18,18 @@ from grpo_hpc.plan.parameters import held, trained
 from grpo_hpc.plan.setup import Execution, Task
 
 PHASES = ("sync", "rollout", "logprob", "train", "offload")
-KERNELS = 40  # kernels that one layer starts in a forward pass of training
-# seconds for each expert that a rank holds of a layer, in a forward pass, however few its tokens: its products are
-# started one by one, and host and device wait for each other in every layer; from 64 experts on an H200
-EXPERT_PASS = 0.2e-3
+# What the host needs for a layer, in times that it takes to start a kernel: some forty are started, and the Python
+# around them takes far longer. From runs beside H200s, docs/benchmarks/planner.md, with small models and micro-batches.
+LAYER_STARTS = 460  # a forward pass of training
+COLLECTIVE_STARTS = 45  # and for each of its collectives
+EXPERT_STARTS = 13  # and for each expert that the rank holds
+EAGER_STARTS = 165  # one token of the engine where no CUDA graph holds the kernels
+EAGER_EXPERTS_STARTS = 215  # and so many more for a layer with experts
 DECODE_HOST = 1.5e-3  # seconds of scheduling and sampling for each token that an engine makes
-# seconds that the host needs to start a layer's kernels where no CUDA graph holds them; from two runs of 28 layers
-# beside H200s, docs/benchmarks/planner.md
-EAGER_LAYER = 0.43e-3
-EAGER_EXPERTS = 1.2e-3  # and so much more for one with experts, from 28 layers of 64
-SYNC_CHECK = 0.015  # seconds for hashes of sampled tensors, whatever the size
+SYNC_CHECK = 0.01  # seconds for hashes of sampled tensors, whatever the size
 WAKE = 0.2  # seconds to put the engine to sleep and wake it, and to give back what is cached
-SYNC_CALL = 80e-6  # seconds to hand one tensor to the engine
-SYNC_EXPERT_CALL = 140e-6  # an expert's, which vLLM looks up in a list
+SYNC_CALL = 35e-6  # seconds to hand one tensor to the engine
+SYNC_EXPERT_CALL = 22e-6  # an expert's
 SYNC_MERGE = 2.2e-3  # and to compute a layer's matrices with their adapters, from 36 layers beside an H200
 SYNC_SHARE = 0.25  # share of the device's copy rate that conversion and loading of tensors reach
 ELEMENTWISE = 24  # bytes of hidden states that norms, residuals and rotations move per token, width and pass
@@ -159,7 +158,9 @@ def _pass(task: Task, execution: Execution, hw: Hardware, passes: float) -> Part
     moved = passes * tokens * layers * task.shape.hidden * task.width * ELEMENTWISE / cut
     memory = moved / (hw.hbm_gb_per_s * 1e9)
     micro = execution.micro_batches(task, task.usual)
-    host = passes * micro * (layers * KERNELS * hw.launch_us * 1e-6 + _local_experts(task, execution) * EXPERT_PASS)
+    collectives = 4 * ((d.tp > 1) + (d.cp > 1))
+    starts = layers * (LAYER_STARTS + COLLECTIVE_STARTS * collectives) + _local_experts(task, execution) * EXPERT_STARTS
+    host = passes * micro * starts * hw.launch_us * 1e-6
     device = tensor + memory
     bound = "host" if host > device else "HBM" if memory > tensor else "tensor cores"
     formula = (
@@ -307,8 +308,8 @@ def rollout(task: Task, execution: Execution, hw: Hardware) -> list[Part]:
     running = max(1, min(share, execution.max_num_seqs or 256, room))
     rate, hbm = hw.bf16_tflops * 1e12 * hw.matmul_efficiency * tp, hw.hbm_gb_per_s * hw.decode_efficiency * 1e9
     prefill = share * _seconds(task, task.prompt, hw) / tp
-    eager = task.shape.layers * EAGER_LAYER + len(task.shape.moe_layers) * EAGER_EXPERTS
-    launch = eager if execution.eager else 0.0
+    starts = task.shape.layers * EAGER_STARTS + len(task.shape.moe_layers) * EAGER_EXPERTS_STARTS
+    launch = starts * hw.launch_us * 1e-6 if execution.eager else 0.0
     gpu = _decode_step(task, execution, running, task.prompt + task.average // 2, rate, hbm)
     gpu_tail = _decode_step(task, execution, max(1, running // 8), task.usual, rate, hbm)
     busy, lonely = max(gpu, launch) + DECODE_HOST, max(gpu_tail, launch) + DECODE_HOST

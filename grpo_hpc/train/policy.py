@@ -16,6 +16,7 @@ from torch import Tensor
 from grpo_hpc.algo.measure import MAXIMA, SUMS, measure, step_values
 from grpo_hpc.algo.objective import TokenData
 from grpo_hpc.config import RunConfig
+from grpo_hpc.models.grouped import keep_gradients_to_experts
 from grpo_hpc.models.hf_folder import HfFolder
 from grpo_hpc.models.lora import adapters_off, merged_values
 from grpo_hpc.models.movers import HfExporter, load_hf
@@ -63,14 +64,20 @@ def build_model(cfg: RunConfig, platform: Platform) -> list[PolicyModel]:
     return chunks
 
 
-def add_weight_gradients_in_place(chunks: Sequence[PolicyModel]) -> None:
-    """Let TransformerEngine's matrix products add their weight gradients to Megatron's fp32 buffer themselves.
+def add_weight_gradients_in_place(chunks: Sequence[PolicyModel], overlap: bool) -> None:
+    """Let matrix products add their weight gradients to Megatron's fp32 buffer themselves.
 
     Megatron's own switch, ``gradient_accumulation_fusion``, asks for Apex, which its other linear layers would need.
+
+    Args:
+        overlap: gradients are reduced while others are computed.
     """
     for module in (module for chunk in chunks for module in chunk.modules()):
         if hasattr(module, "fuse_wgrad_accumulation"):
             module.fuse_wgrad_accumulation = True
+    if not overlap:
+        for chunk in chunks:
+            keep_gradients_to_experts(chunk)
 
 
 class TrainedPolicy:
@@ -94,7 +101,7 @@ class TrainedPolicy:
             platform.empty_cache()  # Megatron has moved the parameters into one buffer: what they lay in is free
             self.optimizer = get_megatron_optimizer(optimizer_config(cfg), self.ddp)
         allocate_state(self.optimizer)
-        add_weight_gradients_in_place(self.chunks)
+        add_weight_gradients_in_place(self.chunks, cfg.parallel.overlap_grad_reduce)
         config = self.chunks[0].config
         config.grad_scale_func = self.optimizer.scale_loss
         config.finalize_model_grads_func = sum_gradients

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from grpo_hpc.models.grouped import group_products, grouped_linear
+from grpo_hpc.models.grouped import group_products, grouped_linear, keep_gradients_to_experts
 
 COUNTS = (3, 0, 9, 1, 0)
 
@@ -41,14 +41,19 @@ def test_tokens_that_need_no_gradient():
     assert weights[0].grad.allclose(tokens[:3].sum(0).detach().expand(16, 8), atol=1e-5)
 
 
-def test_gradients_are_added_to_megatrons_buffer():
+@pytest.mark.parametrize("at_once", [1, 1 << 20])
+@pytest.mark.parametrize("shown", [True, False])
+def test_gradients_are_added_to_megatrons_buffer(shown, at_once, monkeypatch):
+    """With autograd's knowledge or without it."""
+    monkeypatch.setattr("grpo_hpc.models.grouped._AT_ONCE", at_once)
     tokens, weights = _parts((True, True, True, False, True))
     for weight in weights:
         weight.main_grad = torch.ones_like(weight)
         weight.grad_added_to_main_grad = False
     onward = torch.randn(sum(COUNTS), 16)
     want = torch.autograd.grad(_loop(tokens, weights), [weights[0], weights[2]], onward)
-    grouped_linear(tokens, COUNTS, weights, in_place=True).backward(onward)
+    grouped_linear(tokens, COUNTS, weights, in_place=True, shown=shown).backward(onward)
+    assert (weights[0].grad is not None) == shown
     assert (weights[0].main_grad - 1).allclose(want[0], atol=1e-5)
     assert (weights[2].main_grad - 1).allclose(want[1], atol=1e-5)
     assert weights[1].main_grad.eq(1).all() and weights[3].main_grad.eq(1).all()
@@ -65,6 +70,29 @@ class Experts(torch.nn.Module):
 
     def forward(self, tokens, counts):
         return "its own", None
+
+
+def test_weights_learn_where_tokens_do_not():
+    """Autograd would ask for nothing if it did not know of them."""
+    tokens, weights = _parts()
+    for weight in weights:
+        weight.main_grad = torch.zeros_like(weight)
+    grouped_linear(tokens.detach(), COUNTS, weights, in_place=True, shown=False).sum().backward()
+    assert weights[0].main_grad.allclose(tokens[:3].sum(0).detach().expand(16, 8), atol=1e-5)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_gradients_are_kept_from_autograd_unless_it_is_waited_for(overlap):
+    experts = Experts(16)
+    group_products(experts)
+    experts.fuse_wgrad_accumulation = True
+    for weight in experts.parameters():
+        weight.main_grad = torch.zeros_like(weight)
+    if not overlap:
+        keep_gradients_to_experts(experts)
+    experts(torch.randn(5, 8, requires_grad=True), [2, 3])[0].sum().backward()
+    assert experts.weight1.main_grad.any()
+    assert (experts.weight1.grad is not None) == overlap
 
 
 @pytest.mark.parametrize(("rows", "grouped"), [(16, True), (6, False)])

@@ -167,7 +167,7 @@ def _phases(ran: Sequence[Row]) -> list[str]:
 
 _HEAD = """# The planner and this trainer on H200s
 
-Made by `python tools/plan_measured.py report docs/benchmarks/planner`; the runs by its `measure` on two NVIDIA H200
+Made by `python tools/plan_measured.py report docs/benchmarks/planner`; the runs by its `measure` on NVIDIA H200s
 (tools/bench/settings.py says what each is). Random weights, completions of full length, one step to warm up and two
 that count. Memory is the most that the first rank's process held of its GPU, everything included; the estimate is of
 the fullest GPU. Each triple is estimate, measured, error.

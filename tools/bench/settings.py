@@ -58,7 +58,8 @@ SETTINGS = {
     "reference": Setting(
         "qwen3-4b", 64, 896, 128,
         _ASLEEP | {"max_tokens_per_micro_batch": 4096, "beta": 0.04, "steps_per_generation": 2}),
-    "runs-out-16k": Setting("qwen3-4b", 64, 896, 128, _ASLEEP | {"max_tokens_per_micro_batch": 16384}),
+    "tight": Setting("qwen3-4b", 64, 896, 128, _ASLEEP | {"max_tokens_per_micro_batch": 16384}),
+    "runs-out-20k": Setting("qwen3-4b", 64, 896, 128, _ASLEEP | {"max_tokens_per_micro_batch": 20480}),
     "runs-out-awake": Setting(
         "qwen3-4b", 64, 896, 128,
         _EAGER | {"max_tokens_per_micro_batch": 8192, "vllm_gpu_memory_utilization": 0.5}),

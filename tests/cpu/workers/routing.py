@@ -35,8 +35,10 @@ def main() -> None:
 
 def replay(cfg, platform):
     import torch.distributed as dist
+    from megatron.core.transformer.moe.moe_layer import MoELayer
 
     from grpo_hpc.config.batch import schedule
+    from grpo_hpc.models.dispatch import OneRankDispatcher
     from grpo_hpc.models.movers import HfExporter, local_parameters
     from grpo_hpc.models.routing import routing_load, routing_metrics
     from grpo_hpc.rollout.trajectory import unpack_experts
@@ -45,6 +47,9 @@ def replay(cfg, platform):
     from grpo_hpc.train.policy import TrainedPolicy
 
     plan, policy, rng = schedule(cfg), TrainedPolicy(cfg, platform), random.Random(3)
+    several = cfg.parallel.expert_model_parallel_size * cfg.parallel.expert_tensor_parallel_size > 1
+    layers = [module for module in policy.chunks[0].modules() if isinstance(module, MoELayer)]
+    assert layers and all(isinstance(layer.token_dispatcher, OneRankDispatcher) != several for layer in layers)
     everything = trajectories(plan.global_batch_size, plan.num_generations)
     for t in everything:
         t.reward = rng.random()

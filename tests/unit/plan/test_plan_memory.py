@@ -126,8 +126,8 @@ def test_formulas_give_their_bytes() -> None:
 def test_activations_shrink_with_what_saves_them() -> None:
     t = task()
     plain = stage_bytes(t, execution(8), 0, 200)
-    # h 64, q 128, k 64, f 96, w 2: residuals and norms 4 h, qkv q+2k, rotated q+k, normed q+k, attention q, mlp 3 f
-    by_hand = 200 * 8 * ((4 * 64 + (128 + 2 * 64) + 2 * (128 + 64) + 128 + 3 * 96) * 2 + 4 * 8)
+    # h 64, q 128, k 64, f 96, w 2: residuals and norms 4 h, qkv q+2k, rotated q+k, attention q, mlp 3 f
+    by_hand = 200 * 8 * ((4 * 64 + (128 + 2 * 64) + (128 + 64) + 128 + 3 * 96) * 2 + 4 * 8)
     assert plain == by_hand
     assert stage_bytes(t, execution(8, recompute="full"), 0, 200) == 200 * 8 * 64 * 2
     assert stage_bytes(t, execution(8, recompute="full", group_layers=4), 0, 200) == 200 * 2 * 64 * 2

@@ -1,0 +1,41 @@
+"""Tokens on their way to experts where one rank has all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+from torch import Tensor, nn
+
+
+class OneRankDispatcher(MoEAlltoAllTokenDispatcher):
+    """Megatron's dispatcher without its second sorting, there and back.
+
+    It sorts by expert what comes from several ranks, each rank's part sorted already. With a single rank that is
+    everything, and two copies of all tokens and their gradients less.
+    """
+
+    num_local_experts: int
+
+    def dispatch_postprocess(self, *args: Any) -> Any:
+        """Tokens, how many each expert has, and their probabilities."""
+        return self._in_one_chunk(super().dispatch_postprocess, *args)
+
+    def combine_preprocess(self, hidden_states: Tensor) -> Any:
+        """The experts' outputs, as they are."""
+        return self._in_one_chunk(super().combine_preprocess, hidden_states)
+
+    def _in_one_chunk(self, method: Any, *args: Any) -> Any:
+        experts, self.num_local_experts = self.num_local_experts, 1
+        try:
+            return method(*args)
+        finally:
+            self.num_local_experts = experts
+
+
+def sort_once(model: nn.Module) -> None:
+    """Put :class:`OneRankDispatcher` in the place of dispatchers that serve a single rank."""
+    for module in model.modules():
+        dispatcher: Any = getattr(module, "token_dispatcher", None)
+        if type(dispatcher) is MoEAlltoAllTokenDispatcher and dispatcher.tp_size * dispatcher.ep_size == 1:
+            dispatcher.__class__ = OneRankDispatcher
