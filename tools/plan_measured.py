@@ -93,13 +93,19 @@ def run(name: str, setting: Setting, gpus: str, options: argparse.Namespace) -> 
                  vocabulary(setting))  # fmt: skip
     keys = overrides(setting)
     result: dict[str, Any] = {"run_file": content, "keys": keys, "frozen": setting.frozen, "shape": setting.shape}
+    shown = os.environ | {"CUDA_VISIBLE_DEVICES": gpus}
+    if options.device == "cuda":  # hosts differ, and so does the same one under load
+        said = subprocess.run(
+            [sys.executable, "-m", "tools.bench.host"], capture_output=True, text=True, cwd=ROOT, env=shown, check=True
+        )
+        result["launch_us"] = float(said.stdout)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(content, file)
         file.flush()
         command = [sys.executable, "-m", "grpo_hpc.cli", "submit", file.name, "--fresh", *keys]
         try:
             done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=options.timeout,
-                                  env=os.environ | {"CUDA_VISIBLE_DEVICES": gpus})  # fmt: skip
+                                  env=shown)  # fmt: skip
         except subprocess.TimeoutExpired:
             return result | {"ended": f"stopped after {options.timeout} s"}
     folder = options.folder / "runs" / name

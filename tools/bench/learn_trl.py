@@ -32,11 +32,12 @@ def trl_arguments(cfg: RunConfig) -> dict[str, Any]:
     """
     b, r, a, o = cfg.batch, cfg.rollout, cfg.algorithm, cfg.optimizer
     _only_known(cfg)
+    micro = completions_at_a_time(cfg)
     return {
         "seed": cfg.seed, "max_steps": b.train_iters, "bf16": cfg.model.dtype == "bfloat16",
         "model_init_kwargs": {"dtype": "float32"}, "gradient_checkpointing": False,
-        "per_device_train_batch_size": b.micro_batch_size, "num_generations": b.num_generations,
-        "gradient_accumulation_steps": b.global_batch_size // b.micro_batch_size, "num_iterations": b.num_iterations,
+        "per_device_train_batch_size": micro, "num_generations": b.num_generations,
+        "gradient_accumulation_steps": b.global_batch_size // micro, "num_iterations": b.num_iterations,
         "learning_rate": o.lr, "lr_scheduler_type": o.lr_decay_style, "warmup_steps": o.lr_warmup_iters,
         "weight_decay": o.weight_decay, "max_grad_norm": o.clip_grad, "optim": "adamw_torch_fused",
         "adam_beta1": o.adam_beta1, "adam_beta2": o.adam_beta2, "adam_epsilon": o.adam_eps,
@@ -49,6 +50,15 @@ def trl_arguments(cfg: RunConfig) -> dict[str, Any]:
         "vllm_gpu_memory_utilization": r.vllm_gpu_memory_utilization,
         "logging_steps": 1, "save_strategy": "no", "report_to": [], "disable_tqdm": True,
     }  # fmt: skip
+
+
+def completions_at_a_time(cfg: RunConfig) -> int:
+    """Sequences in a forward pass of TRL's, which counts no tokens: the most that fill our budget at full length."""
+    b, longest = cfg.batch, cfg.rollout.vllm_max_model_len
+    if b.max_tokens_per_micro_batch is None or longest is None:
+        return b.micro_batch_size
+    most = b.max_tokens_per_micro_batch // longest
+    return max(n for n in range(1, b.global_batch_size + 1) if b.global_batch_size % n == 0 and n <= max(1, most))
 
 
 _TRANSLATED = {"loss_type", "scale_rewards", "beta", "epsilon", "epsilon_high", "importance_sampling_level",

@@ -61,7 +61,7 @@ def wrong(facts: dict, image: ImageSpec, cfg=None) -> list[str]:
 
 def test_nothing_is_wrong_with_a_good_image(facts, image):
     assert wrong(facts, image) == []
-    assert wrong(facts, image, run_file(facts, "nproc_per_node=8", "micro_batch_size=4")) == []
+    assert wrong(facts, image, run_file(facts, "nproc_per_node=8")) == []
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_nothing_is_wrong_with_a_good_image(facts, image):
     ],
 )
 def test_one_thing_wrong_is_found_and_nothing_else(facts, image, where, value, what):
-    cfg = run_file(facts, "nproc_per_node=8", "micro_batch_size=4")
+    cfg = run_file(facts, "nproc_per_node=8")
     changed = deepcopy(facts)
     place = changed
     for key in where[:-1]:

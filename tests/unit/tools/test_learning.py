@@ -13,7 +13,7 @@ import pytest
 from grpo_hpc.config import load_run
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.jobs.run_dir import RunDir
-from tools.bench.learn_trl import exact, read_rows, trl_arguments
+from tools.bench.learn_trl import completions_at_a_time, exact, read_rows, trl_arguments
 from tools.bench.learning_report import accuracies, band, read_records, result, rewards, stays_above
 from tools.bench_learning import Run, lane, main, our_record
 from tools.make_addition import write_rows
@@ -148,6 +148,18 @@ def test_trl_reads_the_same_rows_and_reward(tmp_path):
 def test_what_is_not_translated_is_said(key):
     with pytest.raises(ConfigError, match=key.split("=")[0]):
         trl_arguments(load_run(GPU, [key]))
+
+
+@pytest.mark.parametrize(
+    ("keys", "size"),
+    [([], 128), (["max_tokens_per_micro_batch=700"], 4), (["max_tokens_per_micro_batch=128"], 1),
+     (["max_tokens_per_micro_batch=null", "micro_batch_size=16"], 16)],
+)  # fmt: skip
+def test_trl_has_as_many_sequences_at_a_time_as_our_tokens_are(keys, size):
+    cfg = load_run(GPU, keys)
+    assert completions_at_a_time(cfg) == size
+    arguments = trl_arguments(cfg)
+    assert arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] == 256
 
 
 def test_settings_are_equal():
