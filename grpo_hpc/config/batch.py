@@ -27,6 +27,7 @@ class BatchSchedule:
     Attributes:
         world_size: training processes.
         dp: data-parallel replicas of the model.
+        max_tokens_per_micro_batch: tokens per forward pass on one replica; then the next two say nothing.
         micro_batch_size: completions per forward pass on one replica.
         accumulation: forward passes per optimizer step on one replica.
         global_batch_size: completions per optimizer step.
@@ -44,6 +45,7 @@ class BatchSchedule:
 
     world_size: int
     dp: int
+    max_tokens_per_micro_batch: int | None
     micro_batch_size: int
     accumulation: int
     global_batch_size: int
@@ -140,6 +142,7 @@ def schedule(cfg: RunConfig) -> BatchSchedule:
     return BatchSchedule(
         world_size=sizes.world,
         dp=dp,
+        max_tokens_per_micro_batch=cfg.batch.max_tokens_per_micro_batch,
         micro_batch_size=sizes.micro_batch_size,
         accumulation=sizes.global_batch_size // (sizes.micro_batch_size * dp),
         global_batch_size=sizes.global_batch_size,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -22,7 +22,7 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Args:
         path: the YAML file.
         overrides: ``section.key=value`` or, since key names are unique, ``key=value``. Values are YAML. When a key is
-            given more than once the last one counts.
+            given more than once the last one counts, and null takes out a key that the file gives.
 
     Raises:
         ConfigError: lists every mistake found, with the file, the line and the nearest valid value.
@@ -72,7 +72,9 @@ def _apply(override: str, document: Document) -> list[Problem]:
         target = document.values.get(section)
         if target is None:
             target = document.values[section] = {}
-        if isinstance(target, dict):
+        if isinstance(target, dict) and value is None and not _takes_null(section, leaf):
+            target.pop(leaf, None)
+        elif isinstance(target, dict):
             target[leaf] = value
     elif not section and leaf in SECTIONS:
         return [Problem(override, f"{leaf} is a section; override one of its keys, as in {_example(leaf)}=...")]
@@ -82,6 +84,12 @@ def _apply(override: str, document: Document) -> list[Problem]:
         document.values[leaf] = value
     document.places[f"{section}.{leaf}" if section else leaf] = "override"
     return []
+
+
+def _takes_null(section: str, leaf: str) -> bool:
+    """Whether null is a value of the key; else it takes the key out, and its default holds."""
+    field = SECTIONS[section].model_fields.get(leaf)
+    return field is None or type(None) in get_args(field.annotation)
 
 
 def _split(key: str) -> tuple[str, str]:

@@ -80,7 +80,7 @@ _OPTIONS = (
     _Option(
         "batch.micro_batch_size",
         lambda cfg: cfg.batch.max_tokens_per_micro_batch is None,
-        "has no meaning beside batch.max_tokens_per_micro_batch; give one of them",
+        "has no meaning beside batch.max_tokens_per_micro_batch; give one of them (micro_batch_size=null takes it out)",
     ),
     _Option(
         "parallel.recompute_method", _recomputes("full"), "has a meaning only with parallel.recompute_granularity: full"

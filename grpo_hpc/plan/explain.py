@@ -24,10 +24,12 @@ def batch_lines(plan: Plan) -> list[str]:
         sentences.append(
             f"The optimizer goes over it {s.num_iterations} times (num_iterations): {s.steps_per_rollout:,} steps."
         )
+    passes = f"{s.accumulation:,} forward and backward passes of {s.micro_batch_size:,} (micro_batch_size)"
+    if s.max_tokens_per_micro_batch is not None:
+        passes = f"passes of up to {s.max_tokens_per_micro_batch:,} tokens (max_tokens_per_micro_batch)"
     sentences += [
         f"In a step each of the {s.dp:,} data-parallel ranks (world {s.world_size:,} / (tp * pp * cp)) trains on "
-        f"{s.global_batch_size:,} / {s.dp:,} = {s.global_batch_size // s.dp:,} completions, in {s.accumulation:,} "
-        f"forward and backward passes of {s.micro_batch_size:,} (micro_batch_size).",
+        f"{s.global_batch_size:,} / {s.dp:,} = {s.global_batch_size // s.dp:,} completions, in {passes}.",
         f"{plan.train_iters:,} steps need {s.rollouts:,} rollouts and {s.prompts_per_rollout * s.rollouts:,} rows.",
     ]
     return [f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1)]

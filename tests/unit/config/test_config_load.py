@@ -40,6 +40,15 @@ def test_defaults_and_overrides_with_and_without_section(run_file: Path) -> None
     assert cfg.batch.num_generations == 8
 
 
+def test_null_takes_out_what_has_a_default_of_its_own(run_file: Path) -> None:
+    """A key that stands in the way of another can go, though null is no value of it."""
+    tokens = ["max_tokens_per_micro_batch=4096", "vllm_max_model_len=1024"]
+    cfg = load_run(run_file, ["micro_batch_size=2", "micro_batch_size=null", *tokens])
+    assert (cfg.batch.micro_batch_size, cfg.batch.max_tokens_per_micro_batch) == (1, 4096)
+    assert "micro_batch_size=null takes it out" in mistakes(run_file, "micro_batch_size=2", *tokens)
+    assert "batch.train_iters" in mistakes(run_file, "train_iters=null")
+
+
 def test_the_last_override_counts_and_null_unsets(run_file: Path) -> None:
     cfg = load_run(run_file, ["save_steps=3", "save_steps=5", "eval=e", "data.eval=null"])
     assert cfg.checkpoint.save_steps == 5

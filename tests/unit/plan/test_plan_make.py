@@ -140,6 +140,14 @@ def test_tables_fit_80_columns_and_name_prompts_and_completions() -> None:
     assert "…" not in text
 
 
+def test_a_token_budget_is_shown_as_one() -> None:
+    """Not as micro-batches of one completion, which is what the other key stands at."""
+    plan = make_plan(quickstart("micro_batch_size=null", "max_tokens_per_micro_batch=4096"))
+    text = " ".join(shown(plan, explain=("batch",)).split())
+    assert "up to 4,096 tokens, about" in text and "accumulation" not in text
+    assert "in passes of up to 4,096 tokens (max_tokens_per_micro_batch)" in text
+
+
 def test_explanations() -> None:
     plan = make_plan(shipped("qwen3_8b_server"))
     text = " ".join(shown(plan, explain=("batch", "memory", "time")).split())
