@@ -180,6 +180,7 @@ class ColocateEngine:
         if self._in_place:
             self._llm.apply_model(partial(self._loading.load, tensors=tensors))
         else:
+            self._llm.apply_model(_forget_packed_experts)
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
 
     def sleep(self) -> None:
@@ -196,6 +197,18 @@ class ColocateEngine:
         """Give back memory and process groups; while the trainer's own groups still stand."""
         self.version = None
         self._llm.llm_engine.engine_core.shutdown()
+
+
+def _forget_packed_experts(model: Any) -> None:
+    """Let vLLM pack experts anew when it has reloaded them.
+
+    On a CPU it computes with them in an order of its own. It makes that order along with the kernel, and when a kernel
+    is there already it leaves the weights as they were loaded: rollouts would come from scrambled experts.
+    """
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if getattr(getattr(method, "unquantized_backend", None), "name", "") == "CPU":
+            method.moe_kernel = None
 
 
 def loads_in_place(model: Any) -> bool:

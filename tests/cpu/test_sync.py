@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_training import call, metrics, new_run
+from tiny import save_tiny_model
 
 from grpo_hpc.errors import RolloutError
 from grpo_hpc.rollout.digest import tensor_hash
@@ -87,3 +89,13 @@ def test_the_canary_has_one_limit(given, limit, side):
         with pytest.raises(RolloutError, match="over 2 tokens") as error:
             canary.check(configured(**given), sampled, trainer)
         assert f"canary_tolerance is {limit:g}" in error.value.message and "Likely causes" in error.value.hint
+
+
+def test_experts_that_the_engine_packs_are_packed_again_at_every_sync(tmp_path):
+    """vLLM leaves them as they were loaded when it reloads them on a CPU; the canary would end the run."""
+    model = save_tiny_model(tmp_path / "model", "mixtral", False, layers=2)
+    done = call("submit", new_run(tmp_path, model, "packed", nproc_per_node=1, train_iters=2, save_total_limit=None))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = metrics(tmp_path / "runs" / "packed")
+    assert sorted(rows) == [1, 2]
+    assert all(row["mismatch/logprob_abs_diff"] < 1e-4 for row in rows.values())
