@@ -257,6 +257,20 @@ def require_linears(shape: ModelShape, wanted: Collection[str]) -> None:
         )
 
 
+def require_engine(shape: ModelShape, device: str) -> None:
+    """Refuse a model whose weights vLLM cannot replace on ``device``.
+
+    Raises:
+        ConfigError: it has latent attention, and the run is on a CPU.
+    """
+    if shape.mla and device == "cpu":
+        raise ConfigError(
+            f"resources.device is cpu, and vLLM's CPU build takes no new weights for the latent attention of "
+            f"{shape.family}",
+            "Train it on a GPU. Checkpoints are converted and compared on a CPU, too.",
+        )
+
+
 def require_experts(shape: ModelShape, given: Collection[str]) -> None:
     """Refuse the ``given`` keys of the run file's section ``moe`` that mean nothing for a model.
 

@@ -13,7 +13,7 @@ from grpo_hpc.config.batch import BatchSchedule, schedule
 from grpo_hpc.config.library import model_config
 from grpo_hpc.config.support import untrainable
 from grpo_hpc.errors import PlanError
-from grpo_hpc.models.shape import ModelShape, read_shape, require_experts, require_linears
+from grpo_hpc.models.shape import ModelShape, read_shape, require_engine, require_experts, require_linears
 from grpo_hpc.plan import memory, time
 from grpo_hpc.plan.accuracy import accuracy
 from grpo_hpc.plan.hardware import Hardware, read_hardware
@@ -166,6 +166,7 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
     sizes = schedule(cfg)
     shape = find_shape(cfg)
     if shape is not None:
+        require_engine(shape, cfg.resources.device)
         require_experts(shape, cfg.moe.chosen())
         if cfg.tuner.tuner_type == "lora":
             require_linears(shape, named_linears(cfg.tuner.target_modules))

@@ -206,7 +206,7 @@ def _forget_packed_experts(model: Any) -> None:
     is there already it leaves the weights as they were loaded: rollouts would come from scrambled experts.
     """
     for module in model.modules():
-        method = getattr(module, "quant_method", None)
+        method: Any = getattr(module, "quant_method", None)
         if getattr(getattr(method, "unquantized_backend", None), "name", "") == "CPU":
             method.moe_kernel = None
 

@@ -1,7 +1,8 @@
-"""The section ``moe`` of the run file: what the rules refuse, and what a model refuses."""
+"""The section ``moe`` of the run file, and what a model refuses."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import pytest
 
 from grpo_hpc.config import load_run
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.models.shape import read_shape, require_experts
+from grpo_hpc.models.shape import read_shape, require_engine, require_experts
+from grpo_hpc.plan.make import make_plan
+from tools.bench.random_model import SHAPES
 
+TRAINED = {"rms_norm_eps": 1e-6, "max_position_embeddings": 4096, "rope_theta": 1e6}
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 
@@ -38,3 +42,13 @@ def test_only_a_router_with_a_bias_has_one_that_moves() -> None:
     require_experts(replace(shape, experts=replace(shape.experts, bias=True)), ["moe_router_bias_update_rate"])
     with pytest.raises(ConfigError, match=r"bias_update_rate.*cannot be combined with tuner\.tuner_type: lora"):
         load_run(CONFIGS / "quickstart.yaml", ["moe_router_bias_update_rate=0.001", "tuner_type=lora"])
+
+
+def test_latent_attention_needs_a_gpu_to_sample(tmp_path: Path) -> None:
+    """Before anything starts, not at the first weight sync."""
+    (tmp_path / "config.json").write_text(json.dumps(SHAPES["latent-3b"] | TRAINED))
+    with pytest.raises(ConfigError, match="vLLM's CPU build takes no new weights for the latent attention"):
+        make_plan(load_run(CONFIGS / "quickstart.yaml", [f"model.path={tmp_path}", "config=null"]))
+    shape = read_shape(tmp_path)
+    require_engine(shape, "cuda")
+    require_engine(replace(shape, mla=None), "cpu")
