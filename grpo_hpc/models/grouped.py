@@ -1,21 +1,24 @@
-"""The linear layers of a rank's experts as one grouped product each.
+"""The experts of a rank, computed together.
 
-TransformerEngine starts a cuBLAS product for every expert, and cuBLAS looks for an algorithm whenever the number of
+One by one, each of their products is started by the host, and cuBLAS looks for an algorithm whenever the number of
 tokens is new, which it nearly always is: with 64 experts the host needs longer for that than the GPU for the products.
 torch's grouped product is one kernel whatever the numbers are.
 
-Shapes: T tokens sorted by expert, E experts of this rank, K features in, N features out.
+Shapes: T tokens sorted by expert, E experts of this rank, K features in, N features out, r rank of the adapters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state as mpu
+from megatron.core import tensor_parallel as tp
+from megatron.core.fusions.fused_bias_swiglu import weighted_bias_swiglu_impl
+from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import Tensor
 
 _ROW_BYTES = 16
@@ -87,6 +90,9 @@ def grouped_linear(
     Returns:
         [T, N]
     """
+    if not tokens.numel() or any(size * tokens.element_size() % _ROW_BYTES for size in weights[0].shape):
+        parts = tokens.split(list(counts))
+        return torch.cat([part @ weight.T for part, weight in zip(parts, weights, strict=True)])
     ends = torch.tensor(list(accumulate(counts)), dtype=torch.int32, pin_memory=tokens.is_cuda)
     idle = [expert for expert, count in enumerate(counts) if not count]
     ends = ends.to(tokens.device, non_blocking=True)
@@ -95,33 +101,74 @@ def grouped_linear(
     return made
 
 
-def group_products(model: torch.nn.Module) -> None:
-    """Let the experts of ``model`` that TransformerEngine would compute one by one be computed at once."""
-    modules: Iterator[Any] = model.modules()
-    for module in modules:
-        weight = getattr(module, "weight0", None)
-        if not hasattr(module, "num_gemms") or weight is None:
-            continue
-        if all(size * weight.element_size() % _ROW_BYTES == 0 for size in weight.shape):
-            module.forward = partial(_forward, module)
-            module.announces_gradients = True
+class GroupedExperts(SequentialMLP):
+    """Megatron's experts, which stay layers of their own with parameters and adapters of their own, computed together.
 
+    It takes over experts that Megatron has built (see :func:`group_experts`).
 
-def keep_gradients_to_experts(model: torch.nn.Module) -> None:
-    """Add the gradients of grouped experts to Megatron's buffers without autograd.
-
-    Not where Megatron reduces gradients while others are computed: it learns from autograd that one is complete.
+    Attributes:
+        in_place: gradients are added to Megatron's fp32 buffers.
+        announced: autograd is told of gradients that were, because somebody waits for single ones.
     """
-    modules: Iterator[Any] = model.modules()
-    for module in modules:
-        if hasattr(module, "announces_gradients"):
-            module.announces_gradients = False
+
+    in_place = False
+    announced = True
+
+    def forward(self, tokens: Tensor, counts: Tensor, probs: Tensor) -> tuple[Tensor, None]:
+        """tokens [T, H] sorted by expert, counts [E], the router's probabilities [T] -> [T, H]; there are no biases."""
+        numbers = counts.tolist()
+        first, second = ([getattr(e, name) for e in self.local_experts] for name in ("linear_fc1", "linear_fc2"))
+        inner = self._linear(first, tokens, numbers)
+        if "moe_act" not in (self.config.recompute_modules or ()) or self.config.recompute_granularity != "selective":
+            return self._linear(second, self._activate(inner, probs), numbers), None
+        again = tp.CheckpointWithoutOutput()
+        output = self._linear(second, again.checkpoint(self._activate, inner, probs), numbers)
+        again.discard_output_and_register_recompute(output)
+        return output, None
+
+    def _activate(self, inner: Tensor, probs: Tensor) -> Tensor:
+        """The gated activation, times the router's probability."""
+        weight = probs.unsqueeze(-1)
+        if self.config.bias_activation_fusion:
+            fused: Tensor = weighted_bias_swiglu_impl(inner, None, weight, self.config.activation_func_fp8_input_store)
+            return fused
+        gate, up = inner.chunk(2, dim=-1)
+        return (F.silu(gate) * up * weight).to(inner.dtype)
+
+    def _linear(self, layers: Sequence[Any], tokens: Tensor, counts: list[int]) -> Tensor:
+        for layer in layers:  # Megatron waits in them for parameters that are on their way
+            for hook in layer._forward_pre_hooks.values():
+                hook(layer, ())
+        output = grouped_linear(tokens, counts, [layer.weight for layer in layers], self.in_place, self.announced)
+        return output + _adapted(layers, tokens, counts) if getattr(layers[0], "lora_on", False) else output
 
 
-def _forward(module: Any, tokens: Tensor, counts: Sequence[int]) -> tuple[Tensor, None]:
-    """In place of the module's own forward; no tokens at all are its own affair."""
-    if not tokens.numel():
-        made: tuple[Tensor, None] = type(module).forward(module, tokens, list(counts))
-        return made
-    weights = [getattr(module, f"weight{expert}") for expert in range(module.num_gemms)]
-    return grouped_linear(tokens, counts, weights, module.fuse_wgrad_accumulation, module.announces_gradients), None
+def _adapted(layers: Sequence[Any], tokens: Tensor, counts: list[int]) -> Tensor:
+    """What the experts' adapters add (see :mod:`grpo_hpc.models.lora`).
+
+    The gradient of the factor that ranks repeat is summed over them. The rank is filled up with zeros to what the
+    kernel reads.
+    """
+    a, b = (torch.stack([getattr(layer, name) for layer in layers]) for name in ("lora_a", "lora_b"))
+    if mpu.get_expert_tensor_parallel_world_size() > 1:
+        group = mpu.get_expert_tensor_parallel_group()
+        if layers[0].lora_kind == "column":
+            a = tp.copy_to_tensor_model_parallel_region(a, group)
+        else:
+            b = tp.copy_to_tensor_model_parallel_region(b, group)
+    missing = -a.shape[1] % (_ROW_BYTES // a.element_size())
+    inner = grouped_linear(tokens, counts, F.pad(a, (0, 0, 0, missing)).unbind())
+    added: Tensor = layers[0].lora_scale * grouped_linear(inner, counts, F.pad(b, (0, missing)).unbind())
+    return added
+
+
+def group_experts(model: torch.nn.Module) -> None:
+    """Put :class:`GroupedExperts` in the place of Megatron's experts."""
+    for module in model.modules():
+        if type(module) is SequentialMLP:
+            module.__class__ = GroupedExperts
+
+
+def grouped_experts(model: torch.nn.Module) -> Iterator[GroupedExperts]:
+    """Those of ``model``."""
+    return (module for module in model.modules() if isinstance(module, GroupedExperts))

@@ -137,24 +137,16 @@ class AdaptedLinear(nn.Module):
     config: Any
 
     def forward(self, input_: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The layer's own output and bias, with the adapter's part added to the output."""
+        """The layer's own output and bias, with the adapter's part added to the output.
+
+        Not asked of experts, which are computed together (:mod:`grpo_hpc.models.grouped`).
+        """
         output, bias = super().forward(input_, *args, **kwargs)
         if isinstance(output, tuple):  # TransformerEngine's norm and layer in one: it was asked for the normed input
             output, input_ = output
         if not self.lora_on:
             return output, bias
-        a, b = self._expert_factors() if self.lora_expert else (self.lora_a, self.lora_b)
-        inner = F.linear(input_, a) if self.lora_expert else self._inner(input_)
-        return output + self.lora_scale * F.linear(inner, b), bias
-
-    def _expert_factors(self) -> tuple[Tensor, Tensor]:
-        """A and B of an expert; the gradient of the one that ranks repeat is summed over them."""
-        if mpu.get_expert_tensor_parallel_world_size() == 1:
-            return self.lora_a, self.lora_b
-        group = mpu.get_expert_tensor_parallel_group()
-        if self.lora_kind == "column":
-            return tp.copy_to_tensor_model_parallel_region(self.lora_a, group), self.lora_b
-        return self.lora_a, tp.copy_to_tensor_model_parallel_region(self.lora_b, group)
+        return output + self.lora_scale * F.linear(self._inner(input_), self.lora_b), bias
 
     def merged(self) -> Tensor:
         """This rank's shard of ``W + s B A`` in float32: in bfloat16 a small adapter would be lost."""

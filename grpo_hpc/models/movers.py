@@ -26,9 +26,8 @@ TO_EVERY_RANK = ToEveryRank()
 
 Meta = tuple[tuple[int, ...], torch.dtype]
 
-# the number of an expert on its rank; grouped experts have other names, and get those of single ones
+# the number of an expert on its rank
 _EXPERT = re.compile(r"(?<=\.mlp\.experts\.local_experts\.)\d+(?=\.)")
-_GROUPED = re.compile(r"(?<=\.mlp\.experts\.)(linear_fc[12]\.weight)(\d+)$")
 
 _ADAPTER = re.compile(r"\.lora_[ab]$")
 
@@ -53,7 +52,6 @@ def local_parameters(chunks: Sequence[PolicyModel]) -> dict[str, Tensor]:
 
 
 def _global_expert(name: str, first: int) -> str:
-    name = _GROUPED.sub(r"local_experts.\2.\1", name)
     return _EXPERT.sub(lambda number: str(int(number[0]) + first), name)
 
 

@@ -24,7 +24,7 @@ from grpo_hpc.models.attention import PackedSdpaAttention, tell_of_padding
 from grpo_hpc.models.dispatch import sort_once
 from grpo_hpc.models.dropout import Masks
 from grpo_hpc.models.families import family
-from grpo_hpc.models.grouped import group_products
+from grpo_hpc.models.grouped import group_experts
 from grpo_hpc.models.head import LogprobHead, Scoring
 from grpo_hpc.models.latent import complete_key_gradients
 from grpo_hpc.models.layouts import padded_vocabulary
@@ -51,6 +51,7 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
             "else every rank would send all tokens to the experts"
         )
     make = MLATransformerConfig if shape.mla else TransformerConfig
+    grouped = shape.experts is not None
     fields: dict[str, Any] = {
         "num_layers": shape.layers,
         "hidden_size": shape.hidden,
@@ -82,6 +83,7 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
         "expert_tensor_parallel_size": mpu.get_expert_tensor_parallel_world_size(),
         # packed micro-batches differ in length, so pipeline stages tell each other their shapes
         "variable_seq_lengths": pipeline > 1,
+        "moe_grouped_gemm": grouped,  # else it refuses to recompute their activation
         "moe_token_dispatcher_type": "alltoall",  # the default is refused beside variable lengths, even without experts
         # our loss carries its own exact denominator: Megatron must sum over micro-batches and ranks, never average
         "calculate_per_token_loss": True,
@@ -90,7 +92,9 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
     fields |= family(shape.family).megatron(shape) | dict(options)
     if shape.mla:
         fields["apply_rope_fusion"] = False  # Megatron fuses it for latent attention with YaRN scaling only
-    return make(**fields)
+    config = make(**fields)
+    config.moe_grouped_gemm = False  # Megatron builds them one by one, and we compute them together
+    return config
 
 
 def layer_spec(
@@ -169,7 +173,7 @@ class PolicyModel(GPTModel):
         self.routing = route_by_policy(self, shape, balance)
         if config.tensor_model_parallel_size > 1:
             complete_key_gradients(self)
-        group_products(self)
+        group_experts(self)
         sort_once(self)
         tell_of_padding(self)
         for name, parameter in self.named_parameters():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from grpo_hpc.config import RunConfig
-from grpo_hpc.config.adapters import target_linears
 from grpo_hpc.config.batch import schedule
 from grpo_hpc.models.routing import Balance
 
@@ -17,9 +16,4 @@ def balance_of(cfg: RunConfig) -> Balance:
 
 def router_options(cfg: RunConfig) -> dict[str, Any]:
     """Options of Megatron's TransformerConfig for a model with experts."""
-    options: dict[str, Any] = {
-        "moe_router_dtype": None if cfg.moe.moe_router_dtype == "none" else cfg.moe.moe_router_dtype
-    }
-    if cfg.tuner.tuner_type == "lora" and target_linears(cfg.tuner.target_modules) & {"linear_fc1", "linear_fc2"}:
-        options["moe_grouped_gemm"] = False  # experts with adapters are computed one by one
-    return options
+    return {"moe_router_dtype": None if cfg.moe.moe_router_dtype == "none" else cfg.moe.moe_router_dtype}

@@ -65,7 +65,6 @@ class Platform:
                 "apply_rope_fusion": True,
                 "bias_activation_fusion": True,  # of gate and up; there need not be a bias
                 "masked_softmax_fusion": False,
-                "moe_grouped_gemm": True,
                 "moe_permute_fusion": True,
             }
         return {

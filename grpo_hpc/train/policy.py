@@ -16,7 +16,7 @@ from torch import Tensor
 from grpo_hpc.algo.measure import MAXIMA, SUMS, measure, step_values
 from grpo_hpc.algo.objective import TokenData
 from grpo_hpc.config import RunConfig
-from grpo_hpc.models.grouped import keep_gradients_to_experts
+from grpo_hpc.models.grouped import grouped_experts
 from grpo_hpc.models.hf_folder import HfFolder
 from grpo_hpc.models.lora import adapters_off, merged_values
 from grpo_hpc.models.movers import HfExporter, load_hf
@@ -75,9 +75,8 @@ def add_weight_gradients_in_place(chunks: Sequence[PolicyModel], overlap: bool) 
     for module in (module for chunk in chunks for module in chunk.modules()):
         if hasattr(module, "fuse_wgrad_accumulation"):
             module.fuse_wgrad_accumulation = True
-    if not overlap:
-        for chunk in chunks:
-            keep_gradients_to_experts(chunk)
+    for experts in (experts for chunk in chunks for experts in grouped_experts(chunk)):
+        experts.in_place, experts.announced = True, overlap
 
 
 class TrainedPolicy:

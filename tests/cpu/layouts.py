@@ -73,7 +73,7 @@ _CASES = [
     Case("ep2-tp2-sp-dp2-sharded", "moe", EP2 | TP2 | SP | SHARDED),
     Case("ep2-pp2-dp2", "mixtral", EP2 | PP2),
     Case("ep2-vpp2-pp2-full", "moe", EP2 | VPP2 | FULL),
-    Case("ep2-cp2-dp2", "moe", EP2 | CP2),
+    Case("ep2-cp2-dp2-selective", "moe", EP2 | CP2 | SELECTIVE | {"recompute_modules": ["moe_act"]}),
     Case("etp2-tp2-sp-dp2", "mixtral", ETP2 | TP2 | SP),
     Case("tp2-sp-dp2-overlap", "moe", TP2 | SP | OVERLAP),
     Case("latent-ep2-tp2-sp-dp2-sharded", "deepseek", EP2 | TP2 | SP | SHARDED),
