@@ -205,12 +205,22 @@ def _train_terms(task: Task, execution: Execution, stage: int) -> list[Term]:
         ),
         Term("backward pass", math.ceil(tokens * size.whole), f"{tokens:,} tokens * {size.whole:,.0f} B of one layer"),
     ]
+    terms += _expert_terms(task, execution)
     if execution.recompute == "full" and execution.group_layers > 1:
         more = math.ceil(tokens * size.whole * (execution.group_layers - 1))
         terms.append(Term("recomputed group", more, f"{execution.group_layers - 1} further layers of a group"))
     if stage == execution.degrees.pp - 1:
         terms += _logits(task, execution, 2)
     return [*terms, _slack(terms)]
+
+
+def _expert_terms(task: Task, execution: Execution) -> list[Term]:
+    """Experts are computed together: gate and up of all of a rank's lie side by side, and so do their gradients."""
+    e, d = task.shape.experts, execution.degrees
+    if e is None:
+        return []
+    count, copies = 2 * e.ffn * task.shape.hidden * e.count // (d.ep * d.etp), 1 if task.lora_rank else 2
+    return [Term("experts together", count * copies * task.width, f"{count:,} weights * {copies} * {task.width} B")]
 
 
 def _logits(task: Task, execution: Execution, copies: int) -> list[Term]:
