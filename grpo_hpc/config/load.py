@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from grpo_hpc.config import batch, rules
 from grpo_hpc.config.document import Document, dump_yaml, parse_value, read_document
@@ -72,24 +72,25 @@ def _apply(override: str, document: Document) -> list[Problem]:
         target = document.values.get(section)
         if target is None:
             target = document.values[section] = {}
-        if isinstance(target, dict) and value is None and not _takes_null(section, leaf):
-            target.pop(leaf, None)
-        elif isinstance(target, dict):
-            target[leaf] = value
+        if isinstance(target, dict):
+            _set(target, leaf, value, SECTIONS[section])
     elif not section and leaf in SECTIONS:
         return [Problem(override, f"{leaf} is a section; override one of its keys, as in {_example(leaf)}=...")]
     elif section:
         return [Problem(override, f"there is no section '{section}'; {leaf}: {unknown_key('', leaf)}")]
     else:
-        document.values[leaf] = value
+        _set(document.values, leaf, value, RunConfig)
     document.places[f"{section}.{leaf}" if section else leaf] = "override"
     return []
 
 
-def _takes_null(section: str, leaf: str) -> bool:
-    """Whether null is a value of the key; else it takes the key out, and its default holds."""
-    field = SECTIONS[section].model_fields.get(leaf)
-    return field is None or type(None) in get_args(field.annotation)
+def _set(target: dict[str, Any], leaf: str, value: Any, kind: type[BaseModel]) -> None:
+    """Give a key its value; null takes out one that cannot be null, and its default holds."""
+    field = kind.model_fields.get(leaf)
+    if value is None and field is not None and type(None) not in get_args(field.annotation):
+        target.pop(leaf, None)
+    else:
+        target[leaf] = value
 
 
 def _split(key: str) -> tuple[str, str]:

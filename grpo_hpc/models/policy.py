@@ -51,7 +51,6 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
             "else every rank would send all tokens to the experts"
         )
     make = MLATransformerConfig if shape.mla else TransformerConfig
-    grouped = shape.experts is not None
     fields: dict[str, Any] = {
         "num_layers": shape.layers,
         "hidden_size": shape.hidden,
@@ -83,7 +82,7 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
         "expert_tensor_parallel_size": mpu.get_expert_tensor_parallel_world_size(),
         # packed micro-batches differ in length, so pipeline stages tell each other their shapes
         "variable_seq_lengths": pipeline > 1,
-        "moe_grouped_gemm": grouped,  # else it refuses to recompute their activation
+        "moe_grouped_gemm": shape.experts is not None,  # else it refuses to recompute their activation
         "moe_token_dispatcher_type": "alltoall",  # the default is refused beside variable lengths, even without experts
         # our loss carries its own exact denominator: Megatron must sum over micro-batches and ranks, never average
         "calculate_per_token_loss": True,

@@ -150,11 +150,9 @@ def _groups(top: Topology) -> RenderableType:
 def _schedule_table(plan: Plan) -> Table:
     s = plan.schedule
     replicas = f"micro {s.micro_batch_size} * dp {s.dp} * accumulation {s.accumulation}"
-    micro: tuple[str, str, int | str, str]
-    micro = ("micro-batch", "", s.micro_batch_size, f"{s.accumulation} per step and dp rank")
+    micro, passes = f"{s.micro_batch_size:,}", f"{s.accumulation} per step and dp rank"
     if (budget := s.max_tokens_per_micro_batch) is not None:
-        replicas = ""
-        micro = ("micro-batch", "", "", f"up to {budget:,} tokens{_about(plan)}")
+        replicas, micro, passes = "", "", f"up to {budget:,} tokens{_about(plan)}"
     per_engine = s.completions_per_rank_per_rollout
     table = _table(
         f"Batch schedule: {plan.train_iters} optimizer steps, {s.rollouts} rollouts, "
@@ -169,7 +167,7 @@ def _schedule_table(plan: Plan) -> Table:
         ("rollout, one engine", "", per_engine, _count(s.generation_batch_size // per_engine, "engine")),
         ("step", s.prompts_per_step, s.global_batch_size, replicas),
         ("step, one dp rank", s.prompts_per_step_per_dp, s.global_batch_size // s.dp, _count(s.dp, "dp rank")),
-        micro,
+        ("micro-batch", "", micro, passes),
         ("run", s.prompts_per_step * plan.train_iters, s.global_batch_size * plan.train_iters, ""),
     ]
     for row in rows:

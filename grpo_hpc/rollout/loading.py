@@ -41,28 +41,33 @@ class Loading:
 
     Loaders that do something else to the model than copying what they are given and filling the rest with a constant
     are not repeated but called every time; and so they are for a tensor that they have not seen, or of another shape.
+    When the model's weights lie elsewhere than before, loaders are watched again.
     """
 
     def __init__(self) -> None:
         self._copies: dict[str, list[_Copy]] = {}
         self._forms: dict[str, Form] = {}
         self._fills: list[tuple[Tensor, Any]] = []
-        self._watch = True
+        self._places: list[int] = []
 
     @torch.no_grad()
     def load(self, model: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Replace the model's weights by ``tensors`` (Hugging Face names)."""
-        if self._watch:
-            self._watch = False
-            watcher = _Watcher(model)
-            with watcher:
-                model.load_weights(watcher.passing(tensors))
-            if watcher.understood:
-                self._copies, self._forms, self._fills = dict(watcher.copies), watcher.forms, watcher.fills
+        if self._places != _places(model):
+            self._watch(model, tensors)
         elif not self._forms:
             model.load_weights(tensors)
         else:
             self._repeat(model, tensors)
+
+    def _watch(self, model: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        self._copies, self._forms, self._fills = {}, {}, []
+        self._places = _places(model)
+        watcher = _Watcher(self._places)
+        with watcher:
+            model.load_weights(watcher.passing(tensors))
+        if watcher.understood and self._places == _places(model):
+            self._copies, self._forms, self._fills = dict(watcher.copies), watcher.forms, watcher.fills
 
     def _repeat(self, model: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
         for target, value in self._fills:
@@ -96,10 +101,9 @@ class _Watcher(TorchDispatchMode):
         understood: nothing was done to the model but copies of what passed and fills.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, places: Iterable[int]) -> None:
         super().__init__()
-        held = [*model.parameters(), *model.buffers()]
-        self._model = {_storage(tensor) for tensor in held if tensor.numel()}
+        self._model = set(places)
         self._name: str | None = None
         self._passing: Tensor | None = None
         self.copies: defaultdict[str, list[_Copy]] = defaultdict(list)
@@ -117,19 +121,17 @@ class _Watcher(TorchDispatchMode):
             self._name = self._passing = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        self._note(func, args)
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if any(self._holds(tensor) for tensor in _written(func, args, kwargs)):
+            self._note_write(func, args[0], args[1:])
+        elif func is torch.ops.aten._local_scalar_dense.default and self._passing is not None:
+            self.understood = False  # what is done depends on a number, or writes it in some other way
+        return func(*args, **kwargs)
 
-    def _note(self, func: Any, args: tuple[Any, ...]) -> None:
-        first = args[0] if args and isinstance(args[0], Tensor) else None
-        if first is None or not first.numel():
-            return
-        if func._schema.is_mutable and _storage(first) in self._model:
-            self._note_write(func, first, args[1:])
-        elif func is torch.ops.aten._local_scalar_dense.default and self._passes(first):
-            self.understood = False  # a number that is written in some other way
+    def _holds(self, tensor: Tensor) -> bool:
+        return tensor.numel() > 0 and _storage(tensor) in self._model
 
-    def _note_write(self, func: Any, target: Tensor, others: tuple[Any, ...]) -> None:
+    def _note_write(self, func: Any, target: Any, others: tuple[Any, ...]) -> None:
         if func is torch.ops.aten.copy_.default and self._name is not None and self._passes(others[0]):
             source: Tensor = others[0]
             assert self._passing is not None
@@ -144,6 +146,22 @@ class _Watcher(TorchDispatchMode):
 
     def _passes(self, tensor: Tensor) -> bool:
         return self._passing is not None and _storage(tensor) == _storage(self._passing)
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """The tensors that an operation writes into, alone or in lists."""
+    if not func._schema.is_mutable:
+        return
+    for number, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[number] if number < len(args) else kwargs.get(argument.name)
+        yield from (item for item in (value if isinstance(value, list | tuple) else [value]) if torch.is_tensor(item))
+
+
+def _places(model: Any) -> list[int]:
+    """Where the weights of ``model`` lie."""
+    return [_storage(tensor) for tensor in (*model.parameters(), *model.buffers()) if tensor.numel()]
 
 
 def _storage(tensor: Tensor) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from tools import bench_experts
 from tools.bench.random_model import SHAPES
 from tools.bench.work import Flops
 
@@ -24,3 +27,13 @@ def test_flops_of_a_training_step(changed):
     flops = Flops.of(shape)
     above_diagonal = 6.0 * flops.attention * (prompt + completion) ** 2  # eager attention does not skip it
     assert counter.get_total_flops() == flops.train(prompt, completion) + above_diagonal
+
+
+def test_a_layer_of_experts_is_timed_beside_one_product_and_a_loop(tmp_path):
+    out = tmp_path / "experts.json"
+    shape = ["--tokens", "64", "--experts", "4", "--topk", "2", "--hidden", "32", "--ffn", "16", "--turns", "2"]
+    assert bench_experts.main(["--device", "cpu", *shape, "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert set(found["rows"]) == {"one dense product", "at once", "one by one"}
+    assert all(0 < row["host"] <= row["whole"] for row in found["rows"].values())
+    assert found["product_flops"] == 6 * 64 * 2 * 32 * 2 * 16

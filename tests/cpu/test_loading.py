@@ -46,6 +46,18 @@ class Model(torch.nn.Module):
         elif self.kind == "worked on":
             self.norm.data.copy_(tensor).mul_(2)
             return
+        elif self.kind == "in a list":
+            torch._foreach_copy_([self.norm.data], [tensor])
+            return
+        elif self.kind == "as a result":
+            torch.add(tensor, 1, out=self.norm.data)
+            return
+        elif self.kind == "looked at":
+            self.norm.data.copy_(tensor if tensor.max() > 0 else tensor[:1])
+            return
+        elif self.kind == "replaced":
+            self.norm.data = tensor + 1
+            return
         self.norm.data.copy_(tensor)
 
     def state(self):
@@ -74,7 +86,16 @@ def spoil(model):
             tensor.fill_(torch.nan)
 
 
-@pytest.mark.parametrize(("kind", "calls"), [("", len(NAMES)), ("number", None), ("kept", None), ("worked on", None)])
+@pytest.mark.parametrize(
+    ("kind", "calls"),
+    [
+        ("", len(NAMES)),
+        *(
+            (kind, None)
+            for kind in ("number", "kept", "worked on", "in a list", "as a result", "looked at", "replaced")
+        ),
+    ],
+)
 def test_repeated_loading_gives_the_weights_of_the_loaders(kind, calls):
     model, loading = Model(kind), Loading()
     for seed in range(3):
@@ -86,6 +107,19 @@ def test_repeated_loading_gives_the_weights_of_the_loaders(kind, calls):
         for name, tensor in want.state().items():
             assert model.state()[name].equal(tensor), (seed, name)
     assert model.calls == (calls or 3 * len(NAMES)), "loaders that only copy are called once, others every time"
+
+
+def test_weights_that_lie_elsewhere_are_found_again():
+    model, loading = Model(), Loading()
+    loading.load(model, sent(0))
+    model.joined.data = torch.empty_like(model.joined)
+    for seed in (1, 2):
+        loading.load(model, sent(seed))
+    assert model.calls == 2 * len(NAMES)
+    want = Model()
+    with torch.no_grad():
+        want.load_weights(sent(2))
+    assert model.joined.equal(want.joined)
 
 
 def test_what_comes_in_another_shape_goes_to_its_loader():

@@ -47,6 +47,7 @@ def test_null_takes_out_what_has_a_default_of_its_own(run_file: Path) -> None:
     assert (cfg.batch.micro_batch_size, cfg.batch.max_tokens_per_micro_batch) == (1, 4096)
     assert "micro_batch_size=null takes it out" in mistakes(run_file, "micro_batch_size=2", *tokens)
     assert "batch.train_iters" in mistakes(run_file, "train_iters=null")
+    assert load_run(run_file, ["seed=3", "seed=null"]).seed == RunConfig.model_fields["seed"].default
 
 
 def test_the_last_override_counts_and_null_unsets(run_file: Path) -> None:
