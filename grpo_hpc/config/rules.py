@@ -71,12 +71,12 @@ _OPTIONS = (
         _on_cuda,
         "has no meaning on a CPU; the size of the KV cache is set by rollout.vllm_kv_cache_gib",
     ),
-    _Option("rollout.vllm_enforce_eager", _on_cuda, "has no meaning on a CPU, where vLLM has no CUDA graphs"),
     _Option(
-        "rollout.vllm_kv_cache_gib",
-        lambda cfg: cfg.resources.device == "cpu",
-        "has no meaning on a GPU; vLLM's share of the GPU is set by rollout.vllm_gpu_memory_utilization",
+        "rollout.vllm_gpu_memory_utilization",
+        lambda cfg: not _on_cuda(cfg) or cfg.rollout.vllm_kv_cache_gib is None,
+        "has no meaning beside rollout.vllm_kv_cache_gib, which sets the size of the KV cache; give one of them",
     ),
+    _Option("rollout.vllm_enforce_eager", _on_cuda, "has no meaning on a CPU, where vLLM has no CUDA graphs"),
     _Option(
         "batch.micro_batch_size",
         lambda cfg: cfg.batch.max_tokens_per_micro_batch is None,

@@ -166,9 +166,11 @@ class Rollout(Section):
     vllm_dtype: Precision = Field(default="bfloat16", description="precision of the rollout weights")
     vllm_tensor_parallel_size: int = Field(default=1, ge=1, description="ranks that share one vLLM engine")
     vllm_gpu_memory_utilization: float = Field(
-        default=0.3, gt=0, lt=1, description="share of each GPU that vLLM may take"
+        default=0.3, gt=0, lt=1, description="share of each GPU that vLLM may take, KV cache included"
     )
-    vllm_kv_cache_gib: float = Field(default=1.0, gt=0, description="KV cache of each engine in GiB, on a CPU")
+    vllm_kv_cache_gib: float | None = Field(
+        default=None, gt=0, description="KV cache of each engine in GiB, in place of a share; 1 on a CPU if not given"
+    )
     vllm_max_model_len: int | None = Field(default=None, ge=2, description="longest prompt + completion in tokens")
     vllm_max_num_seqs: int | None = Field(
         default=None, ge=1, description="completions that one engine works on at a time"
@@ -187,6 +189,19 @@ class Rollout(Section):
     temperature: float = Field(default=1.0, gt=0, le=10, description="sampling temperature, also used in training")
     top_p: float = Field(default=1.0, gt=0, le=1, description="probability mass that is sampled from; 1 keeps all")
     top_k: int = Field(default=-1, ge=-1, description="number of tokens that are sampled from; -1 keeps all")
+
+    def kv_cache_gib(self, device: str) -> float | None:
+        """Size of the KV cache of each engine in GiB; None where it is what an engine's share of the GPU leaves."""
+        return 1.0 if self.vllm_kv_cache_gib is None and device == "cpu" else self.vllm_kv_cache_gib
+
+    def engine_memory(self, device: str) -> dict[str, float | int]:
+        """vLLM's arguments for the memory that it may take."""
+        gib = self.kv_cache_gib(device)
+        if gib is None:
+            return {"gpu_memory_utilization": self.vllm_gpu_memory_utilization}
+        size: dict[str, float | int] = {"kv_cache_memory_bytes": int(gib * 2**30)}
+        # with a size the share decides nothing, but as much must be free at the start
+        return size if device == "cpu" else size | {"gpu_memory_utilization": 0.01}
 
 
 class Algorithm(Section):

@@ -83,10 +83,9 @@ def options(cfg: RunConfig, number: int) -> list[str]:
         words += ["--max-model-len", str(roll.vllm_max_model_len)]
     if roll.vllm_max_num_seqs is not None:
         words += ["--max-num-seqs", str(roll.vllm_max_num_seqs)]
-    if cfg.resources.device == "cpu":
-        return [*words, "--kv-cache-memory-bytes", str(int(roll.vllm_kv_cache_gib * 2**30)), "--enforce-eager"]
-    words += ["--gpu-memory-utilization", str(roll.vllm_gpu_memory_utilization)]
-    return [*words, "--enforce-eager"] if roll.vllm_enforce_eager else words
+    for name, value in roll.engine_memory(cfg.resources.device).items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return [*words, "--enforce-eager"] if cfg.resources.device == "cpu" or roll.vllm_enforce_eager else words
 
 
 def own_address(peer: str) -> str:

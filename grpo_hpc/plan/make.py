@@ -54,9 +54,10 @@ class Estimate:
                 f"the {peak.phase} phase needs {peak.total / GIB:.1f} GiB on a GPU of {self.hardware.memory_gib:g} GiB"
             )
         if self.memory.kv_tokens < self.task.longest:
+            key = "vllm_gpu_memory_utilization" if self.execution.kv_gib is None else "vllm_kv_cache_gib"
             found.append(
                 f"the KV cache holds {self.memory.kv_tokens:,} tokens, less than a sequence of {self.task.longest:,}: "
-                "give vLLM a larger share (rollout.vllm_gpu_memory_utilization) or more GPUs "
+                f"give vLLM more memory (rollout.{key}) or more GPUs "
                 "(rollout.vllm_tensor_parallel_size)"
             )
         if self.memory.host.total > self.hardware.host_memory_gib * GIB:

@@ -127,7 +127,7 @@ def training_bytes(task: Task, execution: Execution, stage: int) -> tuple[int, i
 
 def base_terms(execution: Execution) -> list[Term]:
     """What a process and its communication take before anything is loaded."""
-    if execution.kv_gib is not None:
+    if execution.on_cpu:
         return [Term("process", LIBRARIES, "1.5 GiB of Python and libraries")]
     groups = sum(math.prod(execution.degrees.size(axis) for axis in axes) > 1 for axes in GROUPS.values())
     groups = max(groups, ALWAYS_USED)
@@ -247,18 +247,18 @@ def engine_terms(task: Task, execution: Execution, hardware: Hardware | None) ->
     tp, w = execution.engine_tp, task.engine_width
     weights = math.ceil(task.parameters * w / tp)
     terms = [Term("vLLM weights", weights, f"{task.parameters:,} parameters * {w} B / {tp}")]
-    if hardware is None or execution.kv_gib is not None:
-        gib = execution.kv_gib or 0.0
-        return [*terms, Term("KV cache", int(gib * GIB), f"{gib:g} GiB (rollout.vllm_kv_cache_gib)")]
+    gib = execution.kv_gib or 0.0
+    given = Term("KV cache", int(gib * GIB), f"{gib:g} GiB (rollout.vllm_kv_cache_gib)")
+    if hardware is None:
+        return [*terms, given]
     seqs = execution.max_num_seqs or 256
     work = ENGINE_WORK + seqs * math.ceil(task.shape.vocab / tp) * 8
     terms.append(
         Term("vLLM activations", work, f"1.5 GiB + {seqs} sequences * {task.shape.vocab:,} logits * 8 B / {tp}")
     )
-    budget = int(execution.memory_share * hardware.memory)
-    rest = budget - sum(term.bytes for term in terms)
+    rest = int(execution.memory_share * hardware.memory) - sum(term.bytes for term in terms)
     formula = f"{execution.memory_share:g} * {hardware.memory_gib:g} GiB - the terms above"
-    terms.append(Term("KV cache", rest, formula))
+    terms.append(Term("KV cache", rest, formula) if execution.kv_gib is None else given)
     if not execution.eager:  # captured when the cache is there, beyond vLLM's share
         layers, hidden = task.shape.layers, task.shape.hidden
         size = math.ceil(layers * hidden * GRAPHS / tp)

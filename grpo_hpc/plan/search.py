@@ -95,7 +95,7 @@ def search_run(cfg: RunConfig, average: int | None, nodes: Iterable[int] | None)
     if cfg.resources.device != "cuda":
         raise PlanError("a search is for GPUs; this run is on a CPU")
     task = task_of(cfg, shape, sizes, average)
-    base, hardware = execution_of(cfg, sizes, task), read_hardware(cfg.resources.gpu)
+    base, hardware = replace(execution_of(cfg, sizes, task), kv_gib=None), read_hardware(cfg.resources.gpu)
     wanted = list(nodes) if nodes is not None else [base.nodes + base.server_nodes]
     return [_search(task, base, sizes_of(cfg), hardware, count) for count in wanted]
 
@@ -121,6 +121,7 @@ def keys_of(execution: Execution) -> dict[str, Any]:
         "rollout.vllm_server_nodes": execution.server_nodes or None,
         "rollout.vllm_tensor_parallel_size": execution.engine_tp,
         "rollout.vllm_gpu_memory_utilization": execution.memory_share,
+        "rollout.vllm_kv_cache_gib": None,
         "rollout.sleep_level": None if execution.server_nodes else execution.sleep_level,
         "rollout.offload_model": None if execution.server_nodes else execution.offload_model,
         "rollout.offload_optimizer": None if execution.server_nodes else execution.offload_optimizer,

@@ -85,7 +85,8 @@ class Execution:
         moments: bytes of Adam's two moments of one parameter.
         optimizer_on_host: share of the optimizer state that lives in host memory.
         engine_tp, memory_share: of vLLM; ``server_nodes`` are 0 when it shares the GPUs of the trainer.
-        kv_gib: vLLM's KV cache on a CPU; None on GPUs, where the memory share decides.
+        kv_gib: vLLM's KV cache; None where the memory share decides.
+        on_cpu: no GPU is used.
     """
 
     degrees: Degrees
@@ -108,6 +109,7 @@ class Execution:
     eager: bool = False
     max_num_seqs: int | None = None
     kv_gib: float | None = None
+    on_cpu: bool = False
     server_nodes: int = 0
     sleep_level: int = 0
     offload_model: bool = False
@@ -237,7 +239,8 @@ def execution_of(cfg: RunConfig, schedule: BatchSchedule, task: Task) -> Executi
         memory_share=roll.vllm_gpu_memory_utilization,
         eager=roll.vllm_enforce_eager,
         max_num_seqs=roll.vllm_max_num_seqs,
-        kv_gib=roll.vllm_kv_cache_gib if res.device == "cpu" else None,
+        kv_gib=roll.kv_cache_gib(res.device),
+        on_cpu=res.device == "cpu",
         server_nodes=roll.vllm_server_nodes if roll.vllm_mode == "server" else 0,
         sleep_level=roll.sleep_level,
         offload_model=roll.offload_model,

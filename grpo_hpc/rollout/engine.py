@@ -90,7 +90,7 @@ class ColocateEngine:
 
     def __init__(self, cfg: RunConfig, platform: Platform, replayed_layers: Sequence[int] = ()) -> None:
         r = cfg.rollout
-        options = platform.engine_options(r.vllm_gpu_memory_utilization, r.vllm_kv_cache_gib)
+        options = platform.engine_options() | r.engine_memory(cfg.resources.device)
         options |= {"enforce_eager": True} if r.vllm_enforce_eager else {}
         options |= {"max_num_seqs": r.vllm_max_num_seqs} if r.vllm_max_num_seqs else {}
         if replayed_layers:

@@ -107,15 +107,25 @@ def load_what_belongs(optimizer: Any) -> None:
             part._set_main_param_and_optimizer_states = partial(_fill_tensors, fill)
 
 
-def follow_loaded_state(optimizer: Any) -> None:
-    """Let Megatron's Adam on the host go on from what was just loaded.
+def follow_loaded_state(optimizer: Any, step: int) -> None:
+    """Let Adam go on after ``step`` optimizer steps from what was just loaded.
 
-    Its copies of the weights were made before, and it would carry on with them: the run would start again from the
-    weights that it had at first, without a word.
+    Megatron's distributed optimizer loses the step counters of torch's Adam, and lets parameters share one. Its Adam on
+    the host would, without a word, carry on with the copies of the weights that it made before and with a counter of 1,
+    and set the counter of the part that stays on the GPU back to ``step`` at every step.
     """
+    adams = torch_adams(optimizer)
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if isinstance(part.optimizer, HybridDeviceOptimizer):
             part.optimizer._sync_hdo_state_to_sub_optimizers()
+            adams += part.optimizer.cpu_optimizers
+            for group in part.optimizer.param_groups:
+                group.pop("step", None)
+            for group in part.optimizer.gpu_optimizer.param_groups if part.optimizer.gpu_optimizer else ():
+                group["step"] = step
+    for adam in adams:
+        for state in adam.state.values():
+            state["step"] = torch.tensor(float(step))
 
 
 def _fill_with_counter(fill: Any, parameter: Tensor, saved: dict[str, Any]) -> None:

@@ -75,14 +75,14 @@ class Platform:
             "persist_layer_norm": False,
         }
 
-    def engine_options(self, gpu_memory_utilization: float, kv_cache_gib: float) -> dict[str, Any]:
+    def engine_options(self) -> dict[str, Any]:
         """vLLM engine arguments that follow from the device; call before vLLM is imported (sets its environment)."""
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         if self.is_cuda:
-            return {"gpu_memory_utilization": gpu_memory_utilization}
+            return {}
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        return {"kv_cache_memory_bytes": int(kv_cache_gib * 2**30), "enforce_eager": True}
+        return {"enforce_eager": True}
 
     def synchronize(self) -> None:
         """Wait for the device, so that a clock read next is honest."""

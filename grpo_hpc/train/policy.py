@@ -34,7 +34,6 @@ from grpo_hpc.train.optimizer import (
     load_what_belongs,
     lr_schedule,
     optimizer_config,
-    torch_adams,
 )
 from grpo_hpc.train.parallel import model_options
 from grpo_hpc.train.pipeline import Progress, forward_scores, run_schedule, sum_gradients, unused_token_count
@@ -130,11 +129,7 @@ class TrainedPolicy:
             chunk.load_state_dict(state, strict=self.adapters is None)  # the base is not in a checkpoint of adapters
         load_what_belongs(self.optimizer)
         self.optimizer.load_state_dict(optimizer)
-        follow_loaded_state(self.optimizer)
-        # Megatron's distributed optimizer loses the step counters of torch's Adam, and lets parameters share one
-        for adam in torch_adams(self.optimizer):
-            for state in adam.state.values():
-                state["step"] = torch.tensor(float(step))
+        follow_loaded_state(self.optimizer, step)
         self._schedule.step(increment=step)
 
     def scores(self, batches: Sequence[PackedBatch], recorder: RoutingRecorder | None = None) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ def each_layout(files: Sequence[str]) -> Iterator[tuple[RunConfig, Platform]]:
     from grpo_hpc.train.parallel import init_model_parallel
 
     runs = [load_run(file) for file in files]
+    if runs[0].resources.device == "cuda" and torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
+        _share_one_gpu()
     platform = make_platform(runs[0].resources.device)
     platform.init_distributed()
     if not platform.is_cuda:
@@ -33,6 +36,19 @@ def each_layout(files: Sequence[str]) -> Iterator[tuple[RunConfig, Platform]]:
         init_model_parallel(cfg, platform)
         yield cfg, platform
     dist.barrier()
+
+
+def _share_one_gpu() -> None:
+    """Let all ranks use the first GPU. NCCL refuses two ranks on one GPU of a host, so each claims a host of its own.
+
+    What they exchange goes through sockets, and they take turns on the GPU: slow, and right.
+    """
+    os.environ |= {
+        "LOCAL_RANK": "0",
+        "NCCL_HOSTID": f"host-of-rank-{os.environ['RANK']}",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "NCCL_IB_DISABLE": "1",
+    }
 
 
 def _made_once(new_group: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from runfiles import write_run
 from safetensors.torch import load_file
 from tiny import save_tiny_model
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 LAYOUTS = {
     "dp2-overlap": ("qwen3", OVERLAP),
     "tp2": ("llama", TP2),
@@ -39,7 +39,7 @@ def results(tmp_path_factory):
 
     run_ranks("gradients", 1, folder, *(run(f"one-{model}", model, dtype="float32") for model in USED))
     pairs = [run(name, model, dtype="bfloat16", nproc_per_node=2, **keys) for name, (model, keys) in LAYOUTS.items()]
-    run_ranks("gradients", 2, folder, *pairs)
+    run_ranks("gradients", 2, folder, *pairs, timeout=500)
     names = [*LAYOUTS, *(f"one-{model}" for model in USED)]
     return {name: load_file(folder / f"{name}.safetensors") for name in names}
 

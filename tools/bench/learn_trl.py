@@ -72,6 +72,8 @@ def _only_known(cfg: RunConfig) -> None:
         changed.add("lr_decay_style, lr_warmup_iters")
     if cfg.data.system or cfg.rewards.reward_funcs != ["exact_number"] or cfg.tuner.tuner_type != "full":
         changed.add("system, reward_funcs, tuner_type")
+    if cfg.rollout.vllm_kv_cache_gib is not None:
+        changed.add("vllm_kv_cache_gib")
     if (cfg.batch.generation_batch_size or cfg.batch.global_batch_size) != cfg.batch.global_batch_size:
         changed.add("generation_batch_size")
     if changed:

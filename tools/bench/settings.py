@@ -82,6 +82,10 @@ SETTINGS = {
         _ASLEEP | {"max_tokens_per_micro_batch": 8192, "recompute_granularity": "selective"}, frozen=True),
     "long": Setting(
         "qwen3-1.7b", 16, 8064, 128, _EAGER | {"max_tokens_per_micro_batch": 8192}, frozen=True),
+    "lora-full": Setting(
+        "qwen3-4b", 32, 3968, 128,
+        _ASLEEP | {"max_tokens_per_micro_batch": 16384, "recompute_granularity": "full", "tuner_type": "lora",
+                   "lora_rank": 16, "lora_alpha": 32}, frozen=True),
     "dense-4b": Setting(
         "qwen3-4b", 64, 896, 128, _ASLEEP | {"max_tokens_per_micro_batch": 8192}, frozen=True),
     "dp2": Setting(

@@ -7,6 +7,7 @@ go wrong on purpose; what was said of it is in the result too.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 from math import prod
@@ -162,13 +163,19 @@ def resident_mib():
 
 
 def device_mib(platform):
-    """In use on the GPU by anybody, without what torch has only cached."""
-    import torch
-
+    """In use on the GPU by this process, without what torch has only cached; by anybody where nobody tells who."""
     if not platform.is_cuda:
         return 0.0
+    import torch
+    from vllm.third_party import pynvml
+
     platform.synchronize()
     platform.empty_cache()
+    pynvml.nvmlInit()
+    device = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(platform.device).uuid}")
+    for process in pynvml.nvmlDeviceGetComputeRunningProcesses(device):
+        if process.pid == os.getpid() and process.usedGpuMemory:
+            return process.usedGpuMemory / 2**20
     free, total = torch.cuda.mem_get_info()
     return (total - free) / 2**20
 

@@ -145,9 +145,14 @@ def test_each_mistake_is_named(run_file: Path, override: str, expected: str) -> 
     assert "1 mistake" in text
 
 
-def test_cpu_only_option_is_refused_on_a_gpu(run_file: Path) -> None:
-    text = mistakes(run_file, "device=cuda", "vllm_kv_cache_gib=2")
-    assert "set by rollout.vllm_gpu_memory_utilization" in text
+def test_memory_of_vllm_is_a_share_or_a_size(run_file: Path) -> None:
+    cuda = ["device=cuda", "dtype=bfloat16"]
+    text = mistakes(run_file, *cuda, "vllm_kv_cache_gib=2", "vllm_gpu_memory_utilization=0.3")
+    assert "has no meaning beside rollout.vllm_kv_cache_gib, which sets the size" in text
+    sized, shared = (load_run(run_file, cuda + more).rollout for more in (["vllm_kv_cache_gib=2"], []))
+    assert sized.engine_memory("cuda") == {"kv_cache_memory_bytes": 2 * 2**30, "gpu_memory_utilization": 0.01}
+    assert shared.engine_memory("cuda") == {"gpu_memory_utilization": 0.3}
+    assert shared.engine_memory("cpu") == {"kv_cache_memory_bytes": 2**30}
 
 
 @pytest.mark.parametrize("override", ["use_vllm=true", "rollout.use_vllm=true"])

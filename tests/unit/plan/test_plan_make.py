@@ -77,6 +77,8 @@ def test_warnings(overrides: list[str], expected: str) -> None:
     [
         ([], "fits", None),
         (["vllm_gpu_memory_utilization=0.02"], "does not fit", "KV cache"),
+        (["vllm_gpu_memory_utilization=null", "vllm_kv_cache_gib=0.05"], "does not fit", "rollout.vllm_kv_cache_gib"),
+        (["vllm_gpu_memory_utilization=null", "vllm_kv_cache_gib=20"], "fits", None),
         (
             ["gpu=a100-40", "tensor_model_parallel_size=1", "sequence_parallel=false"],
             "does not fit",
