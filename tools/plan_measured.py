@@ -94,11 +94,6 @@ def run(name: str, setting: Setting, gpus: str, options: argparse.Namespace) -> 
     keys = overrides(setting)
     result: dict[str, Any] = {"run_file": content, "keys": keys, "frozen": setting.frozen, "shape": setting.shape}
     shown = os.environ | {"CUDA_VISIBLE_DEVICES": gpus}
-    if options.device == "cuda":  # hosts differ, and so does the same one under load
-        said = subprocess.run(
-            [sys.executable, "-m", "tools.bench.host"], capture_output=True, text=True, cwd=ROOT, env=shown, check=True
-        )
-        result["launch_us"] = float(said.stdout)
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(content, file)
         file.flush()

@@ -12,7 +12,7 @@ from test_training import call, metrics, new_run
 from tiny import save_tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-GPU = {"device": "cuda", "dtype": "bfloat16", "vllm_dtype": "bfloat16", "vllm_kv_cache_gib": 1.0}
+GPU = {"device": "cuda", "dtype": "bfloat16", "vllm_dtype": "bfloat16", "vllm_kv_cache_gib": 4.0}
 GPU |= {"vllm_max_num_seqs": 16}  # few sizes for which CUDA graphs must be captured
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ import yaml
 
 from grpo_hpc.config import load_run
 from grpo_hpc.plan.accuracy import FILE as ACCURACY
-from grpo_hpc.plan.hardware import read_hardware
 from grpo_hpc.plan.make import Estimate, make_plan
 from grpo_hpc.plan.memory import GIB
 from tools.bench.random_model import SHAPES
@@ -69,11 +67,6 @@ def _row(file: Path) -> Row:
         content = found["run_file"]
         content["model"]["path"] = folder
         (Path(folder) / "config.json").write_text(json.dumps(_config(found["shape"])))
-        if launch := found.get("launch_us"):
-            hardware = Path(folder) / "hardware.yaml"
-            profile = dataclasses.asdict(read_hardware(content["resources"]["gpu"])) | {"launch_us": launch}
-            hardware.write_text(yaml.safe_dump(profile))
-            content["resources"]["gpu"] = str(hardware)
         run = Path(folder) / "run.yaml"
         run.write_text(yaml.safe_dump(content))
         plan = make_plan(load_run(str(run), found["keys"]), round(found.get("mean_length", 0)) or None)
