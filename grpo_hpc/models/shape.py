@@ -125,6 +125,8 @@ class ModelShape:
         rope_scaling_factor: Llama-3 frequency scaling; None without.
         max_position: longest sequence; within a sliding window attention is full attention, so no longer than one.
         moe_layers: numbers of the layers with experts.
+        unstated: keys that config.json leaves out, and vLLM takes another default for than transformers, with the
+            value of transformers.
     """
 
     family: str
@@ -146,6 +148,7 @@ class ModelShape:
     experts: Experts | None = None
     mla: Mla | None = None
     vision: Vision | None = None
+    unstated: tuple[tuple[str, str], ...] = ()
 
     @property
     def dense_layers(self) -> tuple[int, ...]:
@@ -258,11 +261,19 @@ def require_linears(shape: ModelShape, wanted: Collection[str]) -> None:
 
 
 def require_engine(shape: ModelShape, device: str) -> None:
-    """Refuse a model whose weights vLLM cannot replace on ``device``.
+    """Refuse a model that vLLM reads otherwise, or whose weights it cannot replace on ``device``.
 
     Raises:
-        ConfigError: it has latent attention, and the run is on a CPU.
+        ConfigError: config.json is silent where vLLM has another default than transformers; or the model has latent
+            attention, and the run is on a CPU.
     """
+    if shape.unstated:
+        keys = ", ".join(f'"{key}": "{value}"' for key, value in shape.unstated)
+        raise ConfigError(
+            f"the model's config.json leaves out {' and '.join(key for key, _ in shape.unstated)}: vLLM would compute "
+            "another model than the one that is trained",
+            f"Add {keys} to it, which is what transformers takes.",
+        )
     if shape.mla and device == "cpu":
         raise ConfigError(
             f"resources.device is cpu, and vLLM's CPU build takes no new weights for the latent attention of "

@@ -36,7 +36,7 @@ class Hardware:
         pcie_gb_per_s: between one GPU and host memory.
         disk_gb_per_s: of one node to the file system.
         host_memory_gib: of one node.
-        launch_us: host time to start one kernel; 10 in all profiles, as measured beside H200s (docs/benchmarks/planner.md).
+        launch_us: host time to start one kernel; 10 in all profiles, as measured on machines with H200s.
         source: where the figures come from.
     """
 

@@ -22,9 +22,9 @@ PHASES = ("sync", "rollout", "logprob", "train", "offload")
 # around them takes far longer. From runs beside H200s, docs/benchmarks/planner.md, with small models and micro-batches.
 LAYER_STARTS = 215  # a forward pass of training
 COLLECTIVE_STARTS = 22  # and for each of its collectives
-EXPERT_STARTS = 6.5  # and for each expert that the rank holds
+EXPERT_STARTS = 2.8  # and for each expert that the rank holds
 EAGER_STARTS = 76  # one token of the engine where no CUDA graph holds the kernels
-EAGER_EXPERTS_STARTS = 107  # and so many more for a layer with experts
+EAGER_EXPERTS_STARTS = 63  # and so many more for a layer with experts
 DECODE_HOST = 1.5e-3  # seconds of scheduling and sampling for each token that an engine makes
 SYNC_CHECK = 0.01  # seconds for hashes of sampled tensors, whatever the size
 WAKE = 0.2  # seconds to put the engine to sleep and wake it, and to give back what is cached

@@ -22,8 +22,8 @@ _HEADS = ["trainer", "seed", "steps", "reward, first fifth", "last fifth", "rati
 _WITHOUT_MEANING = ("report_to", "disable_tqdm", "save_strategy", "logging_steps", "seed")
 _READING = """\
 Lines are means over the seeds; bands reach from the lowest to the highest. Reward is the mean over the completions
-sampled in training; held out is one greedy answer per question, given by each trainer's own vLLM. The runs of one
-trainer shared a GPU, so these seconds are not for comparison.""".splitlines()
+sampled in training; held out is one greedy answer per question, given by each trainer's own vLLM. Runs
+shared a GPU, so these seconds are not for comparison.""".splitlines()
 _SETTINGS = """\
 TRL's arguments, each taken from our resolved run file. Both keep weights and Adam's moments in float32 and compute in
 bfloat16 (TRL: a float32 model under autocast); both engines hold bfloat16 weights. Neither corrects for the difference
@@ -88,7 +88,7 @@ def stays_above(course: Course, goal: float = GOAL) -> int | None:
 def markdown(title: str, records: Sequence[Record], gpu: str, command: str) -> str:
     """The report's text; its picture lies beside it as ``<title>.png``."""
     done = {who: [r for r in records if r["who"] == who and rewards(r)] for who in WHO}
-    lines = [f"# Learning beside TRL on one {gpu} each", "", *_versions(records), "", *_verdict(done), "",
+    lines = [f"# Learning beside TRL on one {gpu}", "", *_versions(records), "", *_verdict(done), "",
              f"![mean reward and held-out accuracy by step]({title}.png)", "",
              f"| {' | '.join(_HEADS)} |", "|---" * len(_HEADS) + "|"]  # fmt: skip
     for runs in done.values():

@@ -52,7 +52,8 @@ def _deepseek_v3(layers: int) -> dict[str, Any]:
     routing = {"first_k_dense_replace": 1, "n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5}
     more = {
         "model_type": "deepseek_v3",
-        "topk_method": "noaux_tc",  # without it vLLM leaves out the routers' bias
+        "topk_method": "noaux_tc",  # vLLM has other defaults than transformers
+        "scoring_func": "sigmoid",
         "vocab_size": 102400,
         "num_hidden_layers": layers,
         "tie_word_embeddings": False,

@@ -28,8 +28,12 @@ from grpo_hpc.models.weight_map import Rule
 HF = "model.layers.{i}."
 
 
+# what vLLM has other defaults for: no bias in the choice of experts, and scores by softmax
+ROUTING = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+
+
 def read(config: Config) -> ModelShape:
-    require(config, rope_interleave=True, topk_method="noaux_tc", scoring_func="sigmoid", rms_norm_eps=1e-6)
+    require(config, rope_interleave=True, rms_norm_eps=1e-6, **ROUTING)
     layers, rope = config["num_hidden_layers"], rope_of(config)
     mla = Mla(
         q_rank=config["q_lora_rank"],
@@ -67,6 +71,7 @@ def read(config: Config) -> ModelShape:
         experts=experts,
         moe_layers=tuple(range(config["first_k_dense_replace"], layers)),
         mla=mla,
+        unstated=tuple((key, value) for key, value in ROUTING.items() if config.get(key) is None),
     )
 
 

@@ -52,3 +52,11 @@ def test_latent_attention_needs_a_gpu_to_sample(tmp_path: Path) -> None:
     shape = read_shape(tmp_path)
     require_engine(shape, "cuda")
     require_engine(replace(shape, mla=None), "cpu")
+
+
+def test_what_vllm_would_read_otherwise_must_be_stated(tmp_path: Path) -> None:
+    silent = {key: value for key, value in SHAPES["latent-3b"].items() if key != "scoring_func"}
+    (tmp_path / "config.json").write_text(json.dumps(silent | TRAINED))
+    with pytest.raises(ConfigError, match="leaves out scoring_func: vLLM would compute another model") as caught:
+        require_engine(read_shape(tmp_path), "cuda")
+    assert 'Add "scoring_func": "sigmoid" to it' in str(caught.value)
