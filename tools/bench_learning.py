@@ -36,7 +36,7 @@ from tools.bench.learning_report import WHO, accuracies, write_report
 
 HERE = Path(__file__).parent
 _POLL_S = 1.0
-_TRIES = 2  # of a run that ended before its first step: another one may have freed memory while its vLLM measured
+_TRIES = 3  # of a run that ended before its first step: another one may have freed memory while its vLLM measured
 
 
 @dataclass
