@@ -19,8 +19,9 @@ quickstart: demo
 test: setup
 	@$(py) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# Four files at a time, on however many GPUs there are: most of it is starting processes here, too.
 test-gpu:
-	@python3 -m pytest -m gpu tests/gpu
+	@python3 -m pytest -m gpu -n 4 --dist loadfile tests/gpu
 
 test-containers: setup
 	@tools/containers/install.sh podman apptainer docker

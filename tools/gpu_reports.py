@@ -6,8 +6,7 @@
 
 Stages: step (a whole step beside TRL and vLLM alone), sync, profile (the training phase, and a layer of experts),
 planner (settings by which the planner may be corrected), frozen (the others; only after it was last changed), learning
-(curves beside TRL's, three seeds; needs the model and data of `make demo`), tests (tests/gpu; those that need little
-memory share two GPUs).
+(curves beside TRL's, three seeds; needs the model and data of `make demo`), tests (`make test-gpu`, on one GPU).
 
 Random models are made first. Every task has GPUs of its own, a log OUT/<task>.log, and leaves its results in OUT when
 it ends; one that fails does not stop the others. Those of two GPUs begin first, then the longest.
@@ -114,14 +113,7 @@ def _learning(out: Path, scratch: Path) -> list[Task]:
 
 
 def _tests(out: Path, scratch: Path) -> list[Task]:
-    files = [str(file.relative_to(ROOT)) for file in sorted((ROOT / "tests" / "gpu").glob("test_*.py"))]
-    pytest = [sys.executable, "-m", "pytest", "-m", "gpu"]
-    alone = [file for file in files if "sync" in file]  # it watches the memory of its GPU
-    together = [file for file in files if file not in alone]
-    return [
-        Task("tests", 2, 220, [*pytest, "-n", str(len(together)), "--dist", "loadfile", *together]),
-        Task("tests_sync", 1, 560, [*pytest, *alone]),
-    ]
+    return [Task("tests", 1, 450, ["make", "test-gpu"])]
 
 
 STAGES: dict[str, Callable[[Path, Path], list[Task]]] = {

@@ -60,6 +60,6 @@ def test_every_stage_can_be_read_before_it_runs(stage, tmp_path, capsys) -> None
 
 
 def test_too_few_gpus_or_no_such_task(tmp_path, capsys) -> None:
-    assert main([str(tmp_path), "tests", "--gpus", "0"]) == 2
+    assert main([str(tmp_path), "frozen", "--gpus", "0"]) == 2
     assert "2 GPUs are needed and 1 are visible" in capsys.readouterr().err
     assert main([str(tmp_path), "tests", "--gpus", "0,1", "--only", "tset"]) == 2
