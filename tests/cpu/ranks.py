@@ -5,6 +5,7 @@ On a CPU, ranks are forked from a process that has torch and Megatron-Core loade
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import multiprocessing
 import os
@@ -77,3 +78,6 @@ def _be_rank(command: list[str], environment: dict[str, str], log: Path) -> None
     sys.argv = command
     sys.path.insert(0, str(WORKERS))
     runpy.run_path(command[0], run_name="__main__")
+    if not torch.cuda.is_available():
+        sys.stdout.flush()
+        ctypes.CDLL(None).exit(0)  # as a program ends; multiprocessing's way leaves shared memory of vLLM's CPU build
