@@ -43,12 +43,13 @@ def command(run: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool, sw
     from grpo_hpc.jobs.prepare import create_run
     from grpo_hpc.jobs.profile import profile_of
     from grpo_hpc.jobs.run_dir import RunDir
-    from grpo_hpc.plan.make import make_plan
+    from grpo_hpc.plan.make import decided, make_plan
     from grpo_hpc.plan.show import show_plan
 
     cfg = load_run(run, overrides)
     require_trainable(cfg)
     profile = profile_of(cfg)
+    cfg = decided(cfg)
     plan = make_plan(cfg)
     RunDir.of(cfg).require_free(fresh)
     if not dry_run:

@@ -19,6 +19,9 @@ from grpo_hpc.config.problems import Problem
 from grpo_hpc.config.sections import RunConfig
 from grpo_hpc.errors import ConfigError
 
+MOST_SEQUENCES = 512  # of which vLLM makes one CUDA graph; more would each be started kernel by kernel
+LEAST_SEQUENCES = 64  # so that an evaluation is not cut into small parts
+
 
 @dataclass(frozen=True)
 class BatchSchedule:
@@ -127,6 +130,16 @@ _WORLD_KEYS = (
 )
 
 
+def engine_sequences(share: int, limit: int | None) -> int:
+    """Completions that an engine works on at a time.
+
+    Args:
+        share: that it makes in a rollout.
+        limit: what the run file says.
+    """
+    return limit or min(MOST_SEQUENCES, max(LEAST_SEQUENCES, share))
+
+
 def schedule(cfg: RunConfig) -> BatchSchedule:
     """The batch schedule of a run.
 
@@ -156,6 +169,11 @@ def schedule(cfg: RunConfig) -> BatchSchedule:
         completions_per_rank_per_rollout=generation // (sizes.rollout_world // sizes.vllm_tensor_parallel_size),
         rollouts=-(-cfg.batch.train_iters // (steps * cfg.batch.num_iterations)),
     )
+
+
+def sequences_of(cfg: RunConfig) -> int:
+    """:func:`engine_sequences` of a run."""
+    return engine_sequences(schedule(cfg).completions_per_rank_per_rollout, cfg.rollout.vllm_max_num_seqs)
 
 
 def problems(cfg: RunConfig) -> list[Problem]:

@@ -166,14 +166,23 @@ class Rollout(Section):
     vllm_dtype: Precision = Field(default="bfloat16", description="precision of the rollout weights")
     vllm_tensor_parallel_size: int = Field(default=1, ge=1, description="ranks that share one vLLM engine")
     vllm_gpu_memory_utilization: float = Field(
-        default=0.3, gt=0, lt=1, description="share of each GPU that vLLM may take, KV cache included"
+        default=0.3,
+        gt=0,
+        lt=1,
+        description="share of each GPU that vLLM may take, KV cache included; 0.3 where nothing is known of the model",
     )
     vllm_kv_cache_gib: float | None = Field(
-        default=None, gt=0, description="KV cache of each engine in GiB, in place of a share; 1 on a CPU if not given"
+        default=None,
+        gt=0,
+        description="KV cache of each engine in GiB, in place of a share; without both the plan gives a GPU's engine "
+        "room for all of its completions, or what is left, and a CPU's 1 GiB",
     )
     vllm_max_model_len: int | None = Field(default=None, ge=2, description="longest prompt + completion in tokens")
     vllm_max_num_seqs: int | None = Field(
-        default=None, ge=1, description="completions that one engine works on at a time"
+        default=None,
+        ge=1,
+        description="completions that one engine works on at a time, and the largest batch with a CUDA graph; absent: "
+        "its share of a rollout, from 64 to 512",
     )
     vllm_enforce_eager: bool = Field(default=False, description="run vLLM without CUDA graphs")
     sync_bucket_mib: float = Field(

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from grpo_hpc.config import RunConfig, dump_run, load_run
+from grpo_hpc.config.library import model_config
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
 from grpo_hpc.jobs.files import link_atomically, write_atomically
 from grpo_hpc.jobs.lock import fingerprint
@@ -212,15 +213,15 @@ class RunDir:
 
 def with_absolute_paths(cfg: RunConfig) -> RunConfig:
     """``cfg`` with every path made absolute, so that the run can be resumed from any folder."""
-    model, data = cfg.model, cfg.data
+    model, data, config = cfg.model, cfg.data, cfg.model.config
+    if config is not None and model_config(config) is None:  # the name of a shipped one is no path
+        config = _absolute(config)
     functions = [with_file(name, _absolute) for name in cfg.rewards.reward_funcs]
     parameters = {name: with_paths(given, _absolute) for name, given in cfg.rewards.reward_params.items()}
     return cfg.model_copy(
         update={
             "output_dir": _absolute(cfg.output_dir),
-            "model": model.model_copy(
-                update={"path": _absolute(model.path), "config": model.config and _absolute(model.config)}
-            ),
+            "model": model.model_copy(update={"path": _absolute(model.path), "config": config}),
             "data": data.model_copy(
                 update={"train": _absolute(data.train), "eval": data.eval and _absolute(data.eval)}
             ),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.config import RunConfig
+from grpo_hpc.config.batch import sequences_of
 from grpo_hpc.jobs.crash import find_crash
 from grpo_hpc.jobs.ends import what_happened
 from grpo_hpc.jobs.files import write_atomically
@@ -81,8 +82,7 @@ def options(cfg: RunConfig, number: int) -> list[str]:
     words += ["--logprobs-mode", "processed_logprobs"]  # of the distribution that is sampled from
     if roll.vllm_max_model_len is not None:
         words += ["--max-model-len", str(roll.vllm_max_model_len)]
-    if roll.vllm_max_num_seqs is not None:
-        words += ["--max-num-seqs", str(roll.vllm_max_num_seqs)]
+    words += ["--max-num-seqs", str(sequences_of(cfg))]
     for name, value in roll.engine_memory(cfg.resources.device).items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     return [*words, "--enforce-eager"] if cfg.resources.device == "cpu" or roll.vllm_enforce_eager else words

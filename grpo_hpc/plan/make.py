@@ -17,13 +17,11 @@ from grpo_hpc.models.shape import ModelShape, read_shape, require_engine, requir
 from grpo_hpc.plan import memory, time
 from grpo_hpc.plan.accuracy import accuracy
 from grpo_hpc.plan.hardware import Hardware, read_hardware
-from grpo_hpc.plan.memory import GIB, Memory
+from grpo_hpc.plan.memory import GIB, MARGIN, Memory, planned_cache
 from grpo_hpc.plan.rules import broken
 from grpo_hpc.plan.setup import Execution, Task, execution_of, task_of
 from grpo_hpc.plan.time import Times
 from grpo_hpc.plan.topology import Degrees, Server, Topology, make_servers, make_topology
-
-MARGIN = 0.05  # a plan that leaves less of the GPU free is called tight
 
 Verdict = Literal["fits", "tight", "does not fit"]
 
@@ -164,6 +162,7 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
         PlanError: the model cannot be cut as asked.
         CheckpointError: the model's config cannot be read or its family is not supported.
     """
+    cfg = decided(cfg)
     sizes = schedule(cfg)
     shape = find_shape(cfg)
     if shape is not None:
@@ -199,6 +198,25 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
         tuple(servers),
         tuple(warnings),
     )
+
+
+def decided(cfg: RunConfig) -> RunConfig:
+    """``cfg`` with what it leaves to the plan: the size of vLLM's KV cache on a GPU.
+
+    It stays open where there is no config.json to count with, and where the layout is impossible, which
+    :func:`make_plan` says.
+    """
+    roll = cfg.rollout
+    given = "vllm_gpu_memory_utilization" in roll.model_fields_set or roll.vllm_kv_cache_gib is not None
+    if given or cfg.resources.device != "cuda" or (shape := find_shape(cfg)) is None:
+        return cfg
+    sizes = schedule(cfg)
+    task = task_of(cfg, shape, sizes)
+    execution = execution_of(cfg, sizes, task)
+    if broken(shape, execution):
+        return cfg
+    size = planned_cache(task, execution, read_hardware(cfg.resources.gpu))
+    return cfg.model_copy(update={"rollout": roll.model_copy(update={"vllm_kv_cache_gib": size})})
 
 
 def make_estimate(cfg: RunConfig, shape: ModelShape, sizes: BatchSchedule, average: int | None) -> Estimate:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from grpo_hpc.plan.activations import LOGITS_CHUNK, in_flight, kept, stage_bytes
 from grpo_hpc.plan.hardware import Hardware
@@ -28,6 +28,9 @@ ASLEEP = int(0.5 * GIB)  # what a sleeping engine does not give back
 SLACK = 0.06  # share of passing allocations that the caching allocator cannot use again
 LIBRARIES = int(1.5 * GIB)  # of a rank on a CPU
 PROCESS = 6 * GIB  # host memory of one rank: Python, libraries, pinned buffers
+MARGIN = 0.05  # a plan that leaves less of the GPU free is called tight
+BLOCK = 16  # tokens of one block of vLLM's KV cache
+LEAST_CACHE = 0.25  # GiB of it that are given to any engine
 PHASES = ("start", "sync", "rollout", "logprob", "train", "save")
 
 
@@ -251,7 +254,7 @@ def engine_terms(task: Task, execution: Execution, hardware: Hardware | None) ->
     given = Term("KV cache", int(gib * GIB), f"{gib:g} GiB (rollout.vllm_kv_cache_gib)")
     if hardware is None:
         return [*terms, given]
-    seqs = execution.max_num_seqs or 256
+    seqs = execution.sequences(task)
     work = ENGINE_WORK + seqs * math.ceil(task.shape.vocab / tp) * 8
     terms.append(
         Term("vLLM activations", work, f"1.5 GiB + {seqs} sequences * {task.shape.vocab:,} logits * 8 B / {tp}")
@@ -264,6 +267,25 @@ def engine_terms(task: Task, execution: Execution, hardware: Hardware | None) ->
         size = math.ceil(layers * hidden * GRAPHS / tp)
         terms.append(Term("CUDA graphs", size, f"{layers} layers * {hidden:,} * 24 KiB / {tp}"))
     return terms
+
+
+def planned_cache(task: Task, execution: Execution, hardware: Hardware) -> float:
+    """GiB of KV cache for one engine that neither has a size nor a share of the GPU.
+
+    All of its sequences at their longest, if every phase then leaves a tenth of the GPU free; else what is left, down
+    to one sequence. Nothing leaves the GPU for it.
+    """
+    none = replace(execution, kv_gib=0.0)
+    last = execution.degrees.pp - 1
+    if execution.server_nodes:
+        fullest = sum(term.bytes for term in engine_terms(task, none, hardware))
+    else:
+        uses = [use for stage in {0, last // 2, last} for use in _phases(task, none, hardware, stage)]
+        fullest = max(use.total for use in uses if any(term.name == "KV cache" for term in use.terms))
+    sequence = (math.ceil(task.longest / BLOCK) + 1) * BLOCK * kv_bytes_per_token(task, execution)
+    wanted = min(execution.sequences(task), math.ceil(task.generation / execution.engines)) * sequence
+    left = (1 - 2 * MARGIN) * hardware.memory - fullest
+    return max(LEAST_CACHE, math.ceil(sequence / GIB * 100) / 100, math.floor(min(wanted, left) / GIB * 100) / 100)
 
 
 def kv_bytes_per_token(task: Task, execution: Execution) -> int:

@@ -19,7 +19,7 @@ from grpo_hpc.errors import PlanError
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.plan import memory, time
 from grpo_hpc.plan.hardware import Hardware, read_hardware
-from grpo_hpc.plan.make import MARGIN, Estimate, estimate_of, find_shape
+from grpo_hpc.plan.make import Estimate, estimate_of, find_shape
 from grpo_hpc.plan.rules import broken
 from grpo_hpc.plan.setup import Execution, Task, execution_of, stage_sizes, task_of
 from grpo_hpc.plan.topology import Degrees
@@ -325,7 +325,7 @@ def _join(
     task: Task, training: _Training, samplings: list[_Sampling], hardware: Hardware
 ) -> tuple[float, Execution] | None:
     """The fastest way to put a training and a sampling on the same GPUs, with its seconds; None when none fits."""
-    room = int(hardware.memory * (1 - MARGIN))
+    room = int(hardware.memory * (1 - memory.MARGIN))
     best: tuple[float, Execution] | None = None
     for sleep, away_model, away_optimizer in [(0, False, False)] if training.execution.server_nodes else _MODES:
         execution = replace(
@@ -348,6 +348,6 @@ def _join(
 
 
 def _too_much(training: _Training, hardware: Hardware) -> str:
-    if training.working > hardware.memory * (1 - MARGIN):
+    if training.working > hardware.memory * (1 - memory.MARGIN):
         return "training does not fit into the GPU"
     return "training and vLLM do not fit together"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 from grpo_hpc.config import RunConfig
-from grpo_hpc.config.batch import BatchSchedule
+from grpo_hpc.config.batch import BatchSchedule, engine_sequences
 from grpo_hpc.models.shape import ModelShape, ParameterCount
 from grpo_hpc.plan.topology import Degrees
 
@@ -129,6 +129,10 @@ class Execution:
     def engines(self) -> int:
         ranks = self.server_nodes * self.per_node or self.degrees.world
         return ranks // self.engine_tp
+
+    def sequences(self, task: Task) -> int:
+        """Completions that one engine works on at a time."""
+        return engine_sequences(math.ceil(task.generation / self.engines), self.max_num_seqs)
 
     def micro_batches(self, task: Task, length: int) -> int:
         """Forward passes of an optimizer step on one data-parallel rank, for sequences of ``length`` tokens."""

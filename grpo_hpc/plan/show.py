@@ -196,9 +196,12 @@ def _estimate(estimate: Estimate, explain: Sequence[str]) -> Iterator[Renderable
     if memory.servers:
         yield _terms_table("Memory of a vLLM server's GPU", memory.servers)
     if estimate.hardware is not None:
+        task, execution = estimate.task, estimate.execution
+        disk = memory.checkpoint / 1e9 / estimate.hardware.disk_gb_per_s / execution.nodes
         yield Text(
-            f"KV cache of an engine: {memory.kv_tokens:,} tokens. A checkpoint: {memory.checkpoint / 1e9:,.1f} GB, "
-            f"about {memory.checkpoint / 1e9 / estimate.hardware.disk_gb_per_s / estimate.execution.nodes:,.0f} s.\n"
+            f"KV cache of an engine: {memory.kv_tokens:,} tokens, {memory.kv_tokens // task.longest:,} completions at "
+            f"their longest; it works on up to {execution.sequences(task):,} at a time.\n"
+            f"A checkpoint: {memory.checkpoint / 1e9:,.1f} GB, about {disk:,.0f} s.\n"
         )
     if estimate.times is not None:
         yield _timeline(estimate.times)

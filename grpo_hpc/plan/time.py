@@ -305,7 +305,7 @@ def rollout(task: Task, execution: Execution, hw: Hardware) -> list[Part]:
     share = max(1, math.ceil(task.generation / execution.engines))
     kv_bytes = next(t.bytes for t in engine_terms(task, execution, hw) if t.name == "KV cache")
     room = max(1, int(max(kv_bytes, 0) // max(1, kv_bytes_per_token(task, execution) * task.usual)))
-    running = max(1, min(share, execution.max_num_seqs or 256, room))
+    running = max(1, min(share, execution.sequences(task), room))
     rate, hbm = hw.bf16_tflops * 1e12 * hw.matmul_efficiency * tp, hw.hbm_gb_per_s * hw.decode_efficiency * 1e9
     prefill = share * _seconds(task, task.prompt, hw) / tp
     starts = task.shape.layers * EAGER_STARTS + len(task.shape.moe_layers) * EAGER_EXPERTS_STARTS

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from grpo_hpc.config.batch import sequences_of
 from grpo_hpc.errors import RolloutError
 from grpo_hpc.rollout.digest import EngineTensors, compare, sample
 from grpo_hpc.rollout.loading import Loading
@@ -92,7 +93,7 @@ class ColocateEngine:
         r = cfg.rollout
         options = platform.engine_options() | r.engine_memory(cfg.resources.device)
         options |= {"enforce_eager": True} if r.vllm_enforce_eager else {}
-        options |= {"max_num_seqs": r.vllm_max_num_seqs} if r.vllm_max_num_seqs else {}
+        options |= {"max_num_seqs": sequences_of(cfg)}  # CUDA graphs are for no more
         if replayed_layers:
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(_second_runner_returns_experts()))
             options |= {"enable_return_routed_experts": True}

@@ -125,6 +125,7 @@ def run_file(name: str, setting: Setting, folder: Path, device: str = "cuda") ->
         },
         "batch": {"global_batch_size": setting.completions, "num_generations": 8, "train_iters": setting.steps},
         "rollout": {
+            **({"vllm_gpu_memory_utilization": 0.3} if device == "cuda" else {}),
             "vllm_dtype": precision,
             "vllm_max_model_len": setting.prompt + setting.completion,
             "max_completion_length": setting.completion,

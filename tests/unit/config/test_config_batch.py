@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_hpc.config import RunConfig
-from grpo_hpc.config.batch import Sizes, broken_rules, problems, schedule, sizes_of
+from grpo_hpc.config.batch import Sizes, broken_rules, engine_sequences, problems, schedule, sizes_of
 from grpo_hpc.config.nearest import nearest_values, suggestions
 from grpo_hpc.config.sections import SECTION_OF
 from grpo_hpc.errors import ConfigError
@@ -69,6 +69,12 @@ def test_either_of_generation_size_and_steps_may_be_given() -> None:
 def test_servers_of_their_own_sample_for_all() -> None:
     s = schedule(config(NOW._replace(vllm_mode="server", vllm_server_nodes=4, vllm_tensor_parallel_size=2)))
     assert s.completions_per_rank_per_rollout == 64 // 4
+
+
+@pytest.mark.parametrize(("share", "limit", "wanted"), [(8, None, 64), (96, None, 96), (2048, None, 512), (8, 16, 16)])
+def test_an_engine_is_made_for_its_share(share: int, limit: int | None, wanted: int) -> None:
+    """Larger batches have no CUDA graph, and an evaluation may be larger than a small share."""
+    assert engine_sequences(share, limit) == wanted
 
 
 def test_an_engine_of_two_ranks_generates_for_both() -> None:

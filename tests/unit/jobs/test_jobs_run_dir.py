@@ -53,6 +53,11 @@ def test_paths_in_the_resolved_run_file_are_absolute(cfg: RunConfig, tmp_path: P
     assert resolved.rewards.reward_funcs == ["exact_number", f"{tmp_path}/my/rewards.py:tidy"]
 
 
+def test_the_name_of_a_shipped_model_configuration_stays(cfg: RunConfig) -> None:
+    named = cfg.model_copy(update={"model": cfg.model.model_copy(update={"config": "Qwen3-8B"})})
+    assert with_absolute_paths(named).model.config == "Qwen3-8B"
+
+
 def test_an_existing_run_is_refused_and_left_alone(cfg: RunConfig) -> None:
     run = create(cfg)
     before = run.run_file.read_bytes()

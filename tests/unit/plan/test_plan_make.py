@@ -9,7 +9,7 @@ from rich.console import Console
 
 from grpo_hpc.errors import CheckpointError, ConfigError, PlanError
 from grpo_hpc.plan.html import write_html
-from grpo_hpc.plan.make import Plan, make_plan
+from grpo_hpc.plan.make import Plan, decided, make_plan
 from grpo_hpc.plan.show import show_plan, show_side_by_side
 from tests.unit.plan.planning import CONFIGS, SMOLLM2, quickstart, shipped
 
@@ -91,6 +91,29 @@ def test_verdicts(overrides: list[str], verdict: str, why: str | None) -> None:
     assert estimate is not None
     assert estimate.verdict == verdict, estimate.troubles
     assert why is None or any(why in trouble for trouble in estimate.troubles)
+
+
+def test_the_plan_gives_the_cache_what_a_rollout_needs_or_what_is_left() -> None:
+    """Of 8 GPUs each engine gets 32 completions of 9,216 tokens, at 144 KiB a token."""
+    open_ended = shipped("qwen3_8b", "vllm_gpu_memory_utilization=null")
+    roomy = decided(open_ended)
+    assert decided(roomy) is roomy
+    assert roomy.rollout.vllm_kv_cache_gib == pytest.approx(32 * 9216 * 144 / 2**20, rel=0.01)
+    assert open_ended.rollout.vllm_kv_cache_gib is None
+    estimate = make_plan(open_ended).estimate
+    assert estimate is not None and estimate.verdict == "fits" and estimate.memory.kv_tokens >= 32 * 9216
+
+    crowded = make_plan(shipped("qwen3_8b", "vllm_gpu_memory_utilization=null", "sleep_level=0")).estimate
+    assert crowded is not None and crowded.hardware is not None
+    cache = next(t.bytes for use in crowded.memory.phases for t in use.terms if t.name == "KV cache")
+    assert cache < 32 * 9216 * 144 * 2**10
+    assert crowded.memory.peak.total <= 0.9 * crowded.hardware.memory and crowded.verdict == "fits"
+
+
+@pytest.mark.parametrize("override", ["vllm_kv_cache_gib=3", "vllm_gpu_memory_utilization=0.5"])
+def test_what_is_given_is_not_decided(override: str) -> None:
+    cfg = shipped("qwen3_8b", "vllm_gpu_memory_utilization=null", override)
+    assert decided(cfg) is cfg
 
 
 def test_shipped_runs_fit_their_hardware() -> None:
