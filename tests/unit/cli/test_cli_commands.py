@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from grpo_hpc.cli import main
+from grpo_hpc.config import load_run
 
 ROOT = Path(__file__).parents[3]
 QUICKSTART = "configs/quickstart.yaml"
@@ -76,6 +77,14 @@ def test_dry_run_writes_the_run_directory_and_shows_its_script(
     assert f"Run directory: {folder}" in out
     assert (folder / "job.sh").read_text() in out
     assert {path.name for path in folder.iterdir()} == {"run.yaml", "plan.json", "lock.json", "cluster.yaml", "job.sh"}
+
+
+def test_what_the_plan_decides_stands_in_the_run_directory(tmp_path: Path) -> None:
+    file = QUICKSTART.replace("quickstart", "quickstart_gpu")
+    keys = ["--dry-run", f"output_dir={tmp_path}", "vllm_gpu_memory_utilization=null"]
+    assert run("submit", file, *keys) == 0
+    rollout = load_run(str(tmp_path / "quickstart_gpu" / "run.yaml")).rollout
+    assert rollout.vllm_kv_cache_gib is not None and "vllm_gpu_memory_utilization" not in rollout.model_fields_set
 
 
 def test_plan_shows_the_script_that_submit_writes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
