@@ -2,6 +2,7 @@
 .PHONY: setup demo quickstart test test-gpu test-containers test-slurm test-slurm-short lint
 
 py := .venv/bin/python
+gpu_py ?= python3
 grpo := .venv/bin/grpo-hpc
 
 setup:
@@ -21,7 +22,7 @@ test: setup
 
 # Four files at a time, on however many GPUs there are: most of it is starting processes here, too.
 test-gpu:
-	@python3 -m pytest -m gpu -n 4 --dist loadfile tests/gpu
+	@$(gpu_py) -m pytest -m gpu -n 4 --dist loadfile tests/gpu
 
 test-containers: setup
 	@tools/containers/install.sh podman apptainer docker

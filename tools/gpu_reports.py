@@ -113,7 +113,7 @@ def _learning(out: Path, scratch: Path) -> list[Task]:
 
 
 def _tests(out: Path, scratch: Path) -> list[Task]:
-    return [Task("tests", 1, 450, ["make", "test-gpu"])]
+    return [Task("tests", 1, 450, ["make", "test-gpu", f"gpu_py={sys.executable}"])]
 
 
 STAGES: dict[str, Callable[[Path, Path], list[Task]]] = {

@@ -43,19 +43,18 @@ def command(run: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool, sw
     from grpo_hpc.jobs.prepare import create_run
     from grpo_hpc.jobs.profile import profile_of
     from grpo_hpc.jobs.run_dir import RunDir
-    from grpo_hpc.plan.make import decided, make_plan
+    from grpo_hpc.plan.make import make_plan
     from grpo_hpc.plan.show import show_plan
 
     cfg = load_run(run, overrides)
     require_trainable(cfg)
     profile = profile_of(cfg)
-    cfg = decided(cfg)
     plan = make_plan(cfg)
     RunDir.of(cfg).require_free(fresh)
     if not dry_run:
         preflight(cfg, profile)
     show_plan(plan, Console())
-    run_dir = create_run(cfg, plan, fresh)
+    run_dir = create_run(plan.run, plan, fresh)
     if dry_run:
         click.echo(f"Run directory: {run_dir.path}\nScript:        {run_dir.job_script}\n")
         click.echo(run_dir.job_script.read_text(), nl=False)

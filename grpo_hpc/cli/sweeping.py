@@ -22,12 +22,12 @@ def submit_sweep(run: str, overrides: Sequence[str], sweeps: Sequence[str], dry_
     from grpo_hpc.jobs.profile import profile_of
     from grpo_hpc.jobs.run_dir import RunDir
     from grpo_hpc.jobs.sweep import for_each, make_points
-    from grpo_hpc.plan.make import decided, make_plan
+    from grpo_hpc.plan.make import make_plan
 
     points = make_points(run, overrides, sweeps)
     for_each(points, require_trainable)
-    points = [replace(point, cfg=cfg) for point, cfg in zip(points, for_each(points, decided), strict=True)]
     plans = for_each(points, make_plan)
+    points = [replace(point, cfg=plan.run) for point, plan in zip(points, plans, strict=True)]
     RunDir(points[0].cfg.output_dir).require_free(fresh)
     if not dry_run:
         for_each(points, lambda cfg: preflight(cfg, profile_of(cfg)))

@@ -181,8 +181,8 @@ class Rollout(Section):
     vllm_max_num_seqs: int | None = Field(
         default=None,
         ge=1,
-        description="completions that one engine works on at a time, and the largest batch with a CUDA graph; absent: "
-        "its share of a rollout, from 64 to 512",
+        description="completions that one engine works on at a time; there are CUDA graphs for batches up to twice as "
+        "large, at most 512; absent: its share of a rollout, from 64 to 512",
     )
     vllm_enforce_eager: bool = Field(default=False, description="run vLLM without CUDA graphs")
     sync_bucket_mib: float = Field(

@@ -80,20 +80,31 @@ class Plan:
     """What a run will do.
 
     Attributes:
+        run: the run file, with what it leaves to the plan decided.
         shape: the model; None when its config is not on this machine, and then there is no estimate.
         servers: vLLM servers on nodes of their own; empty when vLLM shares the trainer's.
         warnings: what the reader should know before starting.
     """
 
-    name: str
-    device: str
+    run: RunConfig
     topology: Topology
     schedule: BatchSchedule
-    train_iters: int
     shape: ModelShape | None
     estimate: Estimate | None
     servers: tuple[Server, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
+    def device(self) -> str:
+        return self.run.resources.device
+
+    @property
+    def train_iters(self) -> int:
+        return self.run.batch.train_iters
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-safe values (docs/planner.md has the schema); sizes in bytes, times in seconds."""
@@ -162,7 +173,7 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
         PlanError: the model cannot be cut as asked.
         CheckpointError: the model's config cannot be read or its family is not supported.
     """
-    cfg = decided(cfg)
+    cfg = _decided(cfg)
     sizes = schedule(cfg)
     shape = find_shape(cfg)
     if shape is not None:
@@ -188,11 +199,9 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
     if estimate is not None:
         warnings += _estimate_warnings(estimate)
     return Plan(
-        cfg.name,
-        cfg.resources.device,
+        cfg,
         topology,
         sizes,
-        cfg.batch.train_iters,
         shape,
         estimate,
         tuple(servers),
@@ -200,7 +209,7 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
     )
 
 
-def decided(cfg: RunConfig) -> RunConfig:
+def _decided(cfg: RunConfig) -> RunConfig:
     """``cfg`` with what it leaves to the plan: the size of vLLM's KV cache on a GPU.
 
     It stays open where there is no config.json to count with, and where the layout is impossible, which

@@ -93,7 +93,7 @@ class ColocateEngine:
         r = cfg.rollout
         options = platform.engine_options() | r.engine_memory(cfg.resources.device)
         options |= {"enforce_eager": True} if r.vllm_enforce_eager else {}
-        options |= {"max_num_seqs": sequences_of(cfg)}  # CUDA graphs are for no more
+        options |= {"max_num_seqs": sequences_of(cfg)}  # vLLM captures CUDA graphs by it
         if replayed_layers:
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(_second_runner_returns_experts()))
             options |= {"enable_return_routed_experts": True}

@@ -5,6 +5,7 @@ On a CPU, ranks are forked from a process that has torch and Megatron-Core loade
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import multiprocessing
@@ -13,6 +14,7 @@ import runpy
 import sys
 import tempfile
 import time
+import traceback
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
@@ -77,7 +79,14 @@ def _be_rank(command: list[str], environment: dict[str, str], log: Path) -> None
             os.dup2(out.fileno(), standard)
     sys.argv = command
     sys.path.insert(0, str(WORKERS))
-    runpy.run_path(command[0], run_name="__main__")
-    if not torch.cuda.is_available():
-        sys.stdout.flush()
-        ctypes.CDLL(None).exit(0)  # as a program ends; multiprocessing's way leaves shared memory of vLLM's CPU build
+    code = 0
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    if not torch.cuda.is_available():  # end as a program does: vLLM's shared memory is left behind otherwise
+        atexit._run_exitfuncs()
+        ctypes.CDLL(None).exit(code)
+    sys.exit(code)

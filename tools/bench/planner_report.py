@@ -178,7 +178,7 @@ the fullest GPU. Each triple is estimate, measured, error.
 _SUMMARY = """
 ## Errors
 
-Frozen runs were measured after the planner was last changed.
+Frozen runs were set aside: nothing was fitted to them.
 
 | runs | of | number | median | worst |
 |---|---|---|---|---|"""

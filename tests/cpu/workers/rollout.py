@@ -21,7 +21,7 @@ def main() -> None:
     import torch.distributed as dist
 
     from grpo_hpc.config import load_run
-    from grpo_hpc.config.batch import schedule
+    from grpo_hpc.config.batch import schedule, sequences_of
     from grpo_hpc.models.hf_folder import write_hf_folder
     from grpo_hpc.rollout import digest
     from grpo_hpc.rollout.collect import gather_lists
@@ -39,6 +39,7 @@ def main() -> None:
     init_model_parallel(cfg, platform)
     policy = TrainedPolicy(cfg, platform)
     engine = ColocateEngine(cfg, platform)
+    assert engine._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs == sequences_of(cfg)
     digest.SAMPLED = 1000  # all of them
     synced = engine.load_weights(policy.exporter.tensors(), 0)
     buckets = list(policy.exporter.buckets)

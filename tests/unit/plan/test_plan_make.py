@@ -9,7 +9,7 @@ from rich.console import Console
 
 from grpo_hpc.errors import CheckpointError, ConfigError, PlanError
 from grpo_hpc.plan.html import write_html
-from grpo_hpc.plan.make import Plan, decided, make_plan
+from grpo_hpc.plan.make import Plan, make_plan
 from grpo_hpc.plan.show import show_plan, show_side_by_side
 from tests.unit.plan.planning import CONFIGS, SMOLLM2, quickstart, shipped
 
@@ -96,11 +96,11 @@ def test_verdicts(overrides: list[str], verdict: str, why: str | None) -> None:
 def test_the_plan_gives_the_cache_what_a_rollout_needs_or_what_is_left() -> None:
     """Of 8 GPUs each engine gets 32 completions of 9,216 tokens, at 144 KiB a token."""
     open_ended = shipped("qwen3_8b", "vllm_gpu_memory_utilization=null")
-    roomy = decided(open_ended)
-    assert decided(roomy) is roomy
-    assert roomy.rollout.vllm_kv_cache_gib == pytest.approx(32 * 9216 * 144 / 2**20, rel=0.01)
+    plan = make_plan(open_ended)
+    assert make_plan(plan.run).run is plan.run
+    assert plan.run.rollout.vllm_kv_cache_gib == pytest.approx(32 * 9216 * 144 / 2**20, rel=0.01)
     assert open_ended.rollout.vllm_kv_cache_gib is None
-    estimate = make_plan(open_ended).estimate
+    estimate = plan.estimate
     assert estimate is not None and estimate.verdict == "fits" and estimate.memory.kv_tokens >= 32 * 9216
 
     crowded = make_plan(shipped("qwen3_8b", "vllm_gpu_memory_utilization=null", "sleep_level=0")).estimate
@@ -110,10 +110,21 @@ def test_the_plan_gives_the_cache_what_a_rollout_needs_or_what_is_left() -> None
     assert crowded.memory.peak.total <= 0.9 * crowded.hardware.memory and crowded.verdict == "fits"
 
 
+def test_a_server_has_a_gpu_of_its_own() -> None:
+    """There is room for all that it gets, or for as much as its weights leave."""
+    plan = make_plan(shipped("qwen3_8b_server", "vllm_gpu_memory_utilization=null"))
+    estimate = plan.estimate
+    assert estimate is not None and estimate.verdict == "fits"
+    share = plan.schedule.completions_per_rank_per_rollout
+    (cache,) = (term.bytes for term in estimate.memory.servers if term.name == "KV cache")
+    room = 0.9 * estimate.hardware.memory - sum(term.bytes for term in estimate.memory.servers) + cache
+    assert cache == pytest.approx(min(share * 9216 * 144 * 2**10, room), rel=0.01)
+
+
 @pytest.mark.parametrize("override", ["vllm_kv_cache_gib=3", "vllm_gpu_memory_utilization=0.5"])
 def test_what_is_given_is_not_decided(override: str) -> None:
     cfg = shipped("qwen3_8b", "vllm_gpu_memory_utilization=null", override)
-    assert decided(cfg) is cfg
+    assert make_plan(cfg).run is cfg
 
 
 def test_shipped_runs_fit_their_hardware() -> None:
