@@ -169,13 +169,13 @@ class Rollout(Section):
         default=0.3,
         gt=0,
         lt=1,
-        description="share of each GPU that vLLM may take, KV cache included; 0.3 where nothing is known of the model",
+        description="share of each GPU that vLLM may take, KV cache included; 0.3 where the plan cannot decide",
     )
     vllm_kv_cache_gib: float | None = Field(
         default=None,
         gt=0,
-        description="KV cache of each engine in GiB, in place of a share; without both the plan gives a GPU's engine "
-        "room for all of its completions, or what is left, and a CPU's 1 GiB",
+        description="KV cache of each engine in GiB, in place of a share; without both an engine on a GPU that "
+        "resources.gpu names gets room for all of its completions, or what is left, and one on a CPU 1 GiB",
     )
     vllm_max_model_len: int | None = Field(default=None, ge=2, description="longest prompt + completion in tokens")
     vllm_max_num_seqs: int | None = Field(

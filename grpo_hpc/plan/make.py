@@ -212,12 +212,13 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
 def _decided(cfg: RunConfig) -> RunConfig:
     """``cfg`` with what it leaves to the plan: the size of vLLM's KV cache on a GPU.
 
-    It stays open where there is no config.json to count with, and where the layout is impossible, which
-    :func:`make_plan` says.
+    It stays open where nobody said which GPU it is, as a share of the GPU fits any; where there is no config.json to
+    count with; and where the layout is impossible, which :func:`make_plan` says.
     """
     roll = cfg.rollout
     given = "vllm_gpu_memory_utilization" in roll.model_fields_set or roll.vllm_kv_cache_gib is not None
-    if given or cfg.resources.device != "cuda" or (shape := find_shape(cfg)) is None:
+    known = cfg.resources.device == "cuda" and "gpu" in cfg.resources.model_fields_set
+    if given or not known or (shape := find_shape(cfg)) is None:
         return cfg
     sizes = schedule(cfg)
     task = task_of(cfg, shape, sizes)

@@ -81,7 +81,7 @@ def test_dry_run_writes_the_run_directory_and_shows_its_script(
 
 def test_what_the_plan_decides_stands_in_the_run_directory(tmp_path: Path) -> None:
     file = QUICKSTART.replace("quickstart", "quickstart_gpu")
-    keys = ["--dry-run", f"output_dir={tmp_path}", "vllm_gpu_memory_utilization=null"]
+    keys = ["--dry-run", f"output_dir={tmp_path}", "vllm_gpu_memory_utilization=null", "gpu=h200"]
     assert run("submit", file, *keys) == 0
     rollout = load_run(str(tmp_path / "quickstart_gpu" / "run.yaml")).rollout
     assert rollout.vllm_kv_cache_gib is not None and "vllm_gpu_memory_utilization" not in rollout.model_fields_set

@@ -95,7 +95,7 @@ def test_verdicts(overrides: list[str], verdict: str, why: str | None) -> None:
 
 def test_the_plan_gives_the_cache_what_a_rollout_needs_or_what_is_left() -> None:
     """Of 8 GPUs each engine gets 32 completions of 9,216 tokens, at 144 KiB a token."""
-    open_ended = shipped("qwen3_8b", "vllm_gpu_memory_utilization=null")
+    open_ended = shipped("qwen3_8b", "vllm_gpu_memory_utilization=null", "gpu=h100")
     plan = make_plan(open_ended)
     assert make_plan(plan.run).run is plan.run
     assert plan.run.rollout.vllm_kv_cache_gib == pytest.approx(32 * 9216 * 144 / 2**20, rel=0.01)
@@ -103,7 +103,7 @@ def test_the_plan_gives_the_cache_what_a_rollout_needs_or_what_is_left() -> None
     estimate = plan.estimate
     assert estimate is not None and estimate.verdict == "fits" and estimate.memory.kv_tokens >= 32 * 9216
 
-    crowded = make_plan(shipped("qwen3_8b", "vllm_gpu_memory_utilization=null", "sleep_level=0")).estimate
+    crowded = make_plan(shipped("qwen3_8b", "vllm_gpu_memory_utilization=null", "sleep_level=0", "gpu=h100")).estimate
     assert crowded is not None and crowded.hardware is not None
     cache = next(t.bytes for use in crowded.memory.phases for t in use.terms if t.name == "KV cache")
     assert cache < 32 * 9216 * 144 * 2**10
@@ -112,7 +112,7 @@ def test_the_plan_gives_the_cache_what_a_rollout_needs_or_what_is_left() -> None
 
 def test_a_server_has_a_gpu_of_its_own() -> None:
     """There is room for all that it gets, or for as much as its weights leave."""
-    plan = make_plan(shipped("qwen3_8b_server", "vllm_gpu_memory_utilization=null"))
+    plan = make_plan(shipped("qwen3_8b_server", "vllm_gpu_memory_utilization=null", "gpu=h100"))
     estimate = plan.estimate
     assert estimate is not None and estimate.verdict == "fits"
     share = plan.schedule.completions_per_rank_per_rollout
@@ -121,9 +121,11 @@ def test_a_server_has_a_gpu_of_its_own() -> None:
     assert cache == pytest.approx(min(share * 9216 * 144 * 2**10, room), rel=0.01)
 
 
-@pytest.mark.parametrize("override", ["vllm_kv_cache_gib=3", "vllm_gpu_memory_utilization=0.5"])
-def test_what_is_given_is_not_decided(override: str) -> None:
-    cfg = shipped("qwen3_8b", "vllm_gpu_memory_utilization=null", override)
+@pytest.mark.parametrize(
+    "overrides", [["gpu=h100", "vllm_kv_cache_gib=3"], ["gpu=h100", "vllm_gpu_memory_utilization=0.5"], []]
+)
+def test_what_is_given_is_not_decided_nor_for_a_gpu_that_nobody_named(overrides: list[str]) -> None:
+    cfg = shipped("qwen3_8b", "vllm_gpu_memory_utilization=null", *overrides)
     assert make_plan(cfg).run is cfg
 
 
