@@ -131,6 +131,16 @@ def test_what_vllm_is_told():
     )
 
 
+def test_a_server_is_made_for_its_share_and_a_cache_of_a_given_size():
+    """256 completions a step, four steps from a rollout, eight servers."""
+    keys = ["steps_per_generation=4", "vllm_gpu_memory_utilization=null", "vllm_kv_cache_gib=40"]
+    cfg = load_run(ROOT / "configs" / "qwen3_8b_server.yaml", keys)
+    words = options(cfg, 0)
+    told = dict(zip(words[::2], words[1::2], strict=True))
+    assert told["--max-num-seqs"] == "128"
+    assert told["--kv-cache-memory-bytes"] == str(40 * 2**30) and told["--gpu-memory-utilization"] == "0.01"
+
+
 def test_a_server_gets_its_own_of_the_gpus_of_the_step(monkeypatch):
     cfg = load_run(ROOT / "configs" / "qwen3_8b_server.yaml")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
