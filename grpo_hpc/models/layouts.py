@@ -140,14 +140,8 @@ class Layout(ABC):
 
     def to_hf(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The Hugging Face tensors, from all shards in rank order."""
-        import torch
-
         whole = self._join(shards)
-        tensors = []
-        for ranges in _all_rows(self):
-            parts = [whole[rows] for rows in ranges]
-            tensors.append(parts[0] if len(parts) == 1 else torch.cat(parts))
-        return tuple(tensors)
+        return tuple(whole[rows] for (rows,) in _all_rows(self))
 
     def _join(self, shards: Sequence[Tensor]) -> Tensor:
         import torch
@@ -236,13 +230,21 @@ class Qkv(Layout):
     def hf_shapes(self) -> tuple[Size, ...]:
         return tuple((heads * self.head_dim, *self.trailing) for heads in (self.heads, self.kv_heads, self.kv_heads))
 
+    @property
+    def _of_a_group(self) -> Size:
+        """Rows of a group's queries, key and value."""
+        return self.heads // self.kv_heads * self.head_dim, self.head_dim, self.head_dim
+
     def segments(self) -> list[Rows]:
-        rows = (self.heads // self.kv_heads * self.head_dim, self.head_dim, self.head_dim)
         return [
             Rows(source, group * count, (group + 1) * count)
             for group in range(self.kv_heads)
-            for source, count in enumerate(rows)
+            for source, count in enumerate(self._of_a_group)
         ]
+
+    def to_hf(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        groups = self._join(shards).unflatten(0, (self.kv_heads, -1))
+        return tuple(part.flatten(0, 1) for part in groups.split(self._of_a_group, dim=1))
 
 
 def padded_vocabulary(vocabulary: int, tensor_parallel: int) -> int:

@@ -152,7 +152,7 @@ class HfExporter:
             first = bucket[0]
             if not to.takes_part(first.rule.experts > 0):
                 continue
-            if not self._travels(first):
+            if first.name not in self._travelling:
                 yield from self._from_where_it_lies(first, to)
                 continue
             shards = self._shards(bucket, to)
@@ -187,9 +187,13 @@ class HfExporter:
 
     def _route(self, entry: Entry) -> tuple[object, ...]:
         """What parameters must have in common to travel together: who holds them, and how they are cut."""
-        place = entry.layer if entry.rule.per_layer and self._travels(entry) else entry.name
+        place = entry.layer if entry.rule.per_layer and entry.name in self._travelling else entry.name
         holder = _first_with(entry.name, self._experts) if entry.rule.experts else None
         return place, entry.rule.part == "vision", holder, entry.layout.sharded, self._meta[entry.name][1]
+
+    @cached_property
+    def _travelling(self) -> frozenset[str]:
+        return frozenset(entry.name for entry in self._table if self._travels(entry))
 
     def _travels(self, entry: Entry) -> bool:
         """Whether some rank has only a part of the parameter, or nothing of it."""

@@ -116,6 +116,7 @@ class ColocateEngine:
         )
         self._held: EngineTensors = self._llm.apply_model(EngineTensors)[0]
         self._loading = Loading()
+        self._cached = False  # whether there may be keys and values under these weights
         self._in_place: bool = platform.is_cuda and self._llm.apply_model(loads_in_place)[0]
 
     @property
@@ -138,7 +139,7 @@ class ColocateEngine:
     def probe(self, requests: Sequence[Request], tokens: int) -> list[Completion]:
         """At most ``tokens`` tokens for each request, from the whole distribution: without ``top_p`` and ``top_k``."""
         found = self._generate(requests, max_tokens=tokens, temperature=self._cfg.temperature)
-        self._llm.reset_prefix_cache()  # the run samples as if nothing had been asked before
+        self._forget_cached()  # the run samples as if nothing had been asked before
         return found
 
     def _generate(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
@@ -147,6 +148,7 @@ class ColocateEngine:
         from vllm import SamplingParams, TokensPrompt
 
         # flat: a few lists for each completion, where vLLM would otherwise make two objects for every token
+        self._cached = True
         chosen = {"logprobs": 0, "flat_logprobs": True, "detokenize": False} | options
         outputs = self._llm.generate(
             [TokensPrompt(prompt_token_ids=request.prompt_tokens) for request in requests],
@@ -170,7 +172,7 @@ class ColocateEngine:
         for _ in converted:  # the stream is collective: every rank must reach its end
             pass
         self._llm.apply_model(_refresh_tied_head)
-        self._llm.reset_prefix_cache()
+        self._forget_cached()
         compared = compare(self._held, sent, _ranks_of_one_engine())
         self.version = version
         return Synced(sent.bytes, compared)
@@ -184,9 +186,15 @@ class ColocateEngine:
             self._llm.apply_model(_forget_packed_experts)
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
 
+    def _forget_cached(self) -> None:
+        if self._cached:
+            self._llm.reset_prefix_cache()  # 0.1 us for every block, of which there are tens of thousands
+        self._cached = False
+
     def sleep(self) -> None:
         """Free the device: weights wait in host memory (``sleep_level`` 1) or are dropped, the KV cache always is."""
         self._llm.sleep(level=self._cfg.sleep_level)
+        self._cached = False  # vLLM sees to that
         if self._cfg.sleep_level == 2:
             self.version = None
 

@@ -26,6 +26,7 @@ class Setting:
         completions: per optimizer step, in groups of 8.
         prompt, completion: tokens; completions run to their full length.
         keys: of the run file, by short name.
+        memory_share: of a GPU for vLLM; None leaves the size of its KV cache to the plan.
     """
 
     shape: str
@@ -35,6 +36,7 @@ class Setting:
     keys: dict[str, Any] = field(default_factory=dict)
     gpus: int = 1
     frozen: bool = False
+    memory_share: float | None = 0.3
 
     @property
     def steps(self) -> int:
@@ -88,6 +90,8 @@ SETTINGS = {
                    "lora_rank": 16, "lora_alpha": 32}, frozen=True),
     "dense-4b": Setting(
         "qwen3-4b", 64, 896, 128, _ASLEEP | {"max_tokens_per_micro_batch": 8192}, frozen=True),
+    "planned": Setting(
+        "qwen3-4b", 64, 896, 128, _EAGER | {"max_tokens_per_micro_batch": 8192}, frozen=True, memory_share=None),
     "dp2": Setting(
         "qwen3-1.7b", 64, 1920, 128, _EAGER | _PAIR | {"overlap_grad_reduce": True, "overlap_param_gather": True},
         gpus=2),
@@ -101,6 +105,13 @@ SETTINGS = {
         _ASLEEP | {"max_tokens_per_micro_batch": 16384, "tensor_model_parallel_size": 2, "sequence_parallel": True,
                    "recompute_granularity": "full", "tuner_type": "lora", "lora_rank": 16, "lora_alpha": 32},
         gpus=2, frozen=True),
+    "selective-tp2": Setting(
+        "qwen3-4b", 32, 3968, 128,
+        _ASLEEP | {"max_tokens_per_micro_batch": 16384, "tensor_model_parallel_size": 2, "sequence_parallel": True,
+                   "recompute_granularity": "selective"}, gpus=2, frozen=True),
+    "long-cp2": Setting(
+        "qwen3-1.7b", 16, 8064, 128,
+        _EAGER | {"max_tokens_per_micro_batch": 16384, "context_parallel_size": 2}, gpus=2, frozen=True),
     "ep2": Setting("moe-3b", 64, 896, 128, _EAGER | _PAIR | {"expert_model_parallel_size": 2}, gpus=2, frozen=True),
 }  # fmt: skip
 
@@ -113,6 +124,7 @@ def overrides(setting: Setting) -> list[str]:
 def run_file(name: str, setting: Setting, folder: Path, device: str = "cuda") -> dict[str, Any]:
     """The run file of a setting, without its ``keys``; ``folder`` has the models and gets the run."""
     precision = "float32" if device == "cpu" else "bfloat16"
+    share = device == "cuda" and setting.memory_share is not None
     return {
         "name": name,
         "output_dir": str(folder / "runs"),
@@ -125,7 +137,7 @@ def run_file(name: str, setting: Setting, folder: Path, device: str = "cuda") ->
         },
         "batch": {"global_batch_size": setting.completions, "num_generations": 8, "train_iters": setting.steps},
         "rollout": {
-            **({"vllm_gpu_memory_utilization": 0.3} if device == "cuda" else {}),
+            **({"vllm_gpu_memory_utilization": setting.memory_share} if share else {}),
             "vllm_dtype": precision,
             "vllm_max_model_len": setting.prompt + setting.completion,
             "max_completion_length": setting.completion,
