@@ -55,7 +55,8 @@ def _plan(plan: Plan) -> str:
         parts += [_terms(plan.estimate)]
         if plan.estimate.times is not None:
             parts += ["<h2>Time of a rollout and its steps</h2>", _timeline(plan.estimate.times)]
-            parts += [_time_table(plan.estimate.times), f'<p class="note">{escape(accuracy())}</p>']
+            parts += [_time_table(plan.estimate.times)]
+            parts += [f'<p class="note">{escape(accuracy(plan.estimate.execution.eager))}</p>']
     return "\n".join(parts)
 
 

@@ -156,7 +156,7 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
             "tokens_per_s_per_gpu": t.rate,
             "mfu": t.mfu,
         },
-        "accuracy": accuracy(),
+        "accuracy": accuracy(estimate.execution.eager),
     }
 
 

@@ -30,6 +30,7 @@ SYNC_CHECK = 0.01  # seconds for hashes of sampled tensors, whatever the size
 WAKE = 0.2  # seconds to put the engine to sleep and wake it, and to give back what is cached
 SYNC_CALL = 35e-6  # seconds to hand one tensor to the engine
 SYNC_EXPERT_CALL = 22e-6  # an expert's
+SYNC_RELOAD = 0.2e-3  # either, where vLLM reloads layer by layer, as it does with latent attention
 SYNC_MERGE = 2.2e-3  # and to compute a layer's matrices with their adapters, from 36 layers beside an H200
 SYNC_SHARE = 0.25  # share of the device's copy rate that conversion and loading of tensors reach
 ELEMENTWISE = 24  # bytes of hidden states that norms, residuals and rotations move per token, width and pass
@@ -355,7 +356,8 @@ def _sync(task: Task, execution: Execution, hw: Hardware) -> list[Part]:
     cut = d.tp * d.pp * d.ep
     device = 2 * size / (hw.hbm_gb_per_s * 1e9 * SYNC_SHARE)
     merged = s.layers * SYNC_MERGE if task.lora_rank else 0.0
-    host = tensors * SYNC_CALL + experts * SYNC_EXPERT_CALL + merged
+    call, expert_call = (SYNC_RELOAD, SYNC_RELOAD) if s.mla else (SYNC_CALL, SYNC_EXPERT_CALL)
+    host = tensors * call + experts * expert_call + merged
     parts = [
         Part("checks", SYNC_CHECK, "host", "hashes of sampled tensors"),
         Part(
@@ -363,8 +365,8 @@ def _sync(task: Task, execution: Execution, hw: Hardware) -> list[Part]:
             max(device, host),
             "HBM" if device > host else "host",
             f"{size / 1e9:.1f} GB read and written at {SYNC_SHARE:.0%} of the copy rate; the host hands over "
-            f"{tensors:,} tensors at {SYNC_CALL * 1e6:.0f} us and {experts:,} of experts at "
-            f"{SYNC_EXPERT_CALL * 1e6:.0f} us" + (f", and merges adapters in {merged:.2f} s" if merged else ""),
+            f"{tensors:,} tensors at {call * 1e6:.0f} us and {experts:,} of experts at "
+            f"{expert_call * 1e6:.0f} us" + (f", and merges adapters in {merged:.2f} s" if merged else ""),
         ),
     ]
     if cut > 1:

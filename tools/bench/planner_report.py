@@ -43,6 +43,11 @@ class Row:
         return bool(self.found.get("ended") == "ran out of memory")
 
     @property
+    def eager(self) -> bool:
+        """vLLM had no CUDA graphs."""
+        return self.estimate.execution.eager
+
+    @property
     def peak(self) -> float:
         return self.estimate.memory.peak.total / GIB
 
@@ -89,7 +94,11 @@ def write_report(results: Path) -> str:
 
 
 def _accuracy(ran: Sequence[Row]) -> dict[str, dict[str, float]]:
-    found = {"time": _errors(ran, "step"), "memory": _errors(ran, "peak")}
+    found = {
+        "time": _errors([row for row in ran if not row.eager], "step"),
+        "time_eager": _errors([row for row in ran if row.eager], "step"),
+        "memory": _errors(ran, "peak"),
+    }
     return {
         what: {
             "runs": len(errors),
@@ -135,7 +144,13 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 
 def _summary(rows: Sequence[Row], ran: Sequence[Row]) -> list[str]:
     lines = []
-    for label, chosen in (("all", ran), ("frozen", [row for row in ran if row.found["frozen"]])):
+    groups = {
+        "all": ran,
+        "frozen": [row for row in ran if row.found["frozen"]],
+        "CUDA graphs in vLLM": [row for row in ran if not row.eager],
+        "no CUDA graphs there": [row for row in ran if row.eager],
+    }
+    for label, chosen in groups.items():
         for what, unit in (("peak", "peak memory"), ("step", "step time")):
             if errors := [abs(error) for error in _errors(chosen, what)]:
                 lines.append(f"| {label} | {unit} | {len(errors)} | {median(errors):.1%} | {max(errors):.1%} |")

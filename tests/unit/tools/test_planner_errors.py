@@ -22,8 +22,9 @@ def test_the_page_of_measured_runs_and_the_stated_error_are_todays(monkeypatch, 
     monkeypatch.setattr("tools.bench.planner_report.ACCURACY", stated)
     assert write_report(RESULTS) == RESULTS.with_suffix(".md").read_text()
     assert stated.read_text() == FILE.read_text()
-    steps = [row.error("step") for row in read_rows(RESULTS) if row.timed]
-    assert f"{min(steps):+.0%}" in accuracy()
+    for eager in (True, False):
+        steps = [row.error("step") for row in read_rows(RESULTS) if row.timed and row.eager == eager]
+        assert f"{min(steps):+.0%} on {len(steps)} measured runs" in accuracy(eager)
 
 
 def test_what_ran_out_is_never_said_to_fit() -> None:
