@@ -24,7 +24,8 @@ def test_the_page_of_measured_runs_and_the_stated_error_are_todays(monkeypatch, 
     assert stated.read_text() == FILE.read_text()
     for eager in (True, False):
         steps = [row.error("step") for row in read_rows(RESULTS) if row.timed and row.eager == eager]
-        assert f"{min(steps):+.0%} on {len(steps)} measured runs" in accuracy(eager)
+        ends = f"{min(steps):+.0%} to {max(steps):+.0%}"
+        assert f"step times {ends} on {len(steps)} measured runs" in accuracy(eager)
 
 
 def test_what_ran_out_is_never_said_to_fit() -> None:
