@@ -62,6 +62,18 @@ def test_rollout_follows_bytes_and_the_tail() -> None:
     assert slow["rollout", "decode"] > long["rollout", "decode"]
 
 
+def test_an_engine_over_nodes_pays_for_every_all_reduce_by_hand() -> None:
+    t = task(prompt=100, completion=1000, average=1000)  # equal lengths: no tail
+    node = execution(2, engine_tp=2, memory_share=0.5)
+    apart = dataclasses.replace(node, per_node=1)
+    near, far = (seconds(estimate(t, each, H100))["rollout", "decode"] for each in (node, apart))
+    size = 2 * 1 / 2 * t.generation * t.shape.hidden * t.engine_width
+    each = 65e-6 - 20e-6 + size / (H100.nic_gb_per_s * 1e9) - size / (H100.nvlink_gb_per_s * 1e9)
+    assert far - near == pytest.approx(1000 * 2 * t.shape.layers * each, rel=1e-6)
+    alone = seconds(estimate(t, dataclasses.replace(node, engine_tp=1), H100))["rollout", "decode"]
+    assert near - alone > 0.9 * 1000 * 2 * t.shape.layers * 20e-6  # a small model gains nothing by being cut
+
+
 def test_rates_add_up() -> None:
     times = estimate(task(), execution(8), H100)
     assert times.cycle == pytest.approx(sum(seconds(times).values()))
