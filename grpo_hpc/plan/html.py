@@ -11,7 +11,7 @@ from grpo_hpc.plan.accuracy import accuracy
 from grpo_hpc.plan.explain import batch_lines
 from grpo_hpc.plan.make import Estimate, Plan
 from grpo_hpc.plan.memory import GIB
-from grpo_hpc.plan.time import Times
+from grpo_hpc.plan.rates import Times
 
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#eeca3b", "#b279a2", "#ff9da6", "#9d755d", "#79706e")
 _STYLE = """

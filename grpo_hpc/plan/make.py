@@ -18,9 +18,9 @@ from grpo_hpc.plan import memory, time
 from grpo_hpc.plan.accuracy import accuracy
 from grpo_hpc.plan.hardware import Hardware, read_hardware
 from grpo_hpc.plan.memory import GIB, MARGIN, Memory, planned_cache
+from grpo_hpc.plan.rates import Times
 from grpo_hpc.plan.rules import broken
 from grpo_hpc.plan.setup import Execution, Task, execution_of, task_of
-from grpo_hpc.plan.time import Times
 from grpo_hpc.plan.topology import Degrees, Server, Topology, make_servers, make_topology
 
 Verdict = Literal["fits", "tight", "does not fit"]

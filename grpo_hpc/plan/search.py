@@ -17,11 +17,14 @@ from grpo_hpc.config.load import problems_of
 from grpo_hpc.config.problems import raise_problems
 from grpo_hpc.errors import PlanError
 from grpo_hpc.models.shape import ModelShape
-from grpo_hpc.plan import memory, time
+from grpo_hpc.plan import memory
 from grpo_hpc.plan.hardware import Hardware, read_hardware
 from grpo_hpc.plan.make import Estimate, estimate_of, find_shape
+from grpo_hpc.plan.rollout_time import rollout
 from grpo_hpc.plan.rules import broken
 from grpo_hpc.plan.setup import Execution, Task, execution_of, stage_sizes, task_of
+from grpo_hpc.plan.sync_time import offload
+from grpo_hpc.plan.time import training_seconds
 from grpo_hpc.plan.topology import Degrees
 
 KEEP = 10
@@ -202,7 +205,7 @@ def _samplings(task: Task, base: Execution, train_nodes: int, hardware: Hardware
             execution = replace(base, degrees=Degrees(train_nodes * base.per_node), engine_tp=tp, memory_share=share)
             kv = next(t.bytes for t in memory.engine_terms(task, execution, hardware) if t.name == "KV cache")
             if kv >= memory.kv_bytes_per_token(task, execution) * task.longest:
-                seconds = sum(part.seconds for part in time.rollout(task, execution, hardware))
+                seconds = sum(part.seconds for part in rollout(task, execution, hardware))
                 found.append(_Sampling(tp, share, seconds))
     return sorted(found, key=lambda sampling: (sampling.seconds, sampling.share))
 
@@ -314,7 +317,7 @@ def _even(sizes: Sizes, execution: Execution) -> bool:
 def _training(task: Task, execution: Execution, hardware: Hardware) -> _Training:
     last = execution.degrees.pp - 1
     fullest = max((memory.training_bytes(task, execution, stage) for stage in {0, last}), key=lambda found: found[0])
-    seconds = time.training_seconds(task, execution, hardware)
+    seconds = training_seconds(task, execution, hardware)
     return _Training(execution, *fullest, seconds)
 
 
@@ -339,7 +342,7 @@ def _join(
             if training.working + resting > room or base + stays + engine > room:
                 continue
             chosen = replace(execution, engine_tp=sampling.tp, memory_share=sampling.share)
-            moves = sum(part.seconds for part in time.offload(task, chosen, hardware))
+            moves = sum(part.seconds for part in offload(task, chosen, hardware))
             seconds = sampling.seconds + training.seconds + moves
             if best is None or seconds < best[0]:
                 best = (seconds, chosen)

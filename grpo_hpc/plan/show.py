@@ -15,7 +15,7 @@ from grpo_hpc.plan.accuracy import accuracy
 from grpo_hpc.plan.explain import batch_lines
 from grpo_hpc.plan.make import Estimate, Plan
 from grpo_hpc.plan.memory import GIB, Term, Use
-from grpo_hpc.plan.time import Times
+from grpo_hpc.plan.rates import Times
 from grpo_hpc.plan.topology import Place, Topology
 
 COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red", "bright_cyan", "bright_green", "bright_yellow", "white")

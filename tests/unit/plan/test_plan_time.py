@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from grpo_hpc.plan.hardware import read_hardware
-from grpo_hpc.plan.time import Times, estimate
+from grpo_hpc.plan.rates import Times
+from grpo_hpc.plan.time import estimate
 from tests.unit.plan.test_plan_memory import MOE, execution, task
 
 H100 = read_hardware("h100")
