@@ -7,6 +7,7 @@ makes a number, and a leading zero does not.
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +74,7 @@ def read_document(path: Path) -> Document:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"run file {path} does not exist", _near_files(path)) from None
+        raise ConfigError(f"run file {path} does not exist", _others(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"run file {path} cannot be read: {error}") from None
     loader = _Loader(text)
@@ -128,6 +129,10 @@ def _yaml_mistake(error: yaml.YAMLError) -> str:
     return " ".join(str(error).split())
 
 
-def _near_files(path: Path) -> str:
-    found = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-    return f"Run files there: {', '.join(found[:6])}" if found else ""
+def _others(path: Path) -> str:
+    """What may have been meant: the shipped run file of nearly that name, or those beside ``path``."""
+    beside = {p.stem: p for p in sorted(path.parent.glob("*.yaml"))} if path.parent.is_dir() else {}
+    near = difflib.get_close_matches(path.stem, [*beside, *run_files()], n=1)
+    if near and near[0] not in beside:
+        return f"Did you mean {near[0]}, which comes with grpo-hpc?"
+    return f"Run files there: {', '.join(map(str, [*beside.values()][:6]))}" if beside else ""

@@ -189,6 +189,10 @@ def test_missing_file_names_the_run_files_beside_it(run_file: Path) -> None:
     assert str(run_file) in text
 
 
+def test_a_missing_file_of_nearly_a_shipped_name_is_asked_about(run_file: Path) -> None:
+    assert "Did you mean qwen3_8b, which comes with grpo-hpc?" in mistakes(run_file.with_name("qwen3-8b.yaml"))
+
+
 def test_config_is_frozen(run_file: Path) -> None:
     cfg = load_run(run_file)
     with pytest.raises(ValueError, match="frozen"):
