@@ -37,7 +37,6 @@ def command(run: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool, sw
     from rich.console import Console
 
     from grpo_hpc.config import load_run
-    from grpo_hpc.config.support import require_trainable
     from grpo_hpc.jobs.executors import start
     from grpo_hpc.jobs.preflight import preflight
     from grpo_hpc.jobs.prepare import create_run
@@ -47,7 +46,6 @@ def command(run: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool, sw
     from grpo_hpc.plan.show import show_plan
 
     cfg = load_run(run, overrides)
-    require_trainable(cfg)
     profile = profile_of(cfg)
     plan = make_plan(cfg)
     RunDir.of(cfg).require_free(fresh)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 def submit_sweep(run: str, overrides: Sequence[str], sweeps: Sequence[str], dry_run: bool, fresh: bool) -> int:
     """Check every point, write the folder of the sweep and start it."""
-    from grpo_hpc.config.support import require_trainable
     from grpo_hpc.jobs.array import create_sweep
     from grpo_hpc.jobs.preflight import preflight
     from grpo_hpc.jobs.prepare import TRAINER
@@ -25,7 +24,6 @@ def submit_sweep(run: str, overrides: Sequence[str], sweeps: Sequence[str], dry_
     from grpo_hpc.plan.make import make_plan
 
     points = make_points(run, overrides, sweeps)
-    for_each(points, require_trainable)
     plans = for_each(points, make_plan)
     points = [replace(point, cfg=plan.run) for point, plan in zip(points, plans, strict=True)]
     RunDir(points[0].cfg.output_dir).require_free(fresh)

@@ -268,6 +268,9 @@ def _rollout(cfg: RunConfig) -> list[Problem]:
             "which does not run on a CPU; use R2, which replays the trainer's own routing"
         )
         found.append(Problem("moe.router_replay_mode", text))
+    if cfg.moe.router_replay_mode == "R3" and _on_servers(cfg):
+        text = "R3 needs rollout.vllm_mode: colocate, servers return no experts; use R2, the trainer's own routing"
+        found.append(Problem("moe.router_replay_mode", text))
     roll = cfg.rollout
     if roll.top_k == 0:
         found.append(Problem("rollout.top_k", "must be -1 (all tokens) or at least 1, got 0"))

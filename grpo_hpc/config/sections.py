@@ -199,6 +199,11 @@ class Rollout(Section):
     top_p: float = Field(default=1.0, gt=0, le=1, description="probability mass that is sampled from; 1 keeps all")
     top_k: int = Field(default=-1, ge=-1, description="number of tokens that are sampled from; -1 keeps all")
 
+    @property
+    def ranks_of_engine(self) -> int:
+        """Training processes that share an engine, and the same requests to it; none share those to servers."""
+        return self.vllm_tensor_parallel_size if self.vllm_mode == "colocate" else 1
+
     def kv_cache_gib(self, device: str) -> float | None:
         """Size of the KV cache of each engine in GiB; None where it is what an engine's share of the GPU leaves."""
         return 1.0 if self.vllm_kv_cache_gib is None and device == "cpu" else self.vllm_kv_cache_gib

@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from grpo_hpc.config import RunConfig
-from grpo_hpc.config.support import require_trainable
 from grpo_hpc.errors import EnvironmentProblem
 from grpo_hpc.jobs.profile import Profile
 
@@ -18,13 +17,12 @@ def preflight(cfg: RunConfig, profile: Profile) -> None:
     """Check what can be seen from here before a run is started with ``profile``; touches no file.
 
     Raises:
-        ConfigError: the trainer cannot do this run, or data rows or reward names are wrong.
+        ConfigError: data rows or reward names are wrong.
         EnvironmentProblem: the model folder or a package is missing.
     """
     from grpo_hpc.data.rows import check_rows
     from grpo_hpc.rewards.registry import check_names
 
-    require_trainable(cfg)
     check_model_folder(Path(cfg.model.path))
     _check_image(profile)
     for rows in filter(None, (cfg.data.train, cfg.data.eval)):

@@ -18,7 +18,7 @@ from grpo_hpc.jobs.run_dir import PlanLike, RunDir, with_absolute_paths
 from grpo_hpc.jobs.secrets import read_secrets
 
 TRAINER = ("-m", "grpo_hpc.train")
-SERVER = ("-m", "vllm.entrypoints.openai.api_server")
+SERVER = ("-m", "grpo_hpc.rollout.server")
 _LOOK, _MEET = ("-m", "grpo_hpc.jobs.check_node"), ("-m", "grpo_hpc.jobs.check_rank")
 _SERVE = ("-m", "grpo_hpc.jobs.serve")
 

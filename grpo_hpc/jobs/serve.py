@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from grpo_hpc.addresses import own_address
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import sequences_of
 from grpo_hpc.jobs.crash import find_crash
@@ -86,16 +86,6 @@ def options(cfg: RunConfig, number: int) -> list[str]:
     for name, value in roll.engine_memory(cfg.resources.device).items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     return [*words, "--enforce-eager"] if cfg.resources.device == "cpu" or roll.vllm_enforce_eager else words
-
-
-def own_address(peer: str) -> str:
-    """The address of this node in the network that leads to ``peer``; servers listen on no other one.
-
-    The node's own name may lead to a loopback address, as on Debian, which no other node can reach.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((peer, 9))  # sends nothing
-        return str(probe.getsockname()[0])
 
 
 def _device(cfg: RunConfig, local: list[int]) -> dict[str, str]:

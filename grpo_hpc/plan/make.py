@@ -11,7 +11,6 @@ from grpo_hpc.config import RunConfig
 from grpo_hpc.config.adapters import named_linears
 from grpo_hpc.config.batch import BatchSchedule, schedule
 from grpo_hpc.config.library import model_config
-from grpo_hpc.config.support import untrainable
 from grpo_hpc.errors import PlanError
 from grpo_hpc.models.shape import ModelShape, read_shape, require_engine, require_experts, require_linears
 from grpo_hpc.plan import memory, time
@@ -195,7 +194,7 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
         if roll.vllm_mode == "server"
         else []
     )
-    warnings = [*untrainable(cfg), *_warnings(cfg, sizes, topology, shape)]
+    warnings = [*_warnings(cfg, sizes, topology, shape)]
     if estimate is not None:
         warnings += _estimate_warnings(estimate)
     return Plan(

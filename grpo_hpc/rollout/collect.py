@@ -73,7 +73,7 @@ class Collector:
         self._engine, self._tokenizer = engine, tokenizer
         self._rewards, self._pool = cfg.rewards, pool
         self._columns = cfg.rewards.columns
-        self._replica_size = cfg.rollout.vllm_tensor_parallel_size
+        self._replica_size = cfg.rollout.ranks_of_engine
 
     def sample(self, prompts: Sequence[Prompt], samples: int, *, greedy: bool = False) -> list[Trajectory]:
         """``samples`` completions of each prompt, in the order of position and sample; not scored yet."""

@@ -66,6 +66,14 @@ class Engine(Protocol):
 
     version: int | None
 
+    @property
+    def fed_by_every_rank(self) -> bool:
+        """Whether every rank must have the tensors of a weight sync, or the first alone."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and completion together."""
+
     def generate(self, requests: Sequence[Request], *, greedy: bool = False) -> list[Completion]: ...
 
     def probe(self, requests: Sequence[Request], tokens: int) -> list[Completion]: ...
@@ -88,6 +96,8 @@ class ColocateEngine:
     Args:
         replayed_layers: numbers of the layers with experts whose routing every completion must bring with it.
     """
+
+    fed_by_every_rank = True
 
     def __init__(self, cfg: RunConfig, platform: Platform, replayed_layers: Sequence[int] = ()) -> None:
         r = cfg.rollout
@@ -155,7 +165,7 @@ class ColocateEngine:
             [SamplingParams(seed=request.seed, **chosen) for request in requests],
             use_tqdm=False,
         )
-        return [_completion(output.outputs[0], self._replayed_layers) for output in outputs]
+        return [completion_of(output.outputs[0], self._replayed_layers) for output in outputs]
 
     def load_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> Synced:
         """Replace all weights by ``tensors`` (Hugging Face names) and forget what was cached under the old ones.
@@ -171,9 +181,9 @@ class ColocateEngine:
         self._hand_over(converted)
         for _ in converted:  # the stream is collective: every rank must reach its end
             pass
-        self._llm.apply_model(_refresh_tied_head)
+        self._llm.apply_model(refresh_tied_head)
         self._forget_cached()
-        compared = compare(self._held, sent, _ranks_of_one_engine())
+        compared = compare(self._held, sent, ranks_of_one_engine())
         self.version = version
         return Synced(sent.bytes, compared)
 
@@ -183,7 +193,7 @@ class ColocateEngine:
         if self._in_place:
             self._llm.apply_model(partial(self._loading.load, tensors=tensors))
         else:
-            self._llm.apply_model(_forget_packed_experts)
+            self._llm.apply_model(forget_packed_experts)
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
 
     def _forget_cached(self) -> None:
@@ -208,7 +218,7 @@ class ColocateEngine:
         self._llm.llm_engine.engine_core.shutdown()
 
 
-def _forget_packed_experts(model: Any) -> None:
+def forget_packed_experts(model: Any) -> None:
     """Let vLLM pack experts anew when it has reloaded them.
 
     On a CPU it computes with them in an order of its own. It makes that order along with the kernel, and when a kernel
@@ -243,14 +253,14 @@ def _second_runner_returns_experts() -> bool:
     return find_spec("vllm.config.aux_output") is not None
 
 
-def _ranks_of_one_engine() -> dist.ProcessGroup:
+def ranks_of_one_engine() -> dist.ProcessGroup:
     from vllm.distributed.parallel_state import get_tp_group
 
     group: dist.ProcessGroup = get_tp_group().cpu_group
     return group
 
 
-def _refresh_tied_head(model: Any) -> None:
+def refresh_tied_head(model: Any) -> None:
     """Make a tied output matrix follow its embedding.
 
     vLLM reloads the layers that it is sent tensors for. A tied output layer is sent none: its weight is the
@@ -259,7 +269,7 @@ def _refresh_tied_head(model: Any) -> None:
     model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
 
-def _completion(output: Any, replayed_layers: list[int]) -> Completion:
+def completion_of(output: Any, replayed_layers: list[int]) -> Completion:
     tokens = list(output.token_ids)
     logprobs = [output.logprobs.logprobs[first] for first in output.logprobs.start_indices]  # the sampled token's
     assert len(logprobs) == len(tokens)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import schedule
-from grpo_hpc.config.support import require_trainable
 from grpo_hpc.data.rows import Row, read_rows
 from grpo_hpc.errors import EXIT_USER_ERROR, GrpoHpcError
 from grpo_hpc.jobs.run_dir import RunDir
@@ -17,8 +18,9 @@ from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.reporters import Report, open_reporters
 from grpo_hpc.observe.sinks import MetricSinks
 from grpo_hpc.rollout.collect import Collector, Tokenizer, fitting_rows, start_rewards
-from grpo_hpc.rollout.engine import ColocateEngine
+from grpo_hpc.rollout.engine import ColocateEngine, Engine
 from grpo_hpc.rollout.residency import Residency
+from grpo_hpc.rollout.servers import ServerEngine
 from grpo_hpc.train import checkpoint
 from grpo_hpc.train.checkpoint import TrainerState
 from grpo_hpc.train.colocation import Colocation
@@ -50,7 +52,6 @@ def main(run_dir: RunDir) -> int:
 
 def _train(run_dir: RunDir, events: EventLog | None) -> None:
     cfg = run_dir.config()
-    require_trainable(cfg)
     platform = make_platform(cfg.resources.device)
     platform.init_distributed()
     trainer = _assemble(run_dir, cfg, platform, events)
@@ -86,7 +87,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         residency = Residency(r.sleep_level, r.offload_model, r.offload_optimizer)
         colocation = Colocation(residency, platform, policy, reference or (), clock)
         replayed = policy.chunks[0].shape.moe_layers if cfg.moe.router_replay_mode == "R3" else ()
-        engine = ColocateEngine(cfg, platform, replayed)
+        engine = _engine(run_dir, cfg, platform, replayed)
         colocation.attach(engine)
         longest = engine.max_model_len - cfg.rollout.max_completion_length
         reporter.rewind(state.step)
@@ -107,6 +108,14 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
             events.message(f"resumed from {newest.name}: {state.step} of {cfg.batch.train_iters} steps are done")
     clock.take()
     return Trainer(cfg, schedule(cfg), platform, parts, state, run_dir.checkpoints)
+
+
+def _engine(run_dir: RunDir, cfg: RunConfig, platform: Platform, replayed: Sequence[int]) -> Engine:
+    if cfg.rollout.vllm_mode == "colocate":
+        return ColocateEngine(cfg, platform, replayed)
+    attempt = run_dir.latest_attempt()
+    servers = json.loads(RunDir.servers_file(attempt).read_text())["servers"]
+    return ServerEngine(cfg, platform, [server["url"] for server in servers], RunDir.api_key(attempt).read_text())
 
 
 def _rows(path: str, cfg: RunConfig, tokenizer: Tokenizer, longest: int, events: EventLog | None) -> list[Row]:

@@ -16,6 +16,7 @@ from grpo_hpc.data.rows import Row
 from grpo_hpc.models.families import family
 from grpo_hpc.models.hf_folder import write_hf_folder
 from grpo_hpc.models.lora import Adapters
+from grpo_hpc.models.movers import TO_EVERY_RANK
 from grpo_hpc.models.peft_folder import gather_adapters, write_adapter
 from grpo_hpc.models.policy import PolicyModel
 from grpo_hpc.models.transport import ToFirstRank
@@ -169,7 +170,9 @@ class Trainer:
             self._parts.colocation.enter(Use.SYNC)
             started = time.perf_counter()
             with self._clock.phase("sync"):
-                synced = self._parts.engine.load_weights(self._parts.policy.exporter.tensors(), self.state.step)
+                to = TO_EVERY_RANK if self._parts.engine.fed_by_every_rank else ToFirstRank()
+                tensors = self._parts.policy.exporter.tensors(to)
+                synced = self._parts.engine.load_weights(tensors, self.state.step)
             self._sync_metrics = sync_metrics(synced, time.perf_counter() - started)
         self._parts.colocation.enter(Use.ROLLOUT)
 
@@ -177,7 +180,7 @@ class Trainer:
         """The engine's log-probabilities of a few tokens must be the trainer's."""
         self._prepare_engine()
         with self._clock.phase("canary"):
-            replicas = dist.get_world_size() // self._cfg.rollout.vllm_tensor_parallel_size
+            replicas = dist.get_world_size() // self._cfg.rollout.ranks_of_engine
             count = (
                 lcm(replicas, self._schedule.dp * self._packing.multiple) // replicas
             )  # so that every rank scores some

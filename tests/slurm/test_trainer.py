@@ -19,24 +19,22 @@ STEPS = 12  # enough to be still at work when Slurm has made up its mind
 PLUGINS = ROOT / "tests" / "cpu" / "plugins.py"
 
 
-def submitted(folder: Path, name: str, **profile: object) -> RunDir:
+def submitted(folder: Path, name: str, keys: dict[str, object] | None = None, **profile: object) -> RunDir:
     """A run handed to Slurm by the command line, as a person does it."""
     site = {"python": sys.executable, **PROFILE, "memory": "6000M", "environment": {"OMP_NUM_THREADS": "1"}, **profile}
     (folder / f"{name}-site.yaml").write_text(yaml.safe_dump(site | {"preflight": {"enabled": True, "free_gib": 0.01}}))
-    run_file = write_run(
-        folder,
-        folder / "model",
-        name=name,
-        nodes=2,
-        nproc_per_node=2,
-        micro_batch_size=1,
-        global_batch_size=16,
-        train_iters=STEPS,
-        save_steps=1,
-        vllm_kv_cache_gib=0.05,
-        reward_funcs=[f"{PLUGINS}:early_letters"],
-        profile=str(folder / f"{name}-site.yaml"),
-    )
+    usual: dict[str, object] = {
+        "nodes": 2,
+        "nproc_per_node": 2,
+        "micro_batch_size": 1,
+        "global_batch_size": 16,
+        "train_iters": STEPS,
+        "save_steps": 1,
+        "vllm_kv_cache_gib": 0.05,
+        "reward_funcs": [f"{PLUGINS}:early_letters"],
+        "profile": str(folder / f"{name}-site.yaml"),
+    }
+    run_file = write_run(folder, folder / "model", name=name, **(usual | (keys or {})))
     command = [sys.executable, "-m", "grpo_hpc.cli", "submit", run_file]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -51,10 +49,26 @@ def losses(run: RunDir) -> dict[int, tuple[float, float, float]]:
     return dict(found)
 
 
-def test_a_preempted_run_ends_with_the_losses_of_an_undisturbed_one(tmp_path):
-    save_tiny_model(tmp_path / "model", layers=2)
+def with_model(folder: Path) -> None:
+    save_tiny_model(folder / "model", layers=2)
     rows = [json.dumps({"prompt": f"Say {n}.", "answer": n}) for n in range(12)]
-    (tmp_path / "train.jsonl").write_text("\n".join(rows) + "\n")
+    (folder / "train.jsonl").write_text("\n".join(rows) + "\n")
+
+
+def test_servers_on_a_node_of_their_own_sample_for_the_trainer(tmp_path):
+    with_model(tmp_path)
+    keys = {"nodes": 1, "vllm_mode": "server", "vllm_server_nodes": 1, "train_iters": 3, "save_steps": None}
+    run = submitted(tmp_path, "served", keys)
+    (attempt,) = ended(run, 1, 400)
+    assert attempt.state == "success", everything(run)
+    rows = [row for row in map(json.loads, run.metrics.read_text().splitlines()) if "loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert all(row["mismatch/logprob_abs_diff"] < 1e-3 for row in rows), "the servers hold the weights of every step"
+    assert all(row["sync/tensors_compared"] > 0 for row in rows)
+
+
+def test_a_preempted_run_ends_with_the_losses_of_an_undisturbed_one(tmp_path):
+    with_model(tmp_path)
     undisturbed = submitted(tmp_path, "undisturbed")
     (attempt,) = ended(undisturbed, 1, 300)
     assert attempt.state == "success", everything(undisturbed)

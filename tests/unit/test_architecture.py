@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "grpo_hpc"
 HEAVY = {"torch", "megatron", "vllm", "transformers", "safetensors", "transformer_engine"}
 ALLOWED = {
     "errors": set(),
+    "addresses": set(),
     "shipped": set(),
     "config": {"errors", "shipped", "algo.losses", "algo.estimators", "rewards.names"},
     "algo": set(),
@@ -19,9 +20,9 @@ ALLOWED = {
     "rewards": {"errors"},
     "models": {"errors", "algo"},
     "checkpoint": {"errors", "models", "train.platform"},
-    "rollout": {"errors", "config", "data", "rewards", "algo.mixing", "train.platform"},
+    "rollout": {"addresses", "errors", "config", "data", "rewards", "algo.mixing", "train.platform"},
     "plan": {"errors", "config", "models.shape"},
-    "jobs": {"errors", "config", "data", "rewards", "observe", "models.shape", "shipped"},
+    "jobs": {"addresses", "errors", "config", "data", "rewards", "observe", "models.shape", "shipped"},
     "train": {
         "errors",
         "config",
@@ -70,7 +71,20 @@ def files(part: str) -> list[Path]:
 
 @pytest.mark.parametrize(
     "part",
-    ["errors", "shipped", "config", "importing", "plan", "jobs", "cli", "data", "observe", "rewards", "images"],
+    [
+        "errors",
+        "addresses",
+        "shipped",
+        "config",
+        "importing",
+        "plan",
+        "jobs",
+        "cli",
+        "data",
+        "observe",
+        "rewards",
+        "images",
+    ],
 )
 def test_torch_free(part):
     registries = [PACKAGE / "algo" / f"{name}.py" for name in ("losses", "estimators")]  # the run file reads them

@@ -51,7 +51,7 @@ def test_plan_json_is_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
         (["plan", QUICKSTART, "--nodes", "2"], "belong to --search"),
         (["plna"], "Did you mean 'plan'?"),
         (["resume", "runs/nowhere"], "is not a run directory"),
-        (["submit", QUICKSTART, "vllm_mode=server"], "planned but not trained"),
+        (["submit", QUICKSTART, "vllm_mode=server"], "servers need nodes of their own"),
         (["submit", QUICKSTART, "nodes=2", "global_batch_size=128"], "this machine only"),
         (["submit", QUICKSTART, "tensor_model_parallel_size=2"], "cannot be cut"),
     ],

@@ -7,7 +7,6 @@ import pytest
 
 from grpo_hpc.config import RunConfig, dump_run, load_run
 from grpo_hpc.config.sections import SECTIONS, TOP_LEVEL
-from grpo_hpc.config.support import require_trainable
 from grpo_hpc.errors import ConfigError
 
 SMALL = """
@@ -200,16 +199,10 @@ def test_config_is_frozen(run_file: Path) -> None:
     assert isinstance(cfg, RunConfig)
 
 
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [
-        ("vllm_mode=server", "vllm_mode is server"),
-    ],
-)
-def test_what_is_planned_but_cannot_be_trained_yet(run_file: Path, override: str, named: str) -> None:
-    require_trainable(load_run(run_file))
-    with pytest.raises(ConfigError, match=named):
-        require_trainable(load_run(run_file, ["device=cuda", "dtype=bfloat16", "nproc_per_node=2", override]))
+def test_experts_come_back_from_colocated_engines_alone(run_file: Path) -> None:
+    gpu = ["device=cuda", "dtype=bfloat16", "nproc_per_node=2", "router_replay_mode=R3"]
+    load_run(run_file, gpu)
+    assert "R3 needs rollout.vllm_mode: colocate" in mistakes(run_file, *gpu, "vllm_mode=server")
 
 
 def test_reporters_are_a_list_of_known_names(run_file: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 from grpo_hpc.cli import main
 from grpo_hpc.config import load_run
 from grpo_hpc.config.library import model_config, purpose, run_files
-from grpo_hpc.config.support import untrainable
 from grpo_hpc.models.shape import read_shape
 from grpo_hpc.plan.make import make_plan
 
@@ -48,8 +47,7 @@ def test_it_can_be_planned_from_anywhere(name: str, tmp_path: Path, monkeypatch:
     assert cfg.name == name
     assert plan.estimate is not None
     assert plan.estimate.verdict == "fits"
-    notes = [warning for warning in plan.warnings if warning not in untrainable(cfg)]
-    assert [note for note in notes if "groups reach over" not in note and "is padded by" not in note] == []
+    assert [note for note in plan.warnings if "groups reach over" not in note and "is padded by" not in note] == []
 
 
 @pytest.mark.parametrize("name", run_files())

@@ -15,12 +15,13 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
+from grpo_hpc.addresses import own_address
 from grpo_hpc.config import load_run
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
 from grpo_hpc.jobs.ports import claimed_port
 from grpo_hpc.jobs.profile import Profile, require_complete
 from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.serve import _device, options, own_address
+from grpo_hpc.jobs.serve import _device, options
 from grpo_hpc.jobs.servers import Servers, serving
 from grpo_hpc.plan.make import make_plan
 

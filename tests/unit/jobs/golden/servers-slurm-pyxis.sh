@@ -37,7 +37,7 @@ train() {
 
 serve() {
   exec srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --relative=2 --gpus-per-node=4 --kill-on-bad-exit=1 --overlap --mpi=none --container-image=/images/grpo.sqsh --container-mounts=/runs/run:/runs/run,/models/m:/models/m,/data/t.jsonl:/data/t.jsonl --container-workdir=/runs/run --no-container-mount-home --no-container-entrypoint \
-    bash -c 'trap "" TERM USR2; shopt -s execfail; exec python3 -m grpo_hpc.jobs.serve -m vllm.entrypoints.openai.api_server "$0"; code=$?; sleep 1; exit $code' /runs/run
+    bash -c 'trap "" TERM USR2; shopt -s execfail; exec python3 -m grpo_hpc.jobs.serve -m grpo_hpc.rollout.server "$0"; code=$?; sleep 1; exit $code' /runs/run
 }
 
 case "${1-}" in

@@ -1,0 +1,246 @@
+"""A vLLM engine for a trainer on other nodes: ``python -m grpo_hpc.rollout.server --host H --port P OPTIONS`` of vLLM.
+
+It answers whoever has the key in ``VLLM_API_KEY``, and nobody else, with JSON:
+
+    GET  /health     {} while the engine works
+    GET  /v1/models  {"data": [{"id": the model, "max_model_len": tokens}]}
+    POST /generate   {"prompts", "seeds", "options"} -> {"version", "completions": [[tokens, logprobs, finish_reason]]}
+    POST /forget     {} -> {}, without cached keys and values
+    POST /weights    {"host", "port", "first_rank", "size", "timeout_s", "seed", "version"} -> {"bytes", "compared"}
+
+All requests at hand are in one batch, whichever trainer rank sent them; new weights wait until it has ended.
+"""
+
+from __future__ import annotations
+
+import hmac
+import itertools
+import json
+import os
+import queue
+import sys
+import threading
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from grpo_hpc.errors import EXIT_USER_ERROR
+from grpo_hpc.rollout.engine import completion_of
+from grpo_hpc.rollout.worker import JOIN, RECEIVE, PolicyReceiver
+
+KEY = "VLLM_API_KEY"
+EXTENSION = f"{PolicyReceiver.__module__}.{PolicyReceiver.__qualname__}"
+
+
+class Refused(Exception):
+    """A request that cannot be answered; ``status`` is HTTP's."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass
+class _Asked:
+    """A request and where its answer goes."""
+
+    path: str
+    body: dict[str, Any]
+    answer: Future[dict[str, Any]] = field(default_factory=Future)
+
+
+@dataclass
+class _Batch:
+    """The completions that one request wants; None those that are not there yet."""
+
+    asked: _Asked
+    found: list[list[Any] | None]
+
+
+class Service:
+    """The engine and what is asked of it. Only :meth:`run`, in one thread, touches the engine."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._asked: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
+        self._numbers = itertools.count()
+        self._running: dict[str, tuple[_Batch, int]] = {}  # by the engine's name of a completion
+        self._version: int | None = None
+        self._joined: tuple[str, int] | None = None
+
+    def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a request; called from any thread, waits for it.
+
+        Raises:
+            Refused: there is none.
+        """
+        asked = _Asked(path, body)
+        self._asked.put(asked)
+        return asked.answer.result()
+
+    @property
+    def model(self) -> dict[str, Any]:
+        config = self._engine.model_config
+        return {"data": [{"id": config.model, "max_model_len": config.max_model_len}]}
+
+    def run(self) -> None:
+        """Work in the order of requests, for ever; weights wait until nothing is being sampled."""
+        waiting: deque[_Asked] = deque()
+        while True:
+            if not waiting and not self._running:
+                waiting.append(self._asked.get())
+            while not self._asked.empty():
+                waiting.append(self._asked.get())
+            while waiting and (waiting[0].path == "/generate" or not self._running):
+                self._begin(waiting.popleft())
+            for output in self._engine.step() if self._running else ():
+                if output.finished:
+                    self._finish(output)
+
+    def _begin(self, asked: _Asked) -> None:
+        try:
+            if asked.path == "/generate":
+                self._generate(asked)
+            elif asked.path == "/weights":
+                asked.answer.set_result(self._take_weights(**asked.body))
+            else:
+                self._engine.reset_prefix_cache()
+                asked.answer.set_result({})
+        except Refused as error:
+            asked.answer.set_exception(error)
+        except (KeyError, TypeError, ValueError) as error:
+            asked.answer.set_exception(Refused(400, f"{type(error).__name__}: {error}"))
+
+    def _generate(self, asked: _Asked) -> None:
+        from vllm import SamplingParams, TokensPrompt
+
+        if self._version is None:
+            raise Refused(409, "the policy's weights have not arrived yet")
+        prompts, seeds = asked.body["prompts"], asked.body["seeds"]
+        chosen = {"logprobs": 0, "flat_logprobs": True, "detokenize": False} | asked.body["options"]
+        params = [SamplingParams(seed=seed, **chosen) for seed in seeds]
+        batch = _Batch(asked, [None] * len(prompts))
+        names = [str(next(self._numbers)) for _ in prompts]
+        try:
+            for place, (name, prompt, param) in enumerate(zip(names, prompts, params, strict=True)):
+                self._engine.add_request(name, TokensPrompt(prompt_token_ids=prompt), param)
+                self._running[name] = batch, place
+        except (
+            Exception
+        ) as error:  # vLLM has several, by version; one that breaks the engine comes back from its next step
+            self._engine.abort_request([name for name in names if self._running.pop(name, None)])
+            raise Refused(400, f"{type(error).__name__}: {error}") from None
+        if not names:
+            self._answer(batch)
+
+    def _finish(self, output: Any) -> None:
+        batch, place = self._running.pop(output.request_id)
+        found = completion_of(output.outputs[0], [])
+        batch.found[place] = [found.tokens, found.logprobs, found.finish_reason]
+        if all(batch.found):
+            self._answer(batch)
+
+    def _answer(self, batch: _Batch) -> None:
+        batch.asked.answer.set_result({"version": self._version, "completions": batch.found})
+
+    def _take_weights(
+        self, host: str, port: int, first_rank: int, size: int, timeout_s: float, seed: int, version: int
+    ) -> dict[str, Any]:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._version = None
+        try:
+            if self._joined != (host, port):
+                self._engine.collective_rpc(JOIN, args=(host, port, first_rank, size, timeout_s))
+            told = self._engine.collective_rpc(RECEIVE, args=(seed,))
+        except EngineDeadError:
+            raise
+        except Exception as error:  # of a worker, with its traceback in the log: an end of the broadcast is gone, say
+            self._joined = None
+            raise Refused(500, f"weights did not arrive: {str(error).splitlines()[0]}") from None
+        self._joined = host, port
+        if wrong := [answer["error"] for answer in told if "error" in answer]:
+            raise Refused(422, wrong[0])
+        self._engine.reset_prefix_cache()
+        self._version = version
+        return dict(told[0])
+
+
+def serve(service: Service, host: str, port: int, key: str) -> ThreadingHTTPServer:
+    """Answer requests in threads of their own, until shut down."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            found = {"/health": {}, "/v1/models": service.model}.get(self.path)
+            self._guarded(lambda: found)
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            known = self.path in ("/generate", "/forget", "/weights")
+            self._guarded(lambda: service.ask(self.path, _request(body)) if known else None)
+
+        def _guarded(self, work: Any) -> None:
+            if not hmac.compare_digest(self.headers.get("Authorization", "").encode(), f"Bearer {key}".encode()):
+                return self._say(401, {"error": "the key is missing or wrong"})
+            try:
+                found = work()
+            except Refused as error:
+                return self._say(error.status, {"error": str(error)})
+            except (ValueError, TypeError) as error:
+                return self._say(400, {"error": f"not a request: {error}"})
+            return self._say(404, {"error": f"nothing is at {self.path}"}) if found is None else self._say(200, found)
+
+        def _say(self, status: int, body: dict[str, Any]) -> None:
+            text = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass  # one line for each request says nothing
+
+    server = ThreadingHTTPServer((host, port), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def _request(body: bytes) -> dict[str, Any]:
+    told = json.loads(body)
+    if not isinstance(told, dict):
+        raise ValueError(f"an object is wanted, got {type(told).__name__}")
+    return told
+
+
+def main(words: list[str]) -> int:
+    """Serve until the engine breaks or a signal ends the process."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser(description=__doc__))
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at")
+    parser.add_argument("--port", type=int, required=True, help="port to listen at")
+    told = parser.parse_args(words)
+    key = os.environ.get(KEY)
+    if not key:
+        print(f"{KEY} is not set: a server without a key would answer anybody", file=sys.stderr)
+        return EXIT_USER_ERROR
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    args = EngineArgs.from_cli_args(told)
+    args.worker_extension_cls, args.disable_log_stats = EXTENSION, True
+    service = Service(LLMEngine.from_engine_args(args))
+    serve(service, told.host, told.port, key)
+    print(f"serving {args.model} at {told.host}:{told.port}", flush=True)
+    service.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

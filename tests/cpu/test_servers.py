@@ -1,0 +1,140 @@
+"""vLLM servers beside the trainer: two real ones, and a trainer of two ranks that share every layer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import pytest
+import torch
+from ranks import run_ranks
+from runfiles import write_run
+
+from grpo_hpc.config import load_run
+from grpo_hpc.jobs.ports import claimed_port
+from grpo_hpc.jobs.serve import options
+
+KEY = "a key of this test"
+ROOT = Path(__file__).parents[2]
+
+
+def ask(url: str, key: str | None = KEY, body: bytes | None = None) -> dict:
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    with urlopen(Request(url, body, headers), timeout=20) as answer:
+        return json.loads(answer.read())
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("servers")
+    keys = {"nproc_per_node": 2, "tensor_model_parallel_size": 2, "vllm_mode": "server", "sync_bucket_mib": 0.1}
+    return write_run(folder, tiny("qwen2", tied=True), lr=3e-2, vllm_max_model_len=128, **keys)
+
+
+@pytest.fixture(scope="module")
+def servers(run, tmp_path_factory):
+    """Addresses of two servers."""
+    cfg, folder = load_run(run), tmp_path_factory.mktemp("logs")
+    env = os.environ | {"VLLM_API_KEY": KEY, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "PYTHONPATH": str(ROOT)}
+    env |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with claimed_port(range(29900, 29950)) as one, claimed_port(range(29950, 29999)) as other:
+        started = []
+        for number, port in enumerate((one, other)):
+            words = ["--host", "127.0.0.1", "--port", str(port), *options(cfg, number)]
+            command = [sys.executable, "-m", "grpo_hpc.rollout.server", *words]
+            log = (folder / f"{number}.log").open("w")
+            started.append(subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True))
+        urls = [f"http://127.0.0.1:{port}" for port in (one, other)]
+        try:
+            for url, process in zip(urls, started, strict=True):
+                wait_for(url, process, folder)
+            yield urls
+        finally:
+            for process in started:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait(30)
+
+
+def wait_for(url: str, process: subprocess.Popen, folder: Path) -> None:
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "\n".join(log.read_text()[-3000:] for log in folder.glob("*.log"))
+        try:
+            assert ask(f"{url}/health") == {}
+            return
+        except URLError:
+            time.sleep(0.5)
+    raise AssertionError(f"{url} did not come up")
+
+
+@pytest.fixture(scope="module")
+def outcome(run, servers):
+    """What the worker found, and the model that it exported after one large update."""
+    from transformers import AutoModelForCausalLM
+
+    run_ranks("servers", 2, run, run.parent, KEY, *servers)
+    model = AutoModelForCausalLM.from_pretrained(run.parent / "export", dtype=torch.float32)
+    return json.loads((run.parent / "result.json").read_text()), model
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/generate", "/weights", "/forget", "/collective_rpc"])
+@pytest.mark.parametrize("key", [None, "another", ""])
+def test_nobody_is_answered_without_the_key(servers, path, key):
+    for body in (None, b"{}"):
+        with pytest.raises(HTTPError, match="401"):
+            ask(servers[0] + path, key, body)
+
+
+def test_what_is_no_request_is_refused_and_harms_nothing(servers):
+    for path, body, status in (
+        ("/generate", b"no json", 400),
+        ("/generate", b"[]", 400),
+        ("/generate", b"{}", 4),
+        ("/weights", b"{}", 400),
+        ("/nothing", b"{}", 404),
+    ):
+        with pytest.raises(HTTPError, match=str(status)):
+            ask(servers[0] + path, body=body)
+    assert ask(f"{servers[0]}/v1/models")["data"][0]["max_model_len"] == 128
+
+
+def test_completions_come_from_the_policy_before_and_after_an_update(outcome):
+    result, model = outcome
+    for rank in result["ranks"]:
+        assert rank["mismatch"] <= 1e-3, "rollout log-probabilities against training log-probabilities"
+        assert rank["after"] != rank["before"], "the update must show, or this test proves nothing"
+        assert rank["last"] == rank["after"]
+        for prompt, tokens in zip(result["prompts"], rank["after"], strict=True):
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+            assert logits.argmax(-1).tolist() == tokens
+    assert [len(tokens) for tokens in result["probed"]] == [4, 4]
+
+
+def test_seeds_alone_decide_what_is_sampled(outcome):
+    one, other = outcome[0]["sampled"]  # each rank asked a server of its own
+    assert one == other
+
+
+def test_weights_are_compared_on_their_way_and_inside_the_servers(outcome):
+    result, model = outcome
+    assert result["most"] - 1 <= min(result["compared"], result["again"]), "a tied head is sampled, but not sent"
+    assert result["bytes"] == sum(p.numel() * 4 for p in model.parameters())
+
+
+def test_refusals_say_why(outcome):
+    for rank in outcome[0]["ranks"]:
+        said = rank["said"]
+        assert "409" in said["before any weights"] and "have not arrived yet" in said["before any weights"]
+        assert "sampled from weights of step 0, not 7" in said["of another step"]
+        assert "400" in said["too long"] and "128" in said["too long"]
+        assert "sampled tensors changed on their way to a vLLM server: ['" in said["damaged"]

@@ -1,0 +1,116 @@
+"""A policy and vLLM servers beside it: weights, completions, and what is said of weights that change on their way.
+
+Arguments: run file, output folder, key, URL of each server. Writes OUTPUT/result.json, and OUTPUT/export.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from gradients import my_share, packed
+
+
+def main() -> None:
+    import torch
+    import torch.distributed as dist
+
+    from grpo_hpc.config import load_run
+    from grpo_hpc.config.batch import schedule
+    from grpo_hpc.errors import RolloutError
+    from grpo_hpc.models.hf_folder import write_hf_folder
+    from grpo_hpc.models.transport import ToFirstRank
+    from grpo_hpc.rollout import digest, link
+    from grpo_hpc.rollout.collect import gather_lists
+    from grpo_hpc.rollout.engine import Request
+    from grpo_hpc.rollout.servers import ServerEngine
+    from grpo_hpc.rollout.trajectory import Trajectory
+    from grpo_hpc.train.parallel import init_model_parallel
+    from grpo_hpc.train.platform import make_platform
+    from grpo_hpc.train.policy import TrainedPolicy
+    from grpo_hpc.train.signal import set_token_weights
+
+    cfg, target, (key, *urls) = load_run(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    plan = schedule(cfg)
+    platform = make_platform(cfg.resources.device)
+    platform.init_distributed()
+    init_model_parallel(cfg, platform)
+    policy = TrainedPolicy(cfg, platform)
+    engine = ServerEngine(cfg, platform, urls, key)
+    said = {}
+
+    prompts = [[256, *range(60, 64 + n)] for n in range(plan.global_batch_size)]
+    requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+    engine.version = 0
+    said["before any weights"] = refusal(lambda: engine.generate(requests))
+    first = engine.load_weights(policy.exporter.tensors(ToFirstRank()), 0)
+    engine.version = 7
+    said["of another step"] = refusal(lambda: engine.generate(requests[:1]))
+    engine.version = 0
+    said["too long"] = refusal(lambda: engine.generate([requests[0], Request([1] * 4000, 0)]))
+    rollout = [
+        Trajectory(str(n), n, 0, prompts[n], c.tokens, c.logprobs, c.finish_reason, 0, "", advantage=(-1.0) ** n)
+        for n, c in enumerate(engine.generate(requests))
+    ]
+    everyone = gather_lists([[t.response_tokens for t in rollout]])
+    set_token_weights(cfg, plan, rollout)
+    share = my_share(cfg, rollout)
+    scored = torch.cat(policy.scores(packed(cfg, share, platform)), dim=1)[0].tolist()
+    rolled = [value for batch in share for t in batch for value in t.rollout_logprobs]
+    for t, values in zip((t for batch in share for t in batch), split(scored, share), strict=True):
+        t.old_logprobs = values
+    policy.update(packed(cfg, share, platform))
+    before = [c.tokens for c in engine.generate(requests, greedy=True)]
+    engine.load_weights(policy.exporter.tensors(ToFirstRank()), 1)
+    after = [c.tokens for c in engine.generate(requests, greedy=True)]
+    probed = [c.tokens for c in engine.probe(requests[:2], 4)]
+
+    # tensors that change on their way: they are hashed, then sent as others
+    real = link._hashing
+
+    def damaged(tensors, seed, hashes):
+        return ((name, tensor * 1.5) for name, tensor in real(tensors, seed, hashes))
+
+    link._hashing = damaged
+    said["damaged"] = refusal(lambda: engine.load_weights(policy.exporter.tensors(ToFirstRank()), 2))
+    assert engine.version is None
+    link._hashing = real
+    again = engine.load_weights(policy.exporter.tensors(ToFirstRank()), 3)
+    last = [c.tokens for c in engine.generate(requests, greedy=True)]
+
+    tensors = policy.exporter.tensors()
+    if dist.get_rank() == 0:
+        write_hf_folder(tensors, target / "export", Path(cfg.model.path), {"step": "1"}, torch.float32)
+    for _ in tensors:
+        pass
+    mismatch = max(abs(a - b) for a, b in zip(scored, rolled, strict=True))
+    ranks = gather_lists([{"mismatch": mismatch, "before": before, "after": after, "last": last, "said": said}])
+    if dist.get_rank() == 0:
+        found = {"prompts": prompts, "ranks": ranks, "sampled": everyone, "probed": probed, "bytes": first.bytes}
+        found |= {"compared": first.compared, "again": again.compared, "most": digest.SAMPLED}
+        (target / "result.json").write_text(json.dumps(found))
+    dist.barrier()
+    assert issubclass(RolloutError, Exception)
+
+
+def split(values, share):
+    found, offset = [], 0
+    for t in (t for batch in share for t in batch):
+        found.append(values[offset : offset + len(t.response_tokens)])
+        offset += len(t.response_tokens)
+    return found
+
+
+def refusal(work):
+    from grpo_hpc.errors import RolloutError
+
+    try:
+        work()
+    except RolloutError as error:
+        return str(error)
+    raise AssertionError("nothing was refused")
+
+
+if __name__ == "__main__":
+    main()
