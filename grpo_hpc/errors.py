@@ -6,6 +6,7 @@ GrpoHpcError
 ├── EnvironmentProblem   a package, device, container or folder is not as it must be
 ├── CheckpointError      a checkpoint or model folder is incomplete or does not match
 ├── RolloutError         the inference engine failed
+│   └── ServersLost      it does not answer any more: save, and go on with others
 └── RewardError          a reward function failed or returned something that is no reward
 
 Each is a mistake or a circumstance that a person can act on, so each is shown as one message without a
@@ -52,6 +53,10 @@ class CheckpointError(GrpoHpcError):
 
 class RolloutError(GrpoHpcError):
     """The inference engine failed."""
+
+
+class ServersLost(RolloutError):
+    """An inference server does not answer any more."""
 
 
 class RewardError(GrpoHpcError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.data.rows import Row
-from grpo_hpc.errors import ConfigError
+from grpo_hpc.errors import ConfigError, ServersLost
 from grpo_hpc.rewards.pools import RewardPools
 from grpo_hpc.rewards.score import RewardBatch, score
 from grpo_hpc.rollout.engine import Completion, Engine, Request
@@ -81,7 +81,7 @@ class Collector:
         replicas = dist.get_world_size() // self._replica_size
         mine = _slice(wanted, dist.get_rank() // self._replica_size, replicas)
         requests = [Request(prompt.tokens, self._request_seed(prompt.position, sample)) for prompt, sample in mine]
-        completions = self._engine.generate(requests, greedy=greedy) if requests else []
+        completions = _agreed(lambda: self._engine.generate(requests, greedy=greedy) if requests else [])
         return [
             self._trajectory(prompt, number, completion)
             for (prompt, number), completion in zip(mine, completions, strict=True)
@@ -91,7 +91,7 @@ class Collector:
         """A short completion of every prompt from every replica, on every rank; they are no part of the run."""
         replica = dist.get_rank() // self._replica_size
         requests = [Request(p.tokens, self._request_seed(p.position, replica)) for p in prompts]
-        completions = self._engine.probe(requests, tokens)
+        completions = _agreed(lambda: self._engine.probe(requests, tokens))
         pairs = zip(prompts, completions, strict=True)
         return self.gather([self._trajectory(prompt, replica, completion) for prompt, completion in pairs])
 
@@ -183,6 +183,18 @@ def gather_lists(mine: list[Any]) -> list[Any]:
     parts: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(parts, mine)
     return [item for part in parts for item in part]
+
+
+def _agreed(work: Callable[[], list[Completion]]) -> list[Completion]:
+    """This rank's completions; where one rank has lost its server all of them have, so that they can save together."""
+    found, lost = list[Completion](), None
+    try:
+        found = work()
+    except ServersLost as error:
+        lost = error
+    if everywhere := [error for error in gather_lists([lost]) if error is not None]:
+        raise everywhere[0]
+    return found
 
 
 def _slice(items: list[Any], part: int, parts: int) -> list[Any]:

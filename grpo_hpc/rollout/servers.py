@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from grpo_hpc.addresses import own_address
-from grpo_hpc.errors import RolloutError
+from grpo_hpc.errors import RolloutError, ServersLost
 from grpo_hpc.rollout.engine import Completion, Request, Synced
 from grpo_hpc.rollout.link import Link
 from grpo_hpc.rollout.precision import for_engine
@@ -57,7 +57,8 @@ class ServerEngine:
         """Completions in the order of the requests.
 
         Raises:
-            RolloutError: a server did not answer, or holds other weights than the last that it was sent.
+            ServersLost: on this rank: a server did not answer.
+            RolloutError: it refused, or holds other weights than the last that it was sent.
         """
         r = self._cfg
         chosen: dict[str, Any] = (
@@ -97,6 +98,7 @@ class ServerEngine:
 
         Raises:
             RolloutError: on every rank: a server did not take them, or a sample of its weights differs.
+            ServersLost: on every rank: a server is gone.
         """
         self.version = None
         told: list[Any] = [None]
@@ -137,10 +139,7 @@ class ServerEngine:
                 self._link.send(tensors, seed, int(self._cfg.sync_bucket_mib * 2**20))
             except RuntimeError as error:  # torch: an end is gone or late
                 self._link = None
-                failed = [answer.exception() for answer in answers if answer.done() and answer.exception()]
-                raise RolloutError(
-                    str(failed[0] if failed else f"weights did not reach the servers: {error}")
-                ) from None
+                raise ServersLost(f"weights did not reach the vLLM servers: {error}") from None
         found = [answer.result() for answer in answers]
         return Synced(found[0]["bytes"], min(answer["compared"] for answer in found))
 
@@ -155,7 +154,7 @@ class ServerEngine:
             said = json.loads(error.read() or b"{}").get("error", "")
             raise RolloutError(f"the vLLM server {url} refused {path} ({error.code}): {said}") from None
         except (URLError, OSError) as error:
-            raise RolloutError(f"the vLLM server {url} does not answer: {getattr(error, 'reason', error)}") from None
+            raise ServersLost(f"the vLLM server {url} does not answer: {getattr(error, 'reason', error)}") from None
 
     def sleep(self) -> None:
         """Servers have their GPUs for themselves."""

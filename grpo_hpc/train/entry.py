@@ -11,7 +11,7 @@ from pathlib import Path
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import schedule
 from grpo_hpc.data.rows import Row, read_rows
-from grpo_hpc.errors import EXIT_USER_ERROR, GrpoHpcError
+from grpo_hpc.errors import EXIT_USER_ERROR, GrpoHpcError, ServersLost
 from grpo_hpc.jobs.run_dir import RunDir
 from grpo_hpc.observe.completions import CompletionLog
 from grpo_hpc.observe.events import EventLog
@@ -55,7 +55,12 @@ def _train(run_dir: RunDir, events: EventLog | None) -> None:
     platform = make_platform(cfg.resources.device)
     platform.init_distributed()
     trainer = _assemble(run_dir, cfg, platform, events)
-    complete = trainer.run()
+    try:
+        complete = trainer.run()
+    except ServersLost:  # on all ranks, between two steps
+        if trainer.state.step:
+            trainer.save()
+        raise
     saved = trainer.save() if cfg.checkpoint.save_last or not complete else None
     if not complete:
         if events:

@@ -67,6 +67,19 @@ def test_servers_on_a_node_of_their_own_sample_for_the_trainer(tmp_path):
     assert all(row["sync/tensors_compared"] > 0 for row in rows)
 
 
+def test_a_run_that_loses_a_server_saves_and_goes_on_with_others(tmp_path):
+    with_model(tmp_path)
+    keys = {"nodes": 1, "vllm_mode": "server", "vllm_server_nodes": 1, "train_iters": 8, "save_steps": None}
+    run = submitted(tmp_path, "lost", keys)
+    wait_for(lambda: len(losses(run)) >= 2, "two steps", 300)
+    subprocess.run(["pkill", "-KILL", "-f", "rollout.server --host [0-9.]+ --port 8001"], check=True)
+    first, second = ended(run, 2, 400)
+    assert (first.state, second.state) == ("crash", "success"), everything(run)
+    assert first.reason.startswith("server 1 on node2 ended: "), first.reason
+    assert 0 < first.last_step == second.first_step, "what was learned was saved without save_steps"
+    assert sorted(losses(run)) == list(range(1, 9))
+
+
 def test_a_preempted_run_ends_with_the_losses_of_an_undisturbed_one(tmp_path):
     with_model(tmp_path)
     undisturbed = submitted(tmp_path, "undisturbed")
