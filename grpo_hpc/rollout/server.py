@@ -21,6 +21,7 @@ import queue
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +32,7 @@ from grpo_hpc.rollout.engine import completion_of
 from grpo_hpc.rollout.worker import JOIN, RECEIVE, PolicyReceiver
 
 KEY = "VLLM_API_KEY"
+_STRANGERS = 1 << 16  # bytes that are read from whoever has no key
 EXTENSION = f"{PolicyReceiver.__module__}.{PolicyReceiver.__qualname__}"
 
 
@@ -176,18 +178,20 @@ def serve(service: Service, host: str, port: int, key: str) -> ThreadingHTTPServ
 
         def do_GET(self) -> None:
             found = {"/health": {}, "/v1/models": service.model}.get(self.path)
-            self._guarded(lambda: found)
+            self._guarded(lambda _: found)
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             known = self.path in ("/generate", "/forget", "/weights")
-            self._guarded(lambda: service.ask(self.path, _request(body)) if known else None)
+            self._guarded(lambda body: service.ask(self.path, _request(body)) if known else None)
 
-        def _guarded(self, work: Any) -> None:
+        def _guarded(self, work: Callable[[bytes], dict[str, Any] | None]) -> None:
+            length = int(self.headers.get("Content-Length", 0))
             if not hmac.compare_digest(self.headers.get("Authorization", "").encode(), f"Bearer {key}".encode()):
+                self.rfile.read(min(length, _STRANGERS))
+                self.close_connection = True
                 return self._say(401, {"error": "the key is missing or wrong"})
             try:
-                found = work()
+                found = work(self.rfile.read(length))
             except Refused as error:
                 return self._say(error.status, {"error": str(error)})
             except (ValueError, TypeError) as error:
