@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -153,7 +154,7 @@ class ServerEngine:
         except HTTPError as error:
             said = json.loads(error.read() or b"{}").get("error", "")
             raise RolloutError(f"the vLLM server {url} refused {path} ({error.code}): {said}") from None
-        except (URLError, OSError) as error:
+        except (URLError, OSError, HTTPException) as error:
             raise ServersLost(f"the vLLM server {url} does not answer: {getattr(error, 'reason', error)}") from None
 
     def sleep(self) -> None:
