@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 from collections import deque
@@ -239,10 +240,15 @@ def main(words: list[str]) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     args = EngineArgs.from_cli_args(told)
     args.worker_extension_cls, args.disable_log_stats = EXTENSION, True
-    service = Service(LLMEngine.from_engine_args(args))
-    serve(service, told.host, told.port, key)
-    print(f"serving {args.model} at {told.host}:{told.port}", flush=True)
-    service.run()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    engine = LLMEngine.from_engine_args(args)
+    try:
+        service = Service(engine)
+        serve(service, told.host, told.port, key)
+        print(f"serving {args.model} at {told.host}:{told.port}", flush=True)
+        service.run()
+    finally:
+        engine.engine_core.shutdown()  # its processes have shared memory to give back
     return 0
 
 

@@ -59,9 +59,12 @@ def servers(run, tmp_path_factory):
             yield urls
         finally:
             for process in started:
+                process.terminate()
+            ended = [process.wait(30) for process in started]
+            for process in started:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                process.wait(30)
+        assert ended == [0, 0]
 
 
 def wait_for(url: str, process: subprocess.Popen, folder: Path) -> None:
