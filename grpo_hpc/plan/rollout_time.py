@@ -13,8 +13,9 @@ from grpo_hpc.plan.setup import Execution, Task
 EAGER_STARTS = 76  # one token of a layer
 EAGER_EXPERTS_STARTS = 63  # and so many more for a layer with experts
 DECODE_HOST = 1.5e-3  # seconds of scheduling and sampling for each token that an engine makes
-# Seconds of an all-reduce before its bytes count: over NVLink 18.7 to 20.4 us for 32 to 512 KiB (Mooncake pull request
-# 3484), over InfiniBand 63 to 71 us for a few bytes on 32 nodes (NCCL issue 652). Not measured with this trainer.
+# Seconds of an all-reduce before its bytes count: 18.7 to 20.4 us for 32 to 512 KiB on 8 GPUs that reach 300 GB/s, so
+# over NVLink (Mooncake pull request 3484); over InfiniBand 63 to 71 us for a few bytes on 32 nodes of 8 A100 (NCCL
+# issue 652). Not measured with this trainer.
 ALL_REDUCE = {"NVLink": 20e-6, "NIC": 65e-6}
 PREFILL_TOKENS = 8192  # that an engine reads in one pass
 

@@ -186,7 +186,8 @@ def serve(service: Service, host: str, port: int, key: str) -> ThreadingHTTPServ
             self._guarded(lambda body: service.ask(self.path, _request(body)) if known else None)
 
         def _guarded(self, work: Callable[[bytes], dict[str, Any] | None]) -> None:
-            length = int(self.headers.get("Content-Length", 0))
+            told = self.headers.get("Content-Length", "0")
+            length = int(told) if told.isdecimal() else 0
             if not hmac.compare_digest(self.headers.get("Authorization", "").encode(), f"Bearer {key}".encode()):
                 self.rfile.read(min(length, _STRANGERS))
                 self.close_connection = True
