@@ -23,7 +23,13 @@ from grpo_hpc.rollout.trajectory import pack_experts
 
 if TYPE_CHECKING:
     from grpo_hpc.config import RunConfig
+    from grpo_hpc.config.sections import Rollout
     from grpo_hpc.train.platform import Platform
+
+
+# flat: a few lists for each completion, where vLLM would otherwise make two objects for every token
+RETURNED: dict[str, Any] = {"logprobs": 0, "flat_logprobs": True, "detokenize": False}
+"""What vLLM is asked to say of every token."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +146,7 @@ class ColocateEngine:
         Raises:
             RolloutError: the engine holds no weights of this run yet.
         """
-        r = self._cfg
-        chosen: dict[str, Any] = (
-            {"temperature": 0.0} if greedy else {"temperature": r.temperature, "top_p": r.top_p, "top_k": r.top_k}
-        )
-        return self._generate(requests, max_tokens=r.max_completion_length, **chosen)
+        return self._generate(requests, **sampling(self._cfg, greedy))
 
     def probe(self, requests: Sequence[Request], tokens: int) -> list[Completion]:
         """At most ``tokens`` tokens for each request, from the whole distribution: without ``top_p`` and ``top_k``."""
@@ -157,12 +159,10 @@ class ColocateEngine:
             raise RolloutError("the inference engine was asked to sample before the policy's weights were synchronised")
         from vllm import SamplingParams, TokensPrompt
 
-        # flat: a few lists for each completion, where vLLM would otherwise make two objects for every token
         self._cached = True
-        chosen = {"logprobs": 0, "flat_logprobs": True, "detokenize": False} | options
         outputs = self._llm.generate(
             [TokensPrompt(prompt_token_ids=request.prompt_tokens) for request in requests],
-            [SamplingParams(seed=request.seed, **chosen) for request in requests],
+            [SamplingParams(seed=request.seed, **RETURNED, **options) for request in requests],
             use_tqdm=False,
         )
         return [completion_of(output.outputs[0], self._replayed_layers) for output in outputs]
@@ -198,7 +198,7 @@ class ColocateEngine:
 
     def _forget_cached(self) -> None:
         if self._cached:
-            self._llm.reset_prefix_cache()  # 0.1 us for every block, of which there are tens of thousands
+            self._llm.reset_prefix_cache()  # a loop over all blocks, of which there are tens of thousands
         self._cached = False
 
     def sleep(self) -> None:
@@ -216,6 +216,14 @@ class ColocateEngine:
         """Give back memory and process groups; while the trainer's own groups still stand."""
         self.version = None
         self._llm.llm_engine.engine_core.shutdown()
+
+
+def sampling(r: Rollout, greedy: bool) -> dict[str, Any]:
+    """How a rollout is sampled, or an evaluation, in vLLM's words."""
+    if greedy:
+        return {"max_tokens": r.max_completion_length, "temperature": 0.0}
+    chosen = {"temperature": r.temperature, "top_p": r.top_p, "top_k": r.top_k}
+    return {"max_tokens": r.max_completion_length, **chosen}
 
 
 def forget_packed_experts(model: Any) -> None:

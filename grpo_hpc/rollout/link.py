@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+from grpo_hpc.addresses import own_address
 from grpo_hpc.errors import RolloutError
 from grpo_hpc.rollout.digest import tensor_hash
 
@@ -33,7 +34,6 @@ class Link:
 
     Args:
         host, port: where rank 0 listens.
-        own: this end's address in that network, for gloo.
         rank, size: of this end.
         listening: rank 0's socket, bound and listening.
         timeout_s: how long a broadcast may wait for its slowest end.
@@ -43,7 +43,6 @@ class Link:
         self,
         host: str,
         port: int,
-        own: str,
         rank: int,
         size: int,
         device: torch.device,
@@ -59,7 +58,7 @@ class Link:
             timeout=timedelta(seconds=timeout_s),
             master_listen_fd=None if listening is None else listening.detach(),
         )
-        self._group = _process_group(store, own, rank, size, device, timedelta(seconds=timeout_s))
+        self._group = _process_group(store, host, rank, size, device, timedelta(seconds=timeout_s))
 
     def send(self, tensors: Iterable[tuple[str, Tensor]], seed: int, bucket_bytes: int) -> int:
         """Broadcast ``tensors`` from rank 0; ``seed`` says which of them are hashed, too.
@@ -118,14 +117,14 @@ class Link:
         self._group.broadcast(tensor, 0).wait()
 
 
-def _process_group(store: Any, own: str, rank: int, size: int, device: torch.device, timeout: timedelta) -> Any:
+def _process_group(store: Any, host: str, rank: int, size: int, device: torch.device, timeout: timedelta) -> Any:
     """A group beside torch's default one, which spans other processes."""
     kind: Any
     if device.type == "cpu":
         from torch.distributed import ProcessGroupGloo as kind
 
         options = kind._Options()
-        options._devices = [kind.create_device(hostname=own)]  # a node's own name may lead to its loopback
+        options._devices = [kind.create_device(hostname=own_address(host))]
     else:
         from torch.distributed import ProcessGroupNCCL as kind
 

@@ -29,7 +29,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from grpo_hpc.errors import EXIT_USER_ERROR
-from grpo_hpc.rollout.engine import completion_of
+from grpo_hpc.rollout.engine import RETURNED, completion_of
 from grpo_hpc.rollout.worker import JOIN, RECEIVE, PolicyReceiver
 
 KEY = "VLLM_API_KEY"
@@ -122,8 +122,7 @@ class Service:
         if self._version is None:
             raise Refused(409, "the policy's weights have not arrived yet")
         prompts, seeds = asked.body["prompts"], asked.body["seeds"]
-        chosen = {"logprobs": 0, "flat_logprobs": True, "detokenize": False} | asked.body["options"]
-        params = [SamplingParams(seed=seed, **chosen) for seed in seeds]
+        params = [SamplingParams(seed=seed, **RETURNED, **asked.body["options"]) for seed in seeds]
         batch = _Batch(asked, [None] * len(prompts))
         names = [str(next(self._numbers)) for _ in prompts]
         try:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from grpo_hpc.addresses import own_address
 from grpo_hpc.errors import RolloutError, ServersLost
-from grpo_hpc.rollout.engine import Completion, Request, Synced
+from grpo_hpc.rollout.engine import Completion, Request, Synced, sampling
 from grpo_hpc.rollout.link import Link
 from grpo_hpc.rollout.precision import for_engine
 from grpo_hpc.rollout.residency import Part
@@ -61,11 +61,7 @@ class ServerEngine:
             ServersLost: on this rank: a server did not answer.
             RolloutError: it refused, or holds other weights than the last that it was sent.
         """
-        r = self._cfg
-        chosen: dict[str, Any] = (
-            {"temperature": 0.0} if greedy else {"temperature": r.temperature, "top_p": r.top_p, "top_k": r.top_k}
-        )
-        return self._generate(requests, {"max_tokens": r.max_completion_length, **chosen})
+        return self._generate(requests, sampling(self._cfg, greedy))
 
     def probe(self, requests: Sequence[Request], tokens: int) -> list[Completion]:
         """At most ``tokens`` tokens for each request, from the whole distribution: without ``top_p`` and ``top_k``."""
@@ -135,8 +131,7 @@ class ServerEngine:
             ]
             try:
                 if self._link is None:
-                    own = self._host
-                    self._link = Link(own, self._port, own, 0, size, self._device, _TIMEOUT_S, listening)
+                    self._link = Link(self._host, self._port, 0, size, self._device, _TIMEOUT_S, listening)
                 self._link.send(tensors, seed, int(self._cfg.sync_bucket_mib * 2**20))
             except RuntimeError as error:  # torch: an end is gone or late
                 self._link = None

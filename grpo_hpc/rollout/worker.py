@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from grpo_hpc.addresses import own_address
 from grpo_hpc.errors import RolloutError
 from grpo_hpc.rollout.digest import EngineTensors, compare, sample
 from grpo_hpc.rollout.engine import forget_packed_experts, loads_in_place, ranks_of_one_engine, refresh_tied_head
@@ -30,7 +29,7 @@ class PolicyReceiver:
         """Become an end of the trainer's broadcast; ``first_rank`` is that of this engine's first worker."""
         model = self.model_runner.get_model()
         in_place = self.device.type == "cuda" and loads_in_place(model)
-        link = Link(host, port, own_address(host), first_rank + self.rank, size, self.device, timeout_s)
+        link = Link(host, port, first_rank + self.rank, size, self.device, timeout_s)
         self._policy_ends = (link, EngineTensors(model), Loading() if in_place else None)
 
     def receive_policy(self, seed: int) -> dict[str, Any]:

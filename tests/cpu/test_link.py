@@ -34,7 +34,7 @@ def ends():
     host, port = listening.getsockname()
 
     def end(rank: int) -> Link:
-        return Link(host, port, host, rank, 3, CPU, 30.0, listening if rank == 0 else None)
+        return Link(host, port, rank, 3, CPU, 30.0, listening if rank == 0 else None)
 
     with ThreadPoolExecutor(3) as pool:
         yield list(pool.map(end, range(3)))
