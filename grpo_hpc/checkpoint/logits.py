@@ -57,7 +57,7 @@ def _of_megatron(folder: Folder, tokens: Tensor) -> Tensor:
     from megatron.core import dist_checkpointing
 
     from grpo_hpc.models.attention import PackedSequences
-    from grpo_hpc.models.policy import PolicyModel, layer_spec, transformer_config
+    from grpo_hpc.models.policy_model import PolicyModel, layer_spec, transformer_config
     from grpo_hpc.models.shape import read_shape
     from grpo_hpc.train.platform import make_platform
 

@@ -21,9 +21,9 @@ def command(run_dir: str, as_json: bool) -> int:
     take to save; here it is 30 seconds. A run that is over stays as it is. Returns when the processes are gone, with
     exit code 1 if they are not gone after two minutes. `grpo-hpc resume` goes on from the newest checkpoint.
     """
-    from grpo_hpc.jobs.cancel import cancel
-    from grpo_hpc.jobs.standing import LIVE, Records, standings
-    from grpo_hpc.jobs.sweep import Sweep, runs_at
+    from grpo_hpc.runs.cancelling import cancel
+    from grpo_hpc.runs.standing import LIVE, Records, standings
+    from grpo_hpc.runs.sweep import Sweep, runs_at
 
     runs = runs_at(run_dir)
     ended = cancel(runs)

@@ -144,7 +144,7 @@ def merge_lora(
 ) -> None:
     """Write BASE with the PEFT adapter in the folder ADAPTER merged into it to DST, in the format of BASE."""
     from grpo_hpc.checkpoint.folders import open_folder
-    from grpo_hpc.checkpoint.lora import plan_merge, read_adapter
+    from grpo_hpc.checkpoint.peft_adapters import plan_merge, read_adapter
 
     _build(plan_merge(open_folder(base, hf_config), read_adapter(adapter)), target, workers, max_memory, as_json)
 
@@ -161,7 +161,7 @@ def extract_lora(base: Path, tuned: Path, target: Path, rank: int, as_json: bool
     A difference of higher rank is approximated as well as that rank can; how much is missed is reported.
     """
     from grpo_hpc.checkpoint.folders import open_folder
-    from grpo_hpc.checkpoint.lora import extract
+    from grpo_hpc.checkpoint.peft_adapters import extract
 
     missed = extract(open_folder(base), open_folder(tuned), target, rank)
     worst = max(missed, key=lambda name: missed[name])

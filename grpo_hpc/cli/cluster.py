@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from grpo_hpc.jobs.detect import Site
-    from grpo_hpc.jobs.new_profile import Question
+    from grpo_hpc.cluster.detect import Site
+    from grpo_hpc.cluster.questions import Question
 
 
 class _Add(click.Command):
     """Has an option for every question; they are made when the command runs, as profiles are slow to import."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        from grpo_hpc.jobs.new_profile import QUESTIONS
+        from grpo_hpc.cluster.questions import QUESTIONS
 
         own = super().get_params(ctx)
         return [*own[:1], *map(_option, QUESTIONS), *own[1:]]
@@ -34,7 +34,7 @@ def _kind(key: str) -> Any:
     """What click makes of the type of a profile's key."""
     from typing import Literal, get_args, get_origin
 
-    from grpo_hpc.jobs.profile import Profile
+    from grpo_hpc.cluster.profile import Profile
 
     annotation = Profile.model_fields[key].annotation
     if get_origin(annotation) is Literal:
@@ -58,9 +58,9 @@ def list_profiles(as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from grpo_hpc.cluster.profile import profiles, read_profile
     from grpo_hpc.errors import ConfigError
-    from grpo_hpc.jobs.profile import profiles, read_profile
-    from grpo_hpc.jobs.show_standing import console
+    from grpo_hpc.runs.show_standing import console
 
     if as_json:
         click.echo(json.dumps([_profile_facts(name, path) for name, path in profiles().items()], indent=2))
@@ -77,8 +77,8 @@ def list_profiles(as_json: bool) -> None:
 
 
 def _profile_facts(name: str, path: Path) -> dict[str, Any]:
+    from grpo_hpc.cluster.profile import read_profile
     from grpo_hpc.errors import ConfigError
-    from grpo_hpc.jobs.profile import read_profile
 
     facts: dict[str, Any] = {"name": name, "file": str(path), "problem": None, "profile": None}
     try:
@@ -97,9 +97,9 @@ def add(name: str, yes: bool, force: bool, **given: Any) -> None:
     Slurm is asked for partitions, GPUs, time limits and your account; these are offered as answers. An empty answer
     leaves a key out. Every question can be answered by an option instead.
     """
+    from grpo_hpc.cluster.detect import detect
+    from grpo_hpc.cluster.questions import QUESTIONS, path_of, write_profile
     from grpo_hpc.errors import ConfigError
-    from grpo_hpc.jobs.detect import detect
-    from grpo_hpc.jobs.new_profile import QUESTIONS, path_of, write_profile
 
     path = path_of(name)
     if path.exists() and not force:
@@ -133,8 +133,8 @@ def _tell(site: Site) -> None:
 
 
 def _answer(question: Question, given: Any, site: Site, answers: dict[str, Any], ask: bool) -> Any:
+    from grpo_hpc.cluster.questions import check_answer
     from grpo_hpc.errors import ConfigError
-    from grpo_hpc.jobs.new_profile import check_answer
 
     offered = question.default(site, answers)
     if given is None and ask:
@@ -149,8 +149,8 @@ def _answer(question: Question, given: Any, site: Site, answers: dict[str, Any],
 
 def _prompt(question: Question, offered: Any, required: bool, site: Site) -> Any:
     """Ask until there is an answer that the profile can hold."""
+    from grpo_hpc.cluster.questions import check_answer
     from grpo_hpc.errors import ConfigError, GrpoHpcError
-    from grpo_hpc.jobs.new_profile import check_answer
 
     kind = click.types.convert_type(_kind(question.key))
     choices = f" ({', '.join(kind.choices)})" if isinstance(kind, click.Choice) else ""

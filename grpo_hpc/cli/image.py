@@ -168,7 +168,7 @@ def check_command(
     else:
         from rich.console import Console
 
-        from grpo_hpc.images.show import show_findings
+        from grpo_hpc.images.show_images import show_findings
 
         show_findings(f"{image or 'this environment'} as image {name}", findings, Console())
     return int(failed(findings))

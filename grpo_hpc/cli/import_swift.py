@@ -48,13 +48,13 @@ def command(ctx: click.Context, files: tuple[Path, ...], output: Path | None, fo
     if as_json:
         import json
 
-        from grpo_hpc.importing.show import to_dict
+        from grpo_hpc.importing.show_import import to_dict
 
         click.echo(json.dumps(to_dict(imported), indent=2))
     else:
         from rich.console import Console
 
-        from grpo_hpc.importing.show import show_import
+        from grpo_hpc.importing.show_import import show_import
 
         show_import(imported, Console(stderr=output is None))
         click.echo(f"\nWrote {output}. Next: grpo-hpc plan {output}" if output is not None else imported.text)

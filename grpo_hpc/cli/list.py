@@ -20,9 +20,9 @@ def command(folder: str | None, as_json: bool) -> None:
     --json prints an object with folder, runs (each as `grpo-hpc status RUN_DIR --json` prints it), sweeps (name: runs)
     and passed_over (path, reason); for a sweep what `grpo-hpc status SWEEP_DIR --json` prints.
     """
-    from grpo_hpc.jobs.overview import DEFAULT_FOLDER, comparison, overview
-    from grpo_hpc.jobs.show_standing import console, show
-    from grpo_hpc.jobs.sweep import Sweep
+    from grpo_hpc.runs.overview import DEFAULT_FOLDER, comparison, overview
+    from grpo_hpc.runs.show_standing import console, show
+    from grpo_hpc.runs.sweep import Sweep
 
     folder = folder or DEFAULT_FOLDER
     sweep = Sweep.at(folder)

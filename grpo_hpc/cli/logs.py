@@ -35,8 +35,8 @@ def command(
 
     --json prints one object a line: attempt (null for what Slurm's job wrote before the first), file, line.
     """
-    from grpo_hpc.jobs.follow import Wanted, follow_log, read_log
-    from grpo_hpc.jobs.sweep import one_run_at
+    from grpo_hpc.runs.follow import Wanted, follow_log, read_log
+    from grpo_hpc.runs.sweep import one_run_at
 
     if rank is not None and server is not None:
         raise click.UsageError("--rank and --server name two logs: take one of them")

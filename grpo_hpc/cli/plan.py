@@ -75,7 +75,7 @@ def command(
         return
     from rich.console import Console
 
-    from grpo_hpc.plan.show import show_plan, show_side_by_side
+    from grpo_hpc.plan.show_plan import show_plan, show_side_by_side
 
     console = Console()
     if len(plans) == 1:

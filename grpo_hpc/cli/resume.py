@@ -17,12 +17,12 @@ def command(run_dir: str, name: str | None) -> int:
 
     For the folder of a sweep: continue those of its runs that neither wait, run, nor are finished.
     """
+    from grpo_hpc.cluster.profile import find_profile, read_profile, require_complete
+    from grpo_hpc.jobs.checks.preflight import preflight
     from grpo_hpc.jobs.executors import start
-    from grpo_hpc.jobs.preflight import preflight
     from grpo_hpc.jobs.prepare import move_run, stored_profile
-    from grpo_hpc.jobs.profile import find_profile, read_profile, require_complete
-    from grpo_hpc.jobs.run_dir import RunDir
-    from grpo_hpc.jobs.sweep import Sweep
+    from grpo_hpc.runs.run_dir import RunDir
+    from grpo_hpc.runs.sweep import Sweep
 
     if sweep := Sweep.at(run_dir):
         if name:

@@ -27,11 +27,11 @@ def command(run_dir: str | None, as_json: bool) -> None:
     seconds_left, started, ended, changed, last_error, logs, reward, rewards (one a step), held_out.
     For a sweep it is an object with folder, keys, points (each with values beside these facts) and damaged.
     """
-    from grpo_hpc.jobs.overview import comparison, present_runs
-    from grpo_hpc.jobs.run_dir import RunDir
-    from grpo_hpc.jobs.show_standing import console, show, show_standing
-    from grpo_hpc.jobs.standing import standing
-    from grpo_hpc.jobs.sweep import Sweep
+    from grpo_hpc.runs.overview import comparison, present_runs
+    from grpo_hpc.runs.run_dir import RunDir
+    from grpo_hpc.runs.show_standing import console, show, show_standing
+    from grpo_hpc.runs.standing import standing
+    from grpo_hpc.runs.sweep import Sweep
 
     if run_dir and (sweep := Sweep.at(run_dir)):
         found = comparison(sweep)

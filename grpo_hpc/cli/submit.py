@@ -36,14 +36,14 @@ def command(run: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool, sw
         return submit_sweep(run, overrides, sweeps, dry_run, fresh)
     from rich.console import Console
 
+    from grpo_hpc.cluster.profile import profile_of
     from grpo_hpc.config import load_run
+    from grpo_hpc.jobs.checks.preflight import preflight
     from grpo_hpc.jobs.executors import start
-    from grpo_hpc.jobs.preflight import preflight
     from grpo_hpc.jobs.prepare import create_run
-    from grpo_hpc.jobs.profile import profile_of
-    from grpo_hpc.jobs.run_dir import RunDir
     from grpo_hpc.plan.make import make_plan
-    from grpo_hpc.plan.show import show_plan
+    from grpo_hpc.plan.show_plan import show_plan
+    from grpo_hpc.runs.run_dir import RunDir
 
     cfg = load_run(run, overrides)
     profile = profile_of(cfg)

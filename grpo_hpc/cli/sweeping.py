@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from grpo_hpc.jobs.sweep import Sweep
+    from grpo_hpc.runs.sweep import Sweep
 
 
 def submit_sweep(run: str, overrides: Sequence[str], sweeps: Sequence[str], dry_run: bool, fresh: bool) -> int:
     """Check every point, write the folder of the sweep and start it."""
+    from grpo_hpc.cluster.profile import profile_of
     from grpo_hpc.jobs.array import create_sweep
-    from grpo_hpc.jobs.preflight import preflight
+    from grpo_hpc.jobs.checks.preflight import preflight
     from grpo_hpc.jobs.prepare import TRAINER
-    from grpo_hpc.jobs.profile import profile_of
-    from grpo_hpc.jobs.run_dir import RunDir
-    from grpo_hpc.jobs.sweep import for_each, make_points
     from grpo_hpc.plan.make import make_plan
+    from grpo_hpc.runs.run_dir import RunDir
+    from grpo_hpc.runs.sweep import for_each, make_points
 
     points = make_points(run, overrides, sweeps)
     plans = for_each(points, make_plan)
@@ -44,9 +44,9 @@ def submit_sweep(run: str, overrides: Sequence[str], sweeps: Sequence[str], dry_
 
 def resume_sweep(sweep: Sweep) -> int:
     """Start the points that neither wait, run, nor are finished."""
-    from grpo_hpc.jobs.preflight import preflight
+    from grpo_hpc.jobs.checks.preflight import preflight
     from grpo_hpc.jobs.prepare import stored_profile
-    from grpo_hpc.jobs.standing import LIVE, Records, standings
+    from grpo_hpc.runs.standing import LIVE, Records, standings
 
     found = standings([Records.read(run) for run in sweep.runs])
     open_points = [index for index, run in enumerate(found) if run.state not in (*LIVE, "success")]
@@ -61,7 +61,7 @@ def resume_sweep(sweep: Sweep) -> int:
 def start(sweep: Sweep, indices: Sequence[int]) -> int:
     """Start some points, and say what was queued."""
     from grpo_hpc.jobs.array import start_sweep
-    from grpo_hpc.jobs.submissions import submissions
+    from grpo_hpc.runs.submissions import submissions
 
     code = start_sweep(sweep, indices)
     last = submissions(sweep.runs[indices[0]])[-1]

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 
+from grpo_hpc.cluster import slurm
+from grpo_hpc.cluster.profile import Profile, profile_of
 from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.jobs import slurm
+from grpo_hpc.jobs.job_script import sbatch_options
 from grpo_hpc.jobs.prepare import create_run, make_job, stored_profile
-from grpo_hpc.jobs.profile import Profile, profile_of
-from grpo_hpc.jobs.render import sbatch_options
-from grpo_hpc.jobs.run_dir import PlanLike, RunDir
-from grpo_hpc.jobs.submissions import note_jobs, note_submission
-from grpo_hpc.jobs.sweep import Point, Sweep, write_sweep
+from grpo_hpc.runs.run_dir import PlanLike, RunDir
+from grpo_hpc.runs.submissions import note_jobs, note_submission
+from grpo_hpc.runs.sweep import Point, Sweep, write_sweep
 
 _OWN = ("--job-name=", "--output=")
 
@@ -76,8 +76,8 @@ def start_sweep(sweep: Sweep, indices: Sequence[int]) -> int:
     if profile.executor != "local":
         _queue(sweep, list(indices), runs, profile)
         return 0
-    from grpo_hpc.jobs.attempts import history
     from grpo_hpc.jobs.local import run_local
+    from grpo_hpc.runs.attempts import history
 
     worst = 0
     for run in runs:

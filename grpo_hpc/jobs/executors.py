@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from grpo_hpc.jobs import slurm
+from grpo_hpc.cluster import slurm
+from grpo_hpc.cluster.profile import Executor, Profile
 from grpo_hpc.jobs.prepare import stored_profile
-from grpo_hpc.jobs.profile import Executor, Profile
-from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.submissions import Submission, note_jobs, note_submission, submissions
+from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.submissions import Submission, note_jobs, note_submission, submissions
 
 
 def start(run_dir: RunDir) -> int:

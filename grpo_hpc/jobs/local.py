@@ -20,17 +20,17 @@ from typing import Any
 
 from rich.console import Console
 
+from grpo_hpc.cluster.secrets import read_secrets
 from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import EXIT_USER_ERROR
-from grpo_hpc.jobs.attempts import State, begin
-from grpo_hpc.jobs.crash import find_crash
-from grpo_hpc.jobs.ends import judge
-from grpo_hpc.jobs.launcher import note_launcher
 from grpo_hpc.jobs.prepare import stored_profile
 from grpo_hpc.jobs.processes import descendants, end_family, start_family
-from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.secrets import read_secrets
-from grpo_hpc.jobs.submissions import note_submission
+from grpo_hpc.runs.attempts import State, begin
+from grpo_hpc.runs.crash import find_crash
+from grpo_hpc.runs.ends import judge
+from grpo_hpc.runs.launcher_note import note_launcher
+from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.submissions import note_submission
 
 EXIT_DONE, EXIT_CRASH, EXIT_KILLED = 0, 1, 130
 _POLL_S = 0.2

@@ -9,18 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from grpo_hpc.cluster.profile import Profile, dump_profile, profile_of, read_profile
+from grpo_hpc.cluster.secrets import read_secrets
 from grpo_hpc.config import RunConfig
-from grpo_hpc.jobs.files import write_atomically
-from grpo_hpc.jobs.nodes import server_nodes
-from grpo_hpc.jobs.profile import Profile, dump_profile, profile_of, read_profile
-from grpo_hpc.jobs.render import Job, Step, render
-from grpo_hpc.jobs.run_dir import PlanLike, RunDir, with_absolute_paths
-from grpo_hpc.jobs.secrets import read_secrets
+from grpo_hpc.files import write_atomically
+from grpo_hpc.jobs.checks.node_reports import server_nodes
+from grpo_hpc.jobs.job_script import Job, Step, render
+from grpo_hpc.runs.run_dir import PlanLike, RunDir, with_absolute_paths
 
 TRAINER = ("-m", "grpo_hpc.train")
 SERVER = ("-m", "grpo_hpc.rollout.server")
-_LOOK, _MEET = ("-m", "grpo_hpc.jobs.check_node"), ("-m", "grpo_hpc.jobs.check_rank")
-_SERVE = ("-m", "grpo_hpc.jobs.serve")
+_LOOK, _MEET = ("-m", "grpo_hpc.jobs.checks.check_node"), ("-m", "grpo_hpc.jobs.checks.check_rank")
+_SERVE = ("-m", "grpo_hpc.jobs.serving.node_servers")
 
 
 def make_job(

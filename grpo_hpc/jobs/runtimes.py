@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 
+from grpo_hpc.cluster.profile import Runtime
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
-from grpo_hpc.jobs.profile import Runtime
 
 LABEL = '"grpo-hpc=${SLURM_JOB_ID:-}"'
 """What the containers of a job can be found by."""

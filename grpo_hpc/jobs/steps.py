@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from grpo_hpc.cluster.slurm import Allocation
 from grpo_hpc.jobs.ports import claimed_port, job_ports
 from grpo_hpc.jobs.prepare import stored_profile
-from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.slurm import Allocation
+from grpo_hpc.runs.run_dir import RunDir
 
 _POLL_S = 0.2
 _CLEAN_S = 120

@@ -15,20 +15,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from grpo_hpc.cluster import slurm
+from grpo_hpc.cluster.profile import Profile
+from grpo_hpc.cluster.secrets import read_secrets, without_secrets
 from grpo_hpc.errors import EXIT_USER_ERROR, EnvironmentProblem, GrpoHpcError
-from grpo_hpc.jobs import slurm
-from grpo_hpc.jobs.attempts import OVER, Attempt, State, begin, failures_in_a_row, history
-from grpo_hpc.jobs.ends import OF_SLURM, End, judge, of_texts, why_cancelled
+from grpo_hpc.files import write_atomically
+from grpo_hpc.jobs.checks.node_reports import TOOK_TOO_LONG, bad_node, server_nodes
 from grpo_hpc.jobs.executors import queue_one
-from grpo_hpc.jobs.files import write_atomically
-from grpo_hpc.jobs.nodes import TOOK_TOO_LONG, bad_node, server_nodes
 from grpo_hpc.jobs.prepare import stored_profile
-from grpo_hpc.jobs.profile import Profile
-from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.secrets import read_secrets, without_secrets
-from grpo_hpc.jobs.servers import Servers, serving
+from grpo_hpc.jobs.serving.server_steps import Servers, serving
 from grpo_hpc.jobs.steps import Steps, wait
-from grpo_hpc.jobs.submissions import submissions
+from grpo_hpc.runs.attempts import OVER, Attempt, State, begin, failures_in_a_row, history
+from grpo_hpc.runs.ends import OF_SLURM, End, judge, of_texts, why_cancelled
+from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.submissions import submissions
 
 _SERVERS_TELL_S = 5  # a trainer that lost its servers may end before their step does
 _EARLY = "asked to stop before training began"

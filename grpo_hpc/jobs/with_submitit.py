@@ -8,12 +8,12 @@ from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from grpo_hpc.cluster.profile import Profile
+from grpo_hpc.cluster.slurm import outside_of_array
 from grpo_hpc.errors import EnvironmentProblem
+from grpo_hpc.jobs.job_script import sbatch_options
 from grpo_hpc.jobs.prepare import make_job
-from grpo_hpc.jobs.profile import Profile
-from grpo_hpc.jobs.render import sbatch_options
-from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.slurm import outside_of_array
+from grpo_hpc.runs.run_dir import RunDir
 
 
 class Supervised:

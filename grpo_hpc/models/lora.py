@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.models.dropout import Dropout, Masks
 from grpo_hpc.models.movers import dense_place, expert_place, local_parameters
-from grpo_hpc.models.policy import PolicyModel
+from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.models.shape import ModelShape, linears
 
 Kind = Literal["column", "row", "whole"]

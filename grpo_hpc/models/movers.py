@@ -17,7 +17,7 @@ from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import family, weight_map
 from grpo_hpc.models.hf_folder import HfFolder
 from grpo_hpc.models.layouts import Shard
-from grpo_hpc.models.policy import PolicyModel
+from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.transport import ToEveryRank, Transport
 from grpo_hpc.models.weight_map import Entry, entries

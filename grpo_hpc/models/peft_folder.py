@@ -25,7 +25,7 @@ from torch import Tensor
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.lora import Adapters, adapted_layers
 from grpo_hpc.models.movers import dense_place, expert_place, local_parameters
-from grpo_hpc.models.policy import PolicyModel
+from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.models.weight_map import Entry, entries
 
 PREFIX = "base_model.model."

@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 
 from grpo_hpc.errors import EnvironmentProblem
-from grpo_hpc.plan.accuracy import accuracy
 from grpo_hpc.plan.explain import batch_lines
 from grpo_hpc.plan.make import Estimate, Plan
+from grpo_hpc.plan.measured_errors import accuracy
 from grpo_hpc.plan.memory import GIB
 from grpo_hpc.plan.rates import Times
 

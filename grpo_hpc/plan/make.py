@@ -14,11 +14,11 @@ from grpo_hpc.config.library import model_config
 from grpo_hpc.errors import PlanError
 from grpo_hpc.models.shape import ModelShape, read_shape, require_engine, require_experts, require_linears
 from grpo_hpc.plan import memory, time
-from grpo_hpc.plan.accuracy import accuracy
 from grpo_hpc.plan.hardware import Hardware, read_hardware
+from grpo_hpc.plan.layout_rules import broken
+from grpo_hpc.plan.measured_errors import accuracy
 from grpo_hpc.plan.memory import GIB, MARGIN, Memory, planned_cache
 from grpo_hpc.plan.rates import Times
-from grpo_hpc.plan.rules import broken
 from grpo_hpc.plan.setup import Execution, Task, execution_of, task_of
 from grpo_hpc.plan.topology import Degrees, Server, Topology, make_servers, make_topology
 

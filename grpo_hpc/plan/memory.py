@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from grpo_hpc.plan.activations import LOGITS_CHUNK, in_flight, kept, stage_bytes
 from grpo_hpc.plan.hardware import Hardware
-from grpo_hpc.plan.parameters import held, trained
+from grpo_hpc.plan.parameter_counts import held, trained
 from grpo_hpc.plan.setup import Execution, Task
 from grpo_hpc.plan.topology import GROUPS
 

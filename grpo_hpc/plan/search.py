@@ -19,9 +19,9 @@ from grpo_hpc.errors import PlanError
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.plan import memory
 from grpo_hpc.plan.hardware import Hardware, read_hardware
+from grpo_hpc.plan.layout_rules import broken
 from grpo_hpc.plan.make import Estimate, estimate_of, find_shape
 from grpo_hpc.plan.rollout_time import rollout
-from grpo_hpc.plan.rules import broken
 from grpo_hpc.plan.setup import Execution, Task, execution_of, stage_sizes, task_of
 from grpo_hpc.plan.sync_time import offload
 from grpo_hpc.plan.time import training_seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grpo_hpc.plan.hardware import Hardware
-from grpo_hpc.plan.parameters import held, trained
+from grpo_hpc.plan.parameter_counts import held, trained
 from grpo_hpc.plan.rates import Part, link_of
 from grpo_hpc.plan.setup import Execution, Task
 

@@ -6,7 +6,7 @@ Shapes: T tokens of a micro-batch on one context-parallel rank, h hidden size, N
 from __future__ import annotations
 
 from grpo_hpc.plan.hardware import Hardware
-from grpo_hpc.plan.parameters import trained
+from grpo_hpc.plan.parameter_counts import trained
 from grpo_hpc.plan.rates import Part, forward_seconds, link_of
 from grpo_hpc.plan.setup import Execution, Task
 

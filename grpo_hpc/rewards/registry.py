@@ -8,7 +8,7 @@ A reward function takes completions and returns one number (or None: no score) f
 
 It may ask for more by naming it before the star: every column of the data set (as a list with one value per
 completion), ``prompts`` (the chats), ``finish_reasons`` and ``completion_ids``; or for all of them by ``**columns``.
-Keyword-only arguments are parameters (:mod:`grpo_hpc.rewards.parameters`).
+Keyword-only arguments are parameters (:mod:`grpo_hpc.rewards.reward_params`).
 A run file names built-in functions by their registered name and others by ``path/to/file.py:function``, with
 ``column=`` before it where the column is to have another name.
 
@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.rewards.batching import together
 from grpo_hpc.rewards.names import column_of, target_of
-from grpo_hpc.rewards.parameters import check_given, checked, declared, in_source, shown
+from grpo_hpc.rewards.reward_params import check_given, checked, declared, in_source, shown
 
 OFFERED = ("completions", "prompts", "finish_reasons", "completion_ids")  # besides the columns of the data
 RewardFunction = Callable[..., Sequence[float | None]]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from grpo_hpc.errors import RewardError
-from grpo_hpc.rewards.pool import Outcome, Task, WorkerPool
-from grpo_hpc.rewards.pools import RewardPools
 from grpo_hpc.rewards.registry import OFFERED
+from grpo_hpc.rewards.runner import RewardPools
+from grpo_hpc.rewards.worker_pool import Outcome, Task, WorkerPool
 
 Policy = Literal["zero", "nan", "fail"]
 

@@ -1,7 +1,7 @@
 """A process that calls reward functions for the trainer, so that what they do to themselves stays there.
 
-Started by :mod:`grpo_hpc.rewards.pool` with two pipes. Requests are pickled by the trainer; answers are JSON, so a
-reward function cannot make the trainer unpickle anything. Frames begin with their length in four bytes.
+Started by :mod:`grpo_hpc.rewards.worker_pool` with two pipes. Requests are pickled by the trainer; answers are JSON, so
+a reward function cannot make the trainer unpickle anything. Frames begin with their length in four bytes.
 
 Plain functions run in the main thread, one after the other; async ones run concurrently on its event loop.
 """

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from grpo_hpc.config import RunConfig
 from grpo_hpc.data.rows import Row
 from grpo_hpc.errors import ConfigError, ServersLost
-from grpo_hpc.rewards.pools import RewardPools
+from grpo_hpc.rewards.runner import RewardPools
 from grpo_hpc.rewards.score import RewardBatch, score
 from grpo_hpc.rollout.engine import Completion, Engine, Request
 from grpo_hpc.rollout.trajectory import Trajectory

@@ -30,7 +30,7 @@ from typing import Any
 
 from grpo_hpc.errors import EXIT_USER_ERROR
 from grpo_hpc.rollout.engine import RETURNED, completion_of
-from grpo_hpc.rollout.worker import JOIN, RECEIVE, PolicyReceiver
+from grpo_hpc.rollout.engine_worker import JOIN, RECEIVE, PolicyReceiver
 
 KEY = "VLLM_API_KEY"
 _STRANGERS = 1 << 16  # bytes that are read from whoever has no key

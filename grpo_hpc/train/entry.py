@@ -12,7 +12,6 @@ from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import schedule
 from grpo_hpc.data.rows import Row, read_rows
 from grpo_hpc.errors import EXIT_USER_ERROR, GrpoHpcError, ServersLost
-from grpo_hpc.jobs.run_dir import RunDir
 from grpo_hpc.observe.completions import CompletionLog
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.reporters import Report, open_reporters
@@ -20,14 +19,15 @@ from grpo_hpc.observe.sinks import MetricSinks
 from grpo_hpc.rollout.collect import Collector, Tokenizer, fitting_rows, start_rewards
 from grpo_hpc.rollout.engine import ColocateEngine, Engine
 from grpo_hpc.rollout.residency import Residency
-from grpo_hpc.rollout.servers import ServerEngine
-from grpo_hpc.train import checkpoint
-from grpo_hpc.train.checkpoint import TrainerState
+from grpo_hpc.rollout.server_engine import ServerEngine
+from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.train import checkpoints
+from grpo_hpc.train.checkpoints import TrainerState
 from grpo_hpc.train.colocation import Colocation
 from grpo_hpc.train.parallel import init_model_parallel
 from grpo_hpc.train.platform import Platform, make_platform
-from grpo_hpc.train.policy import TrainedPolicy, build_model
 from grpo_hpc.train.report import Reporter
+from grpo_hpc.train.trained_policy import TrainedPolicy, build_model
 from grpo_hpc.train.trainer import Parts, Trainer
 from grpo_hpc.train.watch import PhaseClock, StopRequest
 
@@ -85,9 +85,9 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         policy = TrainedPolicy(cfg, platform, clock.progress)
         second = cfg.algorithm.beta > 0 and policy.adapters is None  # else it is the policy without adapters
         reference = [chunk.eval() for chunk in build_model(cfg, platform)] if second else None
-        newest = checkpoint.newest(run_dir.checkpoints)
+        newest = checkpoints.newest(run_dir.checkpoints)
         moving = reference if cfg.algorithm.sync_ref_model else None
-        state = checkpoint.load(newest, policy, platform, moving) if newest else TrainerState()
+        state = checkpoints.load(newest, policy, platform, moving) if newest else TrainerState()
         r = cfg.rollout
         residency = Residency(r.sleep_level, r.offload_model, r.offload_optimizer)
         colocation = Colocation(residency, platform, policy, reference or (), clock)

@@ -23,8 +23,8 @@ from grpo_hpc.train.microbatch import PackedBatch, pack
 from grpo_hpc.train.objective import objective_of
 from grpo_hpc.train.packing import MicroBatch, Packing, with_gradient
 from grpo_hpc.train.platform import Platform
-from grpo_hpc.train.policy import TrainedPolicy
 from grpo_hpc.train.signal import set_advantages, set_token_weights
+from grpo_hpc.train.trained_policy import TrainedPolicy
 
 Scores = Callable[[Sequence[PackedBatch]], list[Tensor]]
 

@@ -14,7 +14,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import Tensor
 
 from grpo_hpc.config import RunConfig
-from grpo_hpc.models.policy import PolicyModel
+from grpo_hpc.models.policy_model import PolicyModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

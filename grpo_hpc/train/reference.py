@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from grpo_hpc.models.movers import local_parameters
-from grpo_hpc.models.policy import PolicyModel
+from grpo_hpc.models.policy_model import PolicyModel
 
 
 def mix_into(reference: Sequence[PolicyModel], policy: Sequence[PolicyModel], alpha: float) -> None:

@@ -15,7 +15,7 @@ from grpo_hpc.data.sampler import PromptSampler
 from grpo_hpc.rewards.score import require_scores
 from grpo_hpc.rollout.collect import Collector, Prompt, Tokenizer
 from grpo_hpc.rollout.trajectory import Trajectory
-from grpo_hpc.train.checkpoint import TrainerState
+from grpo_hpc.train.checkpoints import TrainerState
 from grpo_hpc.train.signal import informative
 from grpo_hpc.train.watch import PhaseClock
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 
 from grpo_hpc.algo.advantages import advantages, gdpo_advantages, teaches
+from grpo_hpc.algo.denominators import ms_swift_weights, token_weights
 from grpo_hpc.algo.losses import LOSSES
-from grpo_hpc.algo.weights import ms_swift_weights, token_weights
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
 from grpo_hpc.rollout.trajectory import Trajectory

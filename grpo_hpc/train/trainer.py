@@ -18,13 +18,13 @@ from grpo_hpc.models.hf_folder import write_hf_folder
 from grpo_hpc.models.lora import Adapters
 from grpo_hpc.models.movers import TO_EVERY_RANK
 from grpo_hpc.models.peft_folder import gather_adapters, write_adapter
-from grpo_hpc.models.policy import PolicyModel
+from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.models.transport import ToFirstRank
 from grpo_hpc.rollout.collect import Collector, Prompt, Tokenizer
 from grpo_hpc.rollout.engine import Engine
 from grpo_hpc.rollout.residency import Use
-from grpo_hpc.train import canary, checkpoint
-from grpo_hpc.train.checkpoint import TrainerState
+from grpo_hpc.train import canary, checkpoints
+from grpo_hpc.train.checkpoints import TrainerState
 from grpo_hpc.train.colocation import Colocation
 from grpo_hpc.train.lessons import Lesson, Lessons, Scores
 from grpo_hpc.train.optimizer import DTYPES
@@ -32,11 +32,11 @@ from grpo_hpc.train.packing import packing_metrics
 from grpo_hpc.train.parallel import packing_of
 from grpo_hpc.train.pipeline import forward_scores
 from grpo_hpc.train.platform import Platform
-from grpo_hpc.train.policy import TrainedPolicy
 from grpo_hpc.train.reference import mix_into
 from grpo_hpc.train.replay import freely_routed
 from grpo_hpc.train.report import Reporter, evaluation_metrics, rollout_metrics, staleness, step_metrics, sync_metrics
 from grpo_hpc.train.rollouts import Rollout, RolloutSource
+from grpo_hpc.train.trained_policy import TrainedPolicy
 from grpo_hpc.train.watch import PhaseClock, StopRequest
 
 
@@ -211,7 +211,7 @@ class Trainer:
         """Write a checkpoint of the present state and drop those beyond ``save_total_limit``."""
         self._parts.colocation.enter(Use.TRAIN)
         with self._clock.phase("save"):
-            path = checkpoint.save(
+            path = checkpoints.save(
                 self._checkpoints,
                 self._parts.policy,
                 self.state,
@@ -220,7 +220,7 @@ class Trainer:
                 self._cfg.checkpoint.reshardable,
             )
             if dist.get_rank() == 0:
-                checkpoint.prune(self._checkpoints, self._cfg.checkpoint.save_total_limit)
+                checkpoints.prune(self._checkpoints, self._cfg.checkpoint.save_total_limit)
         self._clock.take()
         return path
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from grpo_hpc.observe.events import EventLog
-from grpo_hpc.train.memory import MemoryMeter
+from grpo_hpc.train.memory_meter import MemoryMeter
 from grpo_hpc.train.platform import Platform
 
 

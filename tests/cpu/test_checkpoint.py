@@ -8,7 +8,7 @@ from layouts import LAYOUTS, MODELS, RESUMED
 from ranks import run_ranks
 from runfiles import write_run
 
-from grpo_hpc.train.checkpoint import is_complete, newest, prune
+from grpo_hpc.train.checkpoints import is_complete, newest, prune
 
 
 def test_resumed_steps_are_equal_to_the_bit(tiny, tmp_path):

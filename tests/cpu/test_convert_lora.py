@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from grpo_hpc.checkpoint.folders import open_folder
-from grpo_hpc.checkpoint.lora import extract, plan_merge, read_adapter
 from grpo_hpc.checkpoint.naming import Parallel
+from grpo_hpc.checkpoint.peft_adapters import extract, plan_merge, read_adapter
 from grpo_hpc.checkpoint.run import Work, build
 from grpo_hpc.checkpoint.to_hf import plan_to_hf
 from grpo_hpc.checkpoint.to_megatron import plan_to_megatron

@@ -11,7 +11,7 @@ import torch
 from grpo_hpc.errors import RolloutError
 from grpo_hpc.rollout import link
 from grpo_hpc.rollout.link import Link
-from grpo_hpc.rollout.servers import share_of
+from grpo_hpc.rollout.server_engine import share_of
 
 CPU = torch.device("cpu")
 TENSORS = [

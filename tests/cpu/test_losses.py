@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from reference.losses import Options, Sample, gradient, left_out, objective
 
 from grpo_hpc.algo.corrections import RolloutCorrection, entropy_threshold
+from grpo_hpc.algo.denominators import ms_swift_weights, token_weights
 from grpo_hpc.algo.losses import LOSSES
 from grpo_hpc.algo.objective import Objective, TokenData
 from grpo_hpc.algo.real import slopes
 from grpo_hpc.algo.sequences import Sequences
-from grpo_hpc.algo.weights import ms_swift_weights, token_weights
 
 LEVELS = ["token", "sequence", "sequence_token"]
 CORRECTIONS = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]

@@ -20,7 +20,7 @@ from runfiles import write_run
 
 from grpo_hpc.config import load_run
 from grpo_hpc.jobs.ports import claimed_port
-from grpo_hpc.jobs.serve import options
+from grpo_hpc.jobs.serving.node_servers import options
 
 KEY = "a key of this test"
 ROOT = Path(__file__).parents[2]

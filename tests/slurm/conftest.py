@@ -15,7 +15,7 @@ from lightruns import empty_queue, prepare
 
 from grpo_hpc.jobs.executors import queue
 from grpo_hpc.jobs.prepare import stored_profile
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.runs.run_dir import RunDir
 
 ROOT = Path(__file__).parents[2]
 TOOLS, CONTAINERS = ROOT / "tools" / "slurm", ROOT / "tools" / "containers"

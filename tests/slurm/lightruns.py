@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
+from grpo_hpc.cluster import slurm
 from grpo_hpc.config import load_run
-from grpo_hpc.jobs import slurm
-from grpo_hpc.jobs.attempts import Attempt, history
 from grpo_hpc.jobs.prepare import create_run
-from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.submissions import submissions
 from grpo_hpc.plan.make import make_plan
+from grpo_hpc.runs.attempts import Attempt, history
+from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.submissions import submissions
 
 ROOT = Path(__file__).parents[2]
 PAYLOAD = Path(__file__).parent / "payload.py"

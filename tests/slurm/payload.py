@@ -16,11 +16,11 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-from grpo_hpc.jobs.attempts import saved_step
-from grpo_hpc.jobs.rank_log import redirect_output
-from grpo_hpc.jobs.run_dir import RunDir
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.sinks import MetricSinks
+from grpo_hpc.runs.attempts import saved_step
+from grpo_hpc.runs.rank_log import redirect_output
+from grpo_hpc.runs.run_dir import RunDir
 
 USUAL = {"attempt": "attempt_1", "step": 1, "rank": 0}
 

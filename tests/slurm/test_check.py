@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from lightruns import ended, everything
 
-from grpo_hpc.jobs.attempts import history
 from grpo_hpc.jobs.executors import queue
 from grpo_hpc.jobs.prepare import stored_profile
+from grpo_hpc.runs.attempts import history
 
 CHECK = {"enabled": True, "free_gib": 0.01}
 

@@ -14,8 +14,8 @@ from lightruns import PROFILE, ROOT, contained, everything
 from runfiles import write_run
 from tiny import save_tiny_model
 
-from grpo_hpc.jobs.attempts import history
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.runs.attempts import history
+from grpo_hpc.runs.run_dir import RunDir
 
 # What cannot be done as it stands here: the clone is this checkout, installed already; the image is small, made from
 # Debian packages, and shows this machine's Python; what is edited by hand is a profile for that and a run of a tiny

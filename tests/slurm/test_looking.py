@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from lightruns import PAYLOAD, ended, everything, job, wait_for, write_run
 
-from grpo_hpc.jobs import slurm
+from grpo_hpc.cluster import slurm
+from grpo_hpc.cluster.profile import find_profile, read_profile
 from grpo_hpc.jobs.array import create_sweep, start_sweep
-from grpo_hpc.jobs.attempts import history
-from grpo_hpc.jobs.profile import find_profile, read_profile
-from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.standing import standing
-from grpo_hpc.jobs.sweep import make_points
 from grpo_hpc.plan.make import make_plan
+from grpo_hpc.runs.attempts import history
+from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.standing import standing
+from grpo_hpc.runs.sweep import make_points
 
 COMMAND = [sys.executable, "-m", "grpo_hpc.cli"]
 

@@ -12,11 +12,11 @@ import pytest
 from lightruns import contained, ended, everything, job, prepare, wait_for
 from tiny import save_tiny_model
 
-from grpo_hpc.jobs import slurm
-from grpo_hpc.jobs.attempts import Attempt, history
+from grpo_hpc.cluster import slurm
 from grpo_hpc.jobs.executors import queue
 from grpo_hpc.jobs.prepare import SERVER, stored_profile
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.runs.attempts import Attempt, history
+from grpo_hpc.runs.run_dir import RunDir
 
 ON_SERVERS = {"rollout": {"vllm_mode": "server", "vllm_server_nodes": 2, "vllm_server_timeout": 60}}
 DIED = r"server \d on node[34] ended: exit code 7; server_\d.log: RuntimeError: the server was told to die"

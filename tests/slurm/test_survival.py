@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from lightruns import PAYLOAD, empty_queue, ended, everything, job, wait_for
 
-from grpo_hpc.jobs import slurm
-from grpo_hpc.jobs.attempts import history
+from grpo_hpc.cluster import slurm
 from grpo_hpc.jobs.executors import start
 from grpo_hpc.jobs.prepare import move_run, stored_profile
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.runs.attempts import history
+from grpo_hpc.runs.run_dir import RunDir
 
 
 def steps(run: RunDir) -> list[str]:

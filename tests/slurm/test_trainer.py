@@ -12,8 +12,8 @@ from lightruns import PROFILE, ROOT, ended, everything, wait_for
 from runfiles import write_run
 from tiny import save_tiny_model
 
-from grpo_hpc.jobs import slurm
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.cluster import slurm
+from grpo_hpc.runs.run_dir import RunDir
 
 STEPS = 12  # enough to be still at work when Slurm has made up its mind
 PLUGINS = ROOT / "tests" / "cpu" / "plugins.py"

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from grpo_hpc.jobs.render import GPU_RANK_THREADS
+from grpo_hpc.jobs.job_script import GPU_RANK_THREADS
 from tools.bench.random_model import save_prompts
 from tools.bench.settings import Setting, run_file, vocabulary
 

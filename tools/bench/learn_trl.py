@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from grpo_hpc.config import RunConfig, load_run
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.jobs.files import write_atomically
+from grpo_hpc.files import write_atomically
 from grpo_hpc.jobs.ports import claimed_port, job_ports
 from grpo_hpc.rewards.builtin import exact_number
 

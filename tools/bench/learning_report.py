@@ -10,7 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.jobs.files import write_atomically
+from grpo_hpc.files import write_atomically
 from grpo_hpc.observe.draw import duration
 from grpo_hpc.observe.history import finite, first_and_last_fifth
 from tools.report_quickstart import Result, scores

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from grpo_hpc.config import load_run
-from grpo_hpc.plan.accuracy import FILE as ACCURACY
 from grpo_hpc.plan.make import Estimate, make_plan
+from grpo_hpc.plan.measured_errors import FILE as ACCURACY
 from grpo_hpc.plan.memory import GIB
 from tools.bench.random_model import SHAPES
 

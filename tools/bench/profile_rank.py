@@ -26,8 +26,8 @@ def main(run: str, found: Path, keys: list[str]) -> None:
     from grpo_hpc.train.microbatch import pack
     from grpo_hpc.train.parallel import init_model_parallel, packing_of
     from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.policy import TrainedPolicy
     from grpo_hpc.train.signal import set_token_weights
+    from grpo_hpc.train.trained_policy import TrainedPolicy
 
     cfg = load_run(run, keys)
     plan, platform = schedule(cfg), make_platform(cfg.resources.device)

@@ -26,7 +26,7 @@ def main(run: str, found: Path, keys: list[str]) -> None:
     from grpo_hpc.rollout.loading import Loading
     from grpo_hpc.train.parallel import init_model_parallel
     from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.policy import TrainedPolicy
+    from grpo_hpc.train.trained_policy import TrainedPolicy
 
     cfg = load_run(run, keys)
     platform = make_platform(cfg.resources.device)

@@ -68,10 +68,10 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     from grpo_hpc.data.rows import read_rows
     from grpo_hpc.rollout.collect import Collector, Tokenizer, fitting_rows, start_rewards
     from grpo_hpc.rollout.residency import Residency
-    from grpo_hpc.train import checkpoint
-    from grpo_hpc.train.checkpoint import TrainerState
+    from grpo_hpc.train import checkpoints
+    from grpo_hpc.train.checkpoints import TrainerState
     from grpo_hpc.train.colocation import Colocation
-    from grpo_hpc.train.policy import TrainedPolicy, build_model
+    from grpo_hpc.train.trained_policy import TrainedPolicy, build_model
     from grpo_hpc.train.trainer import Parts, Trainer
     from grpo_hpc.train.watch import PhaseClock, StopRequest
 
@@ -81,7 +81,7 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     state = TrainerState()
     if begin is not None:
         moving = reference if cfg.algorithm.sync_ref_model else None
-        state = checkpoint.load(checkpoints / f"step_{begin:08d}", policy, platform, moving)
+        state = checkpoints.load(checkpoints / f"step_{begin:08d}", policy, platform, moving)
     before = {name: value.clone() for name, value in policy.exporter.tensors()}
     recorder, clock = Recorder(), PhaseClock(platform, None)
     colocation = Colocation(Residency(), platform, policy, reference or (), clock)

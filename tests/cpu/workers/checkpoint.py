@@ -16,9 +16,9 @@ def main() -> None:
     import torch
 
     from grpo_hpc.config.batch import schedule
-    from grpo_hpc.train import checkpoint
-    from grpo_hpc.train.checkpoint import TrainerState
-    from grpo_hpc.train.policy import TrainedPolicy
+    from grpo_hpc.train import checkpoints
+    from grpo_hpc.train.checkpoints import TrainerState
+    from grpo_hpc.train.trained_policy import TrainedPolicy
 
     folder = Path(sys.argv[1])
     for cfg, platform in each_layout(sys.argv[2:]):
@@ -30,9 +30,9 @@ def main() -> None:
         for _ in range(2):
             policy.update(batches)
         half_used = TrainerState(step=2, rollout=everything[:3], rollout_used=1, surplus=everything[3:5])
-        saved = checkpoint.save(folder / cfg.name, policy, half_used, platform)
+        saved = checkpoints.save(folder / cfg.name, policy, half_used, platform)
         resumed = TrainedPolicy(cfg, platform)
-        state = checkpoint.load(saved, resumed, platform)
+        state = checkpoints.load(saved, resumed, platform)
         assert state == half_used
         for step in (3, 4):
             before, after = policy.update(batches), resumed.update(batches)

@@ -94,8 +94,8 @@ def one_step(cfg: RunConfig, platform: Platform) -> tuple[dict[str, Tensor], Any
 
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.movers import HfExporter
-    from grpo_hpc.train.policy import TrainedPolicy
     from grpo_hpc.train.signal import set_token_weights
+    from grpo_hpc.train.trained_policy import TrainedPolicy
 
     plan = schedule(cfg)
     policy = TrainedPolicy(cfg, platform)

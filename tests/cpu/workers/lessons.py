@@ -29,7 +29,7 @@ def one_lesson(cfg, platform):
     from grpo_hpc.models.movers import HfExporter
     from grpo_hpc.train.lessons import Lessons
     from grpo_hpc.train.parallel import packing_of
-    from grpo_hpc.train.policy import TrainedPolicy
+    from grpo_hpc.train.trained_policy import TrainedPolicy
 
     plan = schedule(cfg)
     policy = TrainedPolicy(cfg, platform)

@@ -40,7 +40,7 @@ def compare(cfg: RunConfig, platform: Platform) -> dict[str, Tensor]:
 
     from grpo_hpc.models.attention import PackedSequences
     from grpo_hpc.models.movers import HfExporter
-    from grpo_hpc.train.policy import build_model
+    from grpo_hpc.train.trained_policy import build_model
 
     chunks = build_model(cfg, platform)
     model = chunks[0]

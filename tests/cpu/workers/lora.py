@@ -32,10 +32,10 @@ def two_steps(cfg, platform, folder):
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.movers import HfExporter
     from grpo_hpc.models.peft_folder import gather_adapters, write_adapter
-    from grpo_hpc.train import checkpoint
-    from grpo_hpc.train.checkpoint import TrainerState
-    from grpo_hpc.train.policy import TrainedPolicy
+    from grpo_hpc.train import checkpoints
+    from grpo_hpc.train.checkpoints import TrainerState
     from grpo_hpc.train.signal import set_token_weights
+    from grpo_hpc.train.trained_policy import TrainedPolicy
 
     def everywhere(policy, values=lambda p: p.detach()):
         return gather_adapters(policy.chunks, platform.layer_spec, values)
@@ -57,9 +57,9 @@ def two_steps(cfg, platform, folder):
         write_adapter(folder / f"{cfg.name}-peft", between, policy.adapters, cfg.model.path)
         compare_with_peft(cfg, folder / f"{cfg.name}-peft", everything, gradients)
 
-    saved = checkpoint.save(folder / f"{cfg.name}-checkpoints", policy, TrainerState(step=1), platform)
+    saved = checkpoints.save(folder / f"{cfg.name}-checkpoints", policy, TrainerState(step=1), platform)
     resumed = TrainedPolicy(cfg, platform)
-    checkpoint.load(saved, resumed, platform)
+    checkpoints.load(saved, resumed, platform)
     numbers, again = policy.update(batches), resumed.update(batches)
     assert numbers == again, (numbers, again)
     after, of_resumed = everywhere(policy), everywhere(resumed)

@@ -17,11 +17,11 @@ def main() -> None:
 
     from grpo_hpc.config import load_run
     from grpo_hpc.config.batch import schedule
-    from grpo_hpc.train import checkpoint
-    from grpo_hpc.train.checkpoint import TrainerState
+    from grpo_hpc.train import checkpoints
+    from grpo_hpc.train.checkpoints import TrainerState
     from grpo_hpc.train.parallel import init_model_parallel
     from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.policy import TrainedPolicy
+    from grpo_hpc.train.trained_policy import TrainedPolicy
 
     folder, cfg, what = Path(sys.argv[1]), load_run(sys.argv[2]), sys.argv[3]
     platform = make_platform(cfg.resources.device)
@@ -33,9 +33,9 @@ def main() -> None:
     if what == "save":
         for _ in range(2):
             policy.update(batches)
-        checkpoint.save(folder / "saved", policy, TrainerState(step=2), platform, reshardable=True)
+        checkpoints.save(folder / "saved", policy, TrainerState(step=2), platform, reshardable=True)
     else:
-        assert checkpoint.load(folder / "cut", policy, platform) == TrainerState(step=2)
+        assert checkpoints.load(folder / "cut", policy, platform) == TrainerState(step=2)
     for _ in range(2):
         policy.update(batches)
     tensors = {name: value.clone().contiguous() for name, value in policy.exporter.tensors()}

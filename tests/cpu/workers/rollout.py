@@ -29,8 +29,8 @@ def main() -> None:
     from grpo_hpc.rollout.trajectory import Trajectory
     from grpo_hpc.train.parallel import init_model_parallel
     from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.policy import TrainedPolicy
     from grpo_hpc.train.signal import set_token_weights
+    from grpo_hpc.train.trained_policy import TrainedPolicy
 
     cfg, target = load_run(sys.argv[1]), Path(sys.argv[2])
     plan = schedule(cfg)

@@ -44,7 +44,7 @@ def replay(cfg, platform):
     from grpo_hpc.rollout.trajectory import unpack_experts
     from grpo_hpc.train.lessons import Lessons
     from grpo_hpc.train.parallel import packing_of
-    from grpo_hpc.train.policy import TrainedPolicy
+    from grpo_hpc.train.trained_policy import TrainedPolicy
 
     plan, policy, rng = schedule(cfg), TrainedPolicy(cfg, platform), random.Random(3)
     several = cfg.parallel.expert_model_parallel_size * cfg.parallel.expert_tensor_parallel_size > 1
@@ -95,10 +95,10 @@ def biased(cfg, platform, folder):
     import torch.distributed as dist
 
     from grpo_hpc.config.batch import schedule
-    from grpo_hpc.train import checkpoint
-    from grpo_hpc.train.checkpoint import TrainerState
-    from grpo_hpc.train.policy import TrainedPolicy
+    from grpo_hpc.train import checkpoints
+    from grpo_hpc.train.checkpoints import TrainerState
     from grpo_hpc.train.signal import set_token_weights
+    from grpo_hpc.train.trained_policy import TrainedPolicy
 
     plan, policy = schedule(cfg), TrainedPolicy(cfg, platform)
     everything = trajectories(plan.global_batch_size, plan.num_generations)
@@ -115,9 +115,9 @@ def biased(cfg, platform, folder):
         if dist.get_world_size() == 1:
             check_biases(cfg, before, biases(policy), [t for batch in share for t in batch], routing)
             if step == 0:
-                saved = checkpoint.save(folder / f"{cfg.name}-checkpoints", policy, TrainerState(step=1), platform)
+                saved = checkpoints.save(folder / f"{cfg.name}-checkpoints", policy, TrainerState(step=1), platform)
                 policy = TrainedPolicy(cfg, platform)
-                checkpoint.load(saved, policy, platform)
+                checkpoints.load(saved, policy, platform)
                 assert all(value.equal(tensors[f"0/{name}"]) for name, value in biases(policy).items())
     return tensors, numbers
 
@@ -125,11 +125,11 @@ def biased(cfg, platform, folder):
 def interrupted(cfg, platform, folder):
     """All steps of one rollout, and those after the first again by a policy that was restored behind it."""
     from grpo_hpc.config.batch import schedule
-    from grpo_hpc.train import checkpoint
-    from grpo_hpc.train.checkpoint import TrainerState
+    from grpo_hpc.train import checkpoints
+    from grpo_hpc.train.checkpoints import TrainerState
     from grpo_hpc.train.lessons import Lessons
     from grpo_hpc.train.parallel import packing_of
-    from grpo_hpc.train.policy import TrainedPolicy
+    from grpo_hpc.train.trained_policy import TrainedPolicy
 
     def steps(policy, rollout, used):
         lessons = Lessons(cfg, plan, platform, policy, None, packing_of(cfg))
@@ -147,10 +147,10 @@ def interrupted(cfg, platform, folder):
     undisturbed = steps(policy, rollout, 0)
     first = next(undisturbed)
     half = TrainerState(step=1, rollout=rollout, rollout_used=1)
-    saved = checkpoint.save(folder / f"{cfg.name}-checkpoints", policy, half, platform)
+    saved = checkpoints.save(folder / f"{cfg.name}-checkpoints", policy, half, platform)
     want = list(undisturbed)
     resumed = TrainedPolicy(cfg, platform)
-    state = checkpoint.load(saved, resumed, platform)
+    state = checkpoints.load(saved, resumed, platform)
     assert state == half and all(t.routing for t in state.rollout)
     assert list(steps(resumed, state.rollout, state.rollout_used)) == want
     for (name, one), (_, other) in zip(policy.exporter.tensors(), resumed.exporter.tensors(), strict=True):

@@ -23,12 +23,12 @@ def main() -> None:
     from grpo_hpc.rollout import digest, link
     from grpo_hpc.rollout.collect import gather_lists
     from grpo_hpc.rollout.engine import Request
-    from grpo_hpc.rollout.servers import ServerEngine
+    from grpo_hpc.rollout.server_engine import ServerEngine
     from grpo_hpc.rollout.trajectory import Trajectory
     from grpo_hpc.train.parallel import init_model_parallel
     from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.policy import TrainedPolicy
     from grpo_hpc.train.signal import set_token_weights
+    from grpo_hpc.train.trained_policy import TrainedPolicy
 
     cfg, target, (key, *urls) = load_run(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     plan = schedule(cfg)

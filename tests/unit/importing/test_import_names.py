@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from grpo_hpc.importing.fates import Fate
-from grpo_hpc.importing.show import markdown
+from grpo_hpc.importing.show_import import markdown
 from grpo_hpc.importing.surroundings import ENVIRONMENT, SERVER_FLAGS
 from grpo_hpc.importing.table import FLAGS
 from grpo_hpc.importing.translate import dotted
@@ -92,4 +92,4 @@ def test_keys_of_the_run_file_are_taken() -> None:
 
 
 def test_the_page_is_current() -> None:
-    assert PAGE.read_text() == markdown(), "run: python -m grpo_hpc.importing.show > docs/ms-swift-names.md"
+    assert PAGE.read_text() == markdown(), "run: python -m grpo_hpc.importing.show_import > docs/ms-swift-names.md"

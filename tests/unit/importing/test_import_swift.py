@@ -17,7 +17,7 @@ from grpo_hpc.cli import main
 from grpo_hpc.config import load_run
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.importing.fates import Fate
-from grpo_hpc.importing.show import show_import, to_dict
+from grpo_hpc.importing.show_import import show_import, to_dict
 from grpo_hpc.importing.source import from_files, from_words
 from grpo_hpc.importing.table import FLAGS
 from grpo_hpc.importing.write import Imported, import_run

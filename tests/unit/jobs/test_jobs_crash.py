@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from grpo_hpc.jobs.crash import find_crash
+from grpo_hpc.runs.crash import find_crash
 
 
 def trace(message: str, depth: int = 1) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from grpo_hpc.jobs.ends import End, judge, why_cancelled
-from grpo_hpc.jobs.run_dir import RunDir
 from grpo_hpc.observe.events import EventLog
+from grpo_hpc.runs.ends import End, judge, why_cancelled
+from grpo_hpc.runs.run_dir import RunDir
 
 STEP = "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-11-23T04:02:16"
 TRACEBACK = "Traceback (most recent call last):\n  File 'x.py', line 1, in <module>\n"

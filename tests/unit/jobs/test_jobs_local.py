@@ -15,8 +15,8 @@ import pytest
 from grpo_hpc.config import load_run
 from grpo_hpc.jobs.local import run_local
 from grpo_hpc.jobs.prepare import create_run
-from grpo_hpc.jobs.run_dir import RunDir
 from grpo_hpc.plan.make import make_plan
+from grpo_hpc.runs.run_dir import RunDir
 
 RUN = """
 name: small
@@ -29,8 +29,8 @@ rewards: {reward_funcs: [exact_number]}
 PROLOGUE = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from grpo_hpc.jobs.rank_log import redirect_output
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.runs.rank_log import redirect_output
+from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.observe.events import EventLog
 run = RunDir.open(sys.argv[1])
 log = EventLog(run.events)
@@ -39,7 +39,7 @@ note = lambda name, text="": (run.path / name).write_text(str(text))
 LAUNCHER = """
 import sys
 from grpo_hpc.jobs.local import run_local
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.runs.run_dir import RunDir
 sys.exit(run_local(RunDir.open(sys.argv[1]), [sys.executable, *sys.argv[2:]]))
 """
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from grpo_hpc.cluster.profile import Floors
 from grpo_hpc.config import RunConfig
-from grpo_hpc.jobs.nodes import TOOK_TOO_LONG, bad_node, report_path
-from grpo_hpc.jobs.profile import Floors
+from grpo_hpc.jobs.checks.node_reports import TOOK_TOO_LONG, bad_node, report_path
 
 NODES = ["gpu1", "gpu2", "gpu3"]
 GOOD = {"free_gib": {"/runs": 50.0}, "problems": [], "joined": True}

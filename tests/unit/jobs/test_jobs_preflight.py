@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from grpo_hpc.errors import EnvironmentProblem
-from grpo_hpc.jobs.preflight import check_model_folder
+from grpo_hpc.jobs.checks.preflight import check_model_folder
 
 
 def test_a_missing_model_folder_is_named(tmp_path: Path) -> None:

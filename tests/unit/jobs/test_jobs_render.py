@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grpo_hpc.cluster.profile import Profile, dump_profile, read_profile
 from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
+from grpo_hpc.jobs.job_script import Job, Step, render, sbatch_options
 from grpo_hpc.jobs.prepare import make_job
-from grpo_hpc.jobs.profile import Profile, dump_profile, read_profile
-from grpo_hpc.jobs.render import Job, Step, render, sbatch_options
 from grpo_hpc.jobs.runtimes import inside
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -7,10 +7,10 @@ import pytest
 
 from grpo_hpc.config import RunConfig, load_run
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
-from grpo_hpc.jobs.files import write_atomically
-from grpo_hpc.jobs.rank_log import redirect_output
-from grpo_hpc.jobs.run_dir import RunDir, with_absolute_paths
+from grpo_hpc.files import write_atomically
 from grpo_hpc.plan.make import make_plan
+from grpo_hpc.runs.rank_log import redirect_output
+from grpo_hpc.runs.run_dir import RunDir, with_absolute_paths
 
 RUN = """
 name: small
@@ -118,7 +118,7 @@ def test_redirected_output_of_all_kinds_is_appended(tmp_path: Path) -> None:
     log = tmp_path / "rank_0.log"
     log.write_text("before\n")
     program = (
-        "import os, sys; from pathlib import Path; from grpo_hpc.jobs.rank_log import redirect_output;"
+        "import os, sys; from pathlib import Path; from grpo_hpc.runs.rank_log import redirect_output;"
         f"redirect_output(Path({str(log)!r})); print('python', flush=True);"
         "print('error', file=sys.stderr, flush=True); os.system('echo child')"
     )

@@ -16,14 +16,14 @@ import pytest
 import yaml
 
 from grpo_hpc.addresses import own_address
+from grpo_hpc.cluster.profile import Profile, require_complete
 from grpo_hpc.config import load_run
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
 from grpo_hpc.jobs.ports import claimed_port
-from grpo_hpc.jobs.profile import Profile, require_complete
-from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.serve import _device, options
-from grpo_hpc.jobs.servers import Servers, serving
+from grpo_hpc.jobs.serving.node_servers import _device, options
+from grpo_hpc.jobs.serving.server_steps import Servers, serving
 from grpo_hpc.plan.make import make_plan
+from grpo_hpc.runs.run_dir import RunDir
 
 ROOT = Path(__file__).parents[3]
 STAND_IN = ROOT / "tests" / "slurm" / "server.py"
@@ -39,7 +39,7 @@ class Steps:
     def start(self, name: str, log: Path):
         assert name == "serve"
         env = {**os.environ, "SLURM_PROCID": "0", "MASTER_ADDR": "localhost", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "grpo_hpc.jobs.serve", str(STAND_IN), str(self.run_dir.path)]
+        command = [sys.executable, "-m", "grpo_hpc.jobs.serving.node_servers", str(STAND_IN), str(self.run_dir.path)]
         with log.open("w") as out:
             process = subprocess.Popen(command, env=env, cwd=self.run_dir.path, stdout=out, stderr=out)
         try:

@@ -14,8 +14,8 @@ import pytest
 from grpo_hpc.cli import main
 from grpo_hpc.config import load_run
 from grpo_hpc.jobs.prepare import create_run
-from grpo_hpc.jobs.run_dir import RunDir
 from grpo_hpc.plan.make import make_plan
+from grpo_hpc.runs.run_dir import RunDir
 
 ROOT = Path(__file__).parents[3]
 RUN = """
@@ -28,7 +28,7 @@ rewards: {reward_funcs: [exact_number]}
 """
 TRAINER = """
 import sys, time
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.sinks import MetricSinks
 run = RunDir.open(sys.argv[1])
@@ -44,7 +44,7 @@ def step(number, reward=0.5):
 LAUNCH = """
 import sys
 from grpo_hpc.jobs.local import run_local
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.runs.run_dir import RunDir
 sys.exit(run_local(RunDir.open(sys.argv[1]), [sys.executable, *sys.argv[2:]]))
 """
 

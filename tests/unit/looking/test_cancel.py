@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-from grpo_hpc.jobs.attempts import begin, history
-from grpo_hpc.jobs.cancel import cancel
-from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.standing import standing
-from grpo_hpc.jobs.submissions import note_submission
+from grpo_hpc.runs.attempts import begin, history
+from grpo_hpc.runs.cancelling import cancel
+from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.standing import standing
+from grpo_hpc.runs.submissions import note_submission
 
 OBEYS = "step(1)\nwhile not run.stop.exists(): time.sleep(0.05)\nlog.stopped(1)"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpo_hpc.jobs.detect import exclusive_partitions, partitions, settings, time_limit
-from grpo_hpc.jobs.profile import find_profile, profiles, read_profile
+from grpo_hpc.cluster.detect import exclusive_partitions, partitions, settings, time_limit
+from grpo_hpc.cluster.profile import find_profile, profiles, read_profile
 
 SINFO = """\
 cpu*|up|1-00:00:00|100|(null)|128

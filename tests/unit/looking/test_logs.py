@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.jobs import follow
-from grpo_hpc.jobs.attempts import Attempt, begin
-from grpo_hpc.jobs.follow import Wanted, follow_log, read_log
-from grpo_hpc.jobs.launcher import note_launcher
-from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.submissions import note_submission
+from grpo_hpc.runs import follow
+from grpo_hpc.runs.attempts import Attempt, begin
+from grpo_hpc.runs.follow import Wanted, follow_log, read_log
+from grpo_hpc.runs.launcher_note import note_launcher
+from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.submissions import note_submission
 
 ROOT = Path(__file__).parents[3]
 

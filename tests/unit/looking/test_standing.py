@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from grpo_hpc.jobs.attempts import Attempt
-from grpo_hpc.jobs.job_states import JobStates, QueuedJob, tasks
-from grpo_hpc.jobs.launcher import Launcher
+from grpo_hpc.cluster.job_states import JobStates, QueuedJob, tasks
 from grpo_hpc.jobs.local import run_local
-from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.standing import judge_state, standing
-from grpo_hpc.jobs.submissions import Submission
+from grpo_hpc.runs.attempts import Attempt
+from grpo_hpc.runs.launcher_note import Launcher
+from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.standing import judge_state, standing
+from grpo_hpc.runs.submissions import Submission
 
 DONE = 'for i in range(1, 5): step(i, i / 4)\nlog.finished({"lines": []})'
 

@@ -15,8 +15,8 @@ from grpo_hpc.config import load_run
 from grpo_hpc.config.document import parse_value
 from grpo_hpc.jobs.array import array_script, create_sweep
 from grpo_hpc.jobs.prepare import TRAINER
-from grpo_hpc.jobs.sweep import Sweep, make_points, show_value
 from grpo_hpc.plan.make import make_plan
+from grpo_hpc.runs.sweep import Sweep, make_points, show_value
 
 ROOT = Path(__file__).parents[3]
 BODY = """

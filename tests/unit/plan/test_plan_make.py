@@ -10,7 +10,7 @@ from rich.console import Console
 from grpo_hpc.errors import CheckpointError, ConfigError, PlanError
 from grpo_hpc.plan.html import write_html
 from grpo_hpc.plan.make import Plan, make_plan
-from grpo_hpc.plan.show import show_plan, show_side_by_side
+from grpo_hpc.plan.show_plan import show_plan, show_side_by_side
 from tests.unit.plan.planning import CONFIGS, SMOLLM2, quickstart, shipped
 
 

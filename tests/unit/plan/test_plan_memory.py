@@ -12,7 +12,7 @@ from grpo_hpc.plan.activations import in_flight, kept, stage_bytes
 from grpo_hpc.plan.hardware import profile_names, read_hardware
 from grpo_hpc.plan.make import make_plan
 from grpo_hpc.plan.memory import GIB, Memory, estimate, kv_bytes_per_token
-from grpo_hpc.plan.parameters import held, trained
+from grpo_hpc.plan.parameter_counts import held, trained
 from grpo_hpc.plan.setup import Execution, Task
 from grpo_hpc.plan.topology import Degrees
 from tests.unit.plan.planning import quickstart, shipped

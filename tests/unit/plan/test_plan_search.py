@@ -10,8 +10,8 @@ from rich.console import Console
 
 from grpo_hpc.config import load_run
 from grpo_hpc.errors import GrpoHpcError, PlanError
+from grpo_hpc.plan.layout_rules import broken, legal
 from grpo_hpc.plan.make import make_plan
-from grpo_hpc.plan.rules import broken, legal
 from grpo_hpc.plan.search import changed_run, search_run
 from grpo_hpc.plan.show_search import show_results
 from tests.unit.plan.planning import CONFIGS, quickstart, shipped

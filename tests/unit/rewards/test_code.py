@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from grpo_hpc.errors import ConfigError, EnvironmentProblem, RewardError
 from grpo_hpc.rewards.code import code, last_program
-from grpo_hpc.rewards.pool import Task, WorkerPool
 from grpo_hpc.rewards.registry import resolve
+from grpo_hpc.rewards.worker_pool import Task, WorkerPool
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 
 from grpo_hpc.errors import ConfigError, RewardError
 from grpo_hpc.rewards.judge import Judge
-from grpo_hpc.rewards.pool import Task
-from grpo_hpc.rewards.pools import RewardPools
 from grpo_hpc.rewards.registry import check_names
+from grpo_hpc.rewards.runner import RewardPools
+from grpo_hpc.rewards.worker_pool import Task
 
 KEY = "k-0123456789"
 PROMPT = 'Rate {{ completion }} for {{ prompt }} (right: {{ answer }}) as {"score": 0-10}.'

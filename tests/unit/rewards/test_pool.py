@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
-from grpo_hpc.rewards.pool import Task, WorkerPool
+from grpo_hpc.rewards.worker_pool import Task, WorkerPool
 
 OWN = """
 import asyncio, os, signal, sys, time

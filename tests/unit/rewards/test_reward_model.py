@@ -14,9 +14,9 @@ transformers = pytest.importorskip("transformers")
 
 from grpo_hpc.errors import ConfigError, EnvironmentProblem  # noqa: E402
 from grpo_hpc.rewards.classifier import Classifier  # noqa: E402
-from grpo_hpc.rewards.pool import Task  # noqa: E402
-from grpo_hpc.rewards.pools import RewardPools  # noqa: E402
 from grpo_hpc.rewards.registry import check_names, resolve  # noqa: E402
+from grpo_hpc.rewards.runner import RewardPools  # noqa: E402
+from grpo_hpc.rewards.worker_pool import Task  # noqa: E402
 
 PAGE = (Path(__file__).parents[3] / "docs" / "rewards.md").read_text()
 TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<eos>{% endfor %}"

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from grpo_hpc.config.sections import Rewards
-from grpo_hpc.rewards.pool import Task, WorkerPool
 from grpo_hpc.rewards.registry import described
+from grpo_hpc.rewards.worker_pool import Task, WorkerPool
 
 PAGE = (Path(__file__).parents[3] / "docs" / "rewards.md").read_text()
 EXAMPLES = re.findall(r"```python\n# (\w+rewards\.py)\n(.*?)```", PAGE, re.DOTALL)

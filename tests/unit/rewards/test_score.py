@@ -9,8 +9,8 @@ import pytest
 
 from grpo_hpc.errors import RewardError
 from grpo_hpc.rewards.calling import only_score, wanted
-from grpo_hpc.rewards.pool import WorkerPool
 from grpo_hpc.rewards.score import RewardBatch, require_scores, score
+from grpo_hpc.rewards.worker_pool import WorkerPool
 
 BATCH = RewardBatch(
     completions=["one", "two"],

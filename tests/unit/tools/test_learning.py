@@ -12,7 +12,7 @@ import pytest
 
 from grpo_hpc.config import load_run
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.runs.run_dir import RunDir
 from tools.bench.learn_trl import completions_at_a_time, exact, read_rows, trl_arguments
 from tools.bench.learning_report import accuracies, band, read_records, result, rewards, stays_above
 from tools.bench_learning import Run, lane, main, our_record

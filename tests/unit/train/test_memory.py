@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from grpo_hpc.train.memory import GIB, MemoryMeter
+from grpo_hpc.train.memory_meter import GIB, MemoryMeter
 
 
 @dataclass

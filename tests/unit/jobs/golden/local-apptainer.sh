@@ -17,7 +17,7 @@ environment() {
 
 check() {
   exec apptainer exec --nv --mount 'type=bind,"source=/runs/run","destination=/runs/run"' --mount 'type=bind,"source=/models/m","destination=/models/m"' --mount 'type=bind,"source=/data/t.jsonl","destination=/data/t.jsonl"' --mount 'type=bind,"source=/scratch","destination=/scratch"' --pwd /runs/run /images/grpo.sif \
-    bash -c 'python3 -m grpo_hpc.jobs.check_node "$0" && exec python3 -m torch.distributed.run --standalone --nproc-per-node=4 -m grpo_hpc.jobs.check_rank "$0"' /runs/run
+    bash -c 'python3 -m grpo_hpc.jobs.checks.check_node "$0" && exec python3 -m torch.distributed.run --standalone --nproc-per-node=4 -m grpo_hpc.jobs.checks.check_rank "$0"' /runs/run
 }
 
 train() {

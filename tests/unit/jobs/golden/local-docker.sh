@@ -17,7 +17,7 @@ environment() {
 
 check() {
   exec docker run --rm --init --network=host --ipc=host --label "grpo-hpc=${SLURM_JOB_ID:-}" --user "$(id -u):$(id -g)" --gpus all --ulimit memlock=-1 --env MASTER_ADDR --env MASTER_PORT --env GRPO_HPC_ATTEMPT --env CUDA_VISIBLE_DEVICES --env SLURM_JOB_ID --env SLURM_NODEID --env SLURM_PROCID --env SLURMD_NODENAME --env PYTHONUNBUFFERED --env OMP_NUM_THREADS --env CUDA_DEVICE_MAX_CONNECTIONS --env TMPDIR --env NCCL_DEBUG --mount 'type=bind,"source=/runs/run","destination=/runs/run"' --mount 'type=bind,"source=/models/m","destination=/models/m"' --mount 'type=bind,"source=/data/t.jsonl","destination=/data/t.jsonl"' --mount 'type=bind,"source=/scratch","destination=/scratch"' --workdir /runs/run --entrypoint '' localhost/grpo-hpc:gpu \
-    bash -c 'python3 -m grpo_hpc.jobs.check_node "$0" && exec python3 -m torch.distributed.run --standalone --nproc-per-node=4 -m grpo_hpc.jobs.check_rank "$0"' /runs/run
+    bash -c 'python3 -m grpo_hpc.jobs.checks.check_node "$0" && exec python3 -m torch.distributed.run --standalone --nproc-per-node=4 -m grpo_hpc.jobs.checks.check_rank "$0"' /runs/run
 }
 
 train() {

@@ -16,7 +16,7 @@ environment() {
 }
 
 check() {
-  exec bash -c '/env/bin/python -m grpo_hpc.jobs.check_node "$0" && exec /env/bin/python -m torch.distributed.run --standalone --nproc-per-node=4 -m grpo_hpc.jobs.check_rank "$0"' /runs/run
+  exec bash -c '/env/bin/python -m grpo_hpc.jobs.checks.check_node "$0" && exec /env/bin/python -m torch.distributed.run --standalone --nproc-per-node=4 -m grpo_hpc.jobs.checks.check_rank "$0"' /runs/run
 }
 
 train() {

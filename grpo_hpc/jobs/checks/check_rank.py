@@ -1,6 +1,6 @@
 """The check of the network, from inside the container, before a model is loaded: every rank of the run, under torchrun.
 
-All ranks reduce a tensor together, after :mod:`grpo_hpc.jobs.check_node` has looked at each node.
+All ranks reduce a tensor together, after :mod:`grpo_hpc.jobs.checks.check_node` has looked at each node.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grpo_hpc.jobs.files import write_atomically
-from grpo_hpc.jobs.nodes import report_path, this_node
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.files import write_atomically
+from grpo_hpc.jobs.checks.node_reports import report_path, this_node
+from grpo_hpc.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ import re
 import shutil
 from dataclasses import dataclass
 
+from grpo_hpc.cluster import slurm
 from grpo_hpc.errors import EnvironmentProblem
-from grpo_hpc.jobs import slurm
 
 _GPU = re.compile(r"gpu:(?:([A-Za-z][^:,(]*):)?(\d+)")  # gpu:8, gpu:a100:8, gpu:a100:8(S:0-1)
 

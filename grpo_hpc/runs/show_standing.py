@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from grpo_hpc.jobs.overview import Comparison, Overview
-from grpo_hpc.jobs.run_dir import short_path
-from grpo_hpc.jobs.standing import LIVE, Standing
-from grpo_hpc.jobs.sweep import show_value
 from grpo_hpc.observe.draw import duration, sparkline
 from grpo_hpc.observe.metrics import PHASES
+from grpo_hpc.runs.overview import Comparison, Overview
+from grpo_hpc.runs.run_dir import short_path
+from grpo_hpc.runs.standing import LIVE, Standing
+from grpo_hpc.runs.sweep import show_value
 
 _STYLES = {
     "success": "green",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
 
-from grpo_hpc.jobs.attempts import State
-from grpo_hpc.jobs.crash import Crash, find_crash
 from grpo_hpc.observe.events import read_events
+from grpo_hpc.runs.attempts import State
+from grpo_hpc.runs.crash import Crash, find_crash
 
 # What srun and slurmstepd write when they end a step, and what kernel and CUDA leave of a lack of memory.
 _SLURM_SAYS: tuple[tuple[State, re.Pattern[str]], ...] = (

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from grpo_hpc.cluster.job_states import JobStates, ask
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.jobs.attempts import OVER, Attempt, history, saved_step
-from grpo_hpc.jobs.ends import OF_SLURM
-from grpo_hpc.jobs.job_states import JobStates, ask
-from grpo_hpc.jobs.launcher import launcher_of
-from grpo_hpc.jobs.logs import main_log
-from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.submissions import Submission, submissions
 from grpo_hpc.observe.events import read_events
 from grpo_hpc.observe.history import History
 from grpo_hpc.observe.metrics import reward_name
 from grpo_hpc.observe.state import RunState
+from grpo_hpc.runs.attempts import OVER, Attempt, history, saved_step
+from grpo_hpc.runs.ends import OF_SLURM
+from grpo_hpc.runs.launcher_note import launcher_of
+from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.run_logs import main_log
+from grpo_hpc.runs.submissions import Submission, submissions
 
 LIVE = frozenset({"queued", "starting", "running"})
 """States in which something is still to come by itself. The others are ``prepared`` and the ends of an attempt."""
@@ -32,7 +32,7 @@ class Standing:
 
     Attributes:
         state: ``prepared`` (never handed to an executor), ``queued``, ``starting``, ``running``, or how its newest
-            attempt ended, as in :data:`grpo_hpc.jobs.attempts.State`.
+            attempt ended, as in :data:`grpo_hpc.runs.attempts.State`.
         detail: why, in one line: Slurm's reason for waiting, the reason of the end.
         attempt: number of the newest start; None before the first.
         step: optimizer steps made, of ``total_steps``.

@@ -6,15 +6,15 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 
+from grpo_hpc.cluster import slurm
+from grpo_hpc.cluster.job_states import ask
 from grpo_hpc.errors import EnvironmentProblem
-from grpo_hpc.jobs import slurm
-from grpo_hpc.jobs.attempts import history
-from grpo_hpc.jobs.files import write_atomically
-from grpo_hpc.jobs.job_states import ask
-from grpo_hpc.jobs.launcher import Launcher, launcher_of
-from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.standing import LIVE, Records, standings
-from grpo_hpc.jobs.submissions import submissions
+from grpo_hpc.files import write_atomically
+from grpo_hpc.runs.attempts import history
+from grpo_hpc.runs.launcher_note import Launcher, launcher_of
+from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.standing import LIVE, Records, standings
+from grpo_hpc.runs.submissions import submissions
 
 SAVE_S = 30.0
 """How long a local run may take to finish its step and save; Slurm's own limit is its KillWait."""

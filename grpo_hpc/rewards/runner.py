@@ -7,16 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from grpo_hpc.rewards.names import column_of
-from grpo_hpc.rewards.pool import Outcome, Task, WorkerPool
 from grpo_hpc.rewards.registry import check_names, is_model
+from grpo_hpc.rewards.worker_pool import Outcome, Task, WorkerPool
 
 
 class RewardPools:
-    """Runs tasks like a :class:`~grpo_hpc.rewards.pool.WorkerPool`, whatever reward they are for.
+    """Runs tasks like a :class:`~grpo_hpc.rewards.worker_pool.WorkerPool`, whatever reward they are for.
 
     Args:
         names, given, run: as for :func:`grpo_hpc.rewards.registry.resolve`.
-        options: as for :class:`~grpo_hpc.rewards.pool.WorkerPool`.
+        options: as for :class:`~grpo_hpc.rewards.worker_pool.WorkerPool`.
 
     Raises:
         ConfigError: a name or parameter is wrong.

@@ -29,9 +29,9 @@ from typing import Any, Protocol
 from grpo_hpc.config import RunConfig, dump_run, load_run
 from grpo_hpc.config.library import model_config
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
-from grpo_hpc.jobs.files import link_atomically, write_atomically
-from grpo_hpc.jobs.lock import fingerprint
+from grpo_hpc.files import link_atomically, write_atomically
 from grpo_hpc.rewards.names import with_file, with_paths
+from grpo_hpc.runs.fingerprint import fingerprint
 
 
 class PlanLike(Protocol):

@@ -21,8 +21,8 @@ from grpo_hpc.config import RunConfig, dump_run, load_run
 from grpo_hpc.config.document import parse_value
 from grpo_hpc.config.sections import SECTION_OF
 from grpo_hpc.errors import ConfigError, GrpoHpcError
-from grpo_hpc.jobs.files import write_atomically
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.files import write_atomically
+from grpo_hpc.runs.run_dir import RunDir
 
 FILE = "sweep.json"
 _FIXED = {

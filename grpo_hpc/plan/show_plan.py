@@ -11,9 +11,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from grpo_hpc.plan.accuracy import accuracy
 from grpo_hpc.plan.explain import batch_lines
 from grpo_hpc.plan.make import Estimate, Plan
+from grpo_hpc.plan.measured_errors import accuracy
 from grpo_hpc.plan.memory import GIB, Term, Use
 from grpo_hpc.plan.rates import Times
 from grpo_hpc.plan.topology import Place, Topology

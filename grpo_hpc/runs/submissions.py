@@ -6,8 +6,8 @@ import json
 import time
 from dataclasses import asdict, dataclass
 
-from grpo_hpc.jobs.files import write_atomically
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.files import write_atomically
+from grpo_hpc.runs.run_dir import RunDir
 
 
 @dataclass(frozen=True)

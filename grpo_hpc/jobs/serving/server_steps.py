@@ -19,10 +19,10 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
-from grpo_hpc.jobs.files import write_atomically
-from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.serve import END
+from grpo_hpc.files import write_atomically
+from grpo_hpc.jobs.serving.node_servers import END
 from grpo_hpc.jobs.steps import Steps, wait
+from grpo_hpc.runs.run_dir import RunDir
 
 _END_S = 20
 _ANSWER_S = 5

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo_hpc.cluster.detect import Partition, Site
+from grpo_hpc.cluster.profile import Profile, profile_folders, read_profile
+from grpo_hpc.cluster.secrets import read_secrets
 from grpo_hpc.config.document import dump_yaml
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.jobs.detect import Partition, Site
-from grpo_hpc.jobs.files import write_atomically
-from grpo_hpc.jobs.profile import Profile, profile_folders, read_profile
-from grpo_hpc.jobs.secrets import read_secrets
+from grpo_hpc.files import write_atomically
 
 Answers = Mapping[str, Any]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

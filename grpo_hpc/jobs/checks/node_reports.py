@@ -1,4 +1,4 @@
-"""What the check of the nodes found: reads the reports of :mod:`grpo_hpc.jobs.check_node`, names the worst node."""
+"""What the check of the nodes found, read from the reports of :mod:`grpo_hpc.jobs.checks.check_node`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo_hpc.cluster.profile import Floors
 from grpo_hpc.config import RunConfig
-from grpo_hpc.jobs.profile import Floors
 
 TOOK_TOO_LONG = 124
 """Exit code that stands for a check that was ended, as timeout(1) has it."""

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from grpo_hpc.jobs.files import write_atomically
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.files import write_atomically
+from grpo_hpc.runs.run_dir import RunDir
 
 State = Literal[
     "running",

@@ -11,7 +11,7 @@ from functools import cache
 from shlex import quote
 from typing import Any
 
-from grpo_hpc.jobs.profile import Profile
+from grpo_hpc.cluster.profile import Profile
 from grpo_hpc.jobs.runtimes import Box, Wrapping, wrap
 from grpo_hpc.shipped import shipped
 

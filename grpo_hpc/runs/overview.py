@@ -9,9 +9,9 @@ from typing import Any
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import ConfigError, GrpoHpcError
-from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.standing import LIVE, Records, Standing, standings
-from grpo_hpc.jobs.sweep import FILE, Sweep
+from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.standing import LIVE, Records, Standing, standings
+from grpo_hpc.runs.sweep import FILE, Sweep
 
 DEFAULT_FOLDER: str = RunConfig.model_fields["output_dir"].default
 

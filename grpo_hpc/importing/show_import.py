@@ -89,7 +89,7 @@ def markdown() -> str:
     head = [
         "# Names of ms-swift and of the run file",
         "",
-        "Made from the table that `grpo-hpc import-swift` works by: `python -m grpo_hpc.importing.show`.",
+        "Made from the table that `grpo-hpc import-swift` works by: `python -m grpo_hpc.importing.show_import`.",
         "[Moving from ms-swift](from-ms-swift.md) explains it. A default is named where ours may differ: an import",
         "writes it into the run file then.",
         "",

@@ -9,7 +9,7 @@ import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from grpo_hpc.jobs.files import write_atomically
+from grpo_hpc.files import write_atomically
 
 _FILE = "launcher.json"
 

@@ -1,6 +1,7 @@
 """The check of one node, from inside the container: what can be seen without waiting for the other nodes.
 
-:mod:`grpo_hpc.jobs.check_rank` comes after it; what follows from the report is decided by :mod:`grpo_hpc.jobs.nodes`.
+:mod:`grpo_hpc.jobs.checks.check_rank` comes after it; what follows from the report is decided by
+:mod:`grpo_hpc.jobs.checks.node_reports`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.config import RunConfig
-from grpo_hpc.jobs.attempts import newest_checkpoint
-from grpo_hpc.jobs.files import write_atomically
-from grpo_hpc.jobs.nodes import report_path, this_node
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.files import write_atomically
+from grpo_hpc.jobs.checks.node_reports import report_path, this_node
+from grpo_hpc.runs.attempts import newest_checkpoint
+from grpo_hpc.runs.run_dir import RunDir
 
 _GIB = 2**30
 

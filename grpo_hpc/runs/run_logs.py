@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.jobs.attempts import Attempt, history
-from grpo_hpc.jobs.crash import find_crash
-from grpo_hpc.jobs.run_dir import RunDir
-from grpo_hpc.jobs.submissions import submissions
+from grpo_hpc.runs.attempts import Attempt, history
+from grpo_hpc.runs.crash import find_crash
+from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.submissions import submissions
 
 
 def main_log(run_dir: RunDir, attempt: Attempt | None) -> Path | None:

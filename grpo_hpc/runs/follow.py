@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.jobs.attempts import Attempt
-from grpo_hpc.jobs.logs import attempt_of, main_log, rank_log, server_log
-from grpo_hpc.jobs.run_dir import RunDir, short_path
-from grpo_hpc.jobs.standing import LIVE, standing
+from grpo_hpc.runs.attempts import Attempt
+from grpo_hpc.runs.run_dir import RunDir, short_path
+from grpo_hpc.runs.run_logs import attempt_of, main_log, rank_log, server_log
+from grpo_hpc.runs.standing import LIVE, standing
 
 _POLL_S = 0.3
 _LOOK_S = 5.0  # how often Slurm is asked whether the run is over, while its logs are silent

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from grpo_hpc.cluster.profile import Profile
 from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import EnvironmentProblem
-from grpo_hpc.jobs.profile import Profile
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PACKAGES = {"torch": "torch", "megatron.core": "megatron-core", "vllm": "vllm", "transformers": "transformers"}

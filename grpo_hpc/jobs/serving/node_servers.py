@@ -1,4 +1,4 @@
-"""The vLLM servers of one node: ``python -m grpo_hpc.jobs.serve PROGRAM... RUN_DIR``, one task on each of their nodes.
+"""The vLLM servers of one node, a task on each: ``python -m grpo_hpc.jobs.serving.node_servers PROGRAM... RUN_DIR``.
 
 It starts the servers that the plan puts on this node, each with its GPUs and a port of its own, and writes down where
 they listen. It ends with them: when one dies, the others are ended and the step fails; it ends well when the
@@ -21,13 +21,13 @@ from typing import Any
 from grpo_hpc.addresses import own_address
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import sequences_of
-from grpo_hpc.jobs.crash import find_crash
-from grpo_hpc.jobs.ends import what_happened
-from grpo_hpc.jobs.files import write_atomically
-from grpo_hpc.jobs.nodes import this_node
+from grpo_hpc.files import write_atomically
+from grpo_hpc.jobs.checks.node_reports import this_node
 from grpo_hpc.jobs.ports import claimed_port
 from grpo_hpc.jobs.processes import descendants, end_family, start_family
-from grpo_hpc.jobs.run_dir import RunDir
+from grpo_hpc.runs.crash import find_crash
+from grpo_hpc.runs.ends import what_happened
+from grpo_hpc.runs.run_dir import RunDir
 
 END = "end"
 """File beside the servers' addresses that ends them."""

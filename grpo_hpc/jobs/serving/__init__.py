@@ -1,0 +1,1 @@
+"""vLLM servers on nodes of their own: started on each node, watched by the supervisor."""
