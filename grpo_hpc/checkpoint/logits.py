@@ -59,7 +59,7 @@ def _of_megatron(folder: Folder, tokens: Tensor) -> Tensor:
     from grpo_hpc.models.attention import PackedSequences
     from grpo_hpc.models.policy_model import PolicyModel, layer_spec, transformer_config
     from grpo_hpc.models.shape import read_shape
-    from grpo_hpc.train.platform import make_platform
+    from grpo_hpc.train.megatron.platform import make_platform
 
     if folder.config is None:
         raise CheckpointError(f"{folder.path} has no Hugging Face configuration", "Name its folder with --hf-config.")

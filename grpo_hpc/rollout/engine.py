@@ -24,7 +24,7 @@ from grpo_hpc.rollout.trajectory import pack_experts
 if TYPE_CHECKING:
     from grpo_hpc.config import RunConfig
     from grpo_hpc.config.sections import Rollout
-    from grpo_hpc.train.platform import Platform
+    from grpo_hpc.train.megatron.platform import Platform
 
 
 # flat: a few lists for each completion, where vLLM would otherwise make two objects for every token

@@ -26,7 +26,7 @@ from grpo_hpc.rollout.residency import Part
 
 if TYPE_CHECKING:
     from grpo_hpc.config import RunConfig
-    from grpo_hpc.train.platform import Platform
+    from grpo_hpc.train.megatron.platform import Platform
 
 _TIMEOUT_S = 300.0  # for the slowest end of a weight sync
 

@@ -26,8 +26,8 @@ from megatron.core import dist_checkpointing
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.rollout.trajectory import Trajectory
-from grpo_hpc.train.platform import Platform
-from grpo_hpc.train.trained_policy import TrainedPolicy
+from grpo_hpc.train.megatron.platform import Platform
+from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
 MANIFEST = "manifest.json"
 _REFERENCE = "reference."

@@ -10,9 +10,9 @@ from torch import Tensor
 from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.rollout.engine import Engine
 from grpo_hpc.rollout.residency import ENGINE, Part, Residency, Use
-from grpo_hpc.train.offload import HostCopy
-from grpo_hpc.train.platform import Platform
-from grpo_hpc.train.trained_policy import TrainedPolicy
+from grpo_hpc.train.megatron.offload import HostCopy
+from grpo_hpc.train.megatron.platform import Platform
+from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 from grpo_hpc.train.watch import PhaseClock
 
 

@@ -24,11 +24,11 @@ from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.train import checkpoints
 from grpo_hpc.train.checkpoints import TrainerState
 from grpo_hpc.train.colocation import Colocation
-from grpo_hpc.train.parallel import init_model_parallel
-from grpo_hpc.train.platform import Platform, make_platform
-from grpo_hpc.train.report import Reporter
-from grpo_hpc.train.trained_policy import TrainedPolicy, build_model
-from grpo_hpc.train.trainer import Parts, Trainer
+from grpo_hpc.train.loop import Parts, Trainer
+from grpo_hpc.train.megatron.parallel import init_model_parallel
+from grpo_hpc.train.megatron.platform import Platform, make_platform
+from grpo_hpc.train.megatron.trained_policy import TrainedPolicy, build_model
+from grpo_hpc.train.step_metrics import Reporter
 from grpo_hpc.train.watch import PhaseClock, StopRequest
 
 

@@ -19,12 +19,12 @@ from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
 from grpo_hpc.rollout.collect import gather_lists
 from grpo_hpc.rollout.trajectory import Trajectory
-from grpo_hpc.train.microbatch import PackedBatch, pack
-from grpo_hpc.train.objective import objective_of
+from grpo_hpc.train.credit import set_advantages, set_token_weights
+from grpo_hpc.train.megatron.chosen_objective import objective_of
+from grpo_hpc.train.megatron.platform import Platform
+from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
+from grpo_hpc.train.micro_batches import PackedBatch, pack
 from grpo_hpc.train.packing import MicroBatch, Packing, with_gradient
-from grpo_hpc.train.platform import Platform
-from grpo_hpc.train.signal import set_advantages, set_token_weights
-from grpo_hpc.train.trained_policy import TrainedPolicy
 
 Scores = Callable[[Sequence[PackedBatch]], list[Tensor]]
 

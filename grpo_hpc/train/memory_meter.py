@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grpo_hpc.train.platform import Platform
+from grpo_hpc.train.megatron.platform import Platform
 
 GIB = 2**30
 

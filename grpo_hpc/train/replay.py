@@ -18,7 +18,7 @@ from torch import Tensor
 from grpo_hpc.models.routing import RoutedTokens
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.rollout.trajectory import pack_experts
-from grpo_hpc.train.microbatch import PackedBatch
+from grpo_hpc.train.micro_batches import PackedBatch
 from grpo_hpc.train.packing import MicroBatch
 
 

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from grpo_hpc.observe.events import EventLog
+from grpo_hpc.train.megatron.platform import Platform
 from grpo_hpc.train.memory_meter import MemoryMeter
-from grpo_hpc.train.platform import Platform
 
 
 class PhaseClock:

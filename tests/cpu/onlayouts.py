@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from grpo_hpc.config import RunConfig, load_run
-from grpo_hpc.train.platform import Platform, make_platform
+from grpo_hpc.train.megatron.platform import Platform, make_platform
 
 
 def each_layout(files: Sequence[str]) -> Iterator[tuple[RunConfig, Platform]]:
@@ -22,7 +22,7 @@ def each_layout(files: Sequence[str]) -> Iterator[tuple[RunConfig, Platform]]:
     """
     from megatron.core import parallel_state as mpu
 
-    from grpo_hpc.train.parallel import init_model_parallel
+    from grpo_hpc.train.megatron.parallel import init_model_parallel
 
     runs = [load_run(file) for file in files]
     if runs[0].resources.device == "cuda" and torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):

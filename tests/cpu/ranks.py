@@ -35,7 +35,7 @@ _PORTS = range(29600, 29900)
 def _server() -> Any:
     """Where ranks are forked; with a GPU it loads nothing, as CUDA does not survive a fork."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([] if torch.cuda.is_available() else ["grpo_hpc.train.trainer"])
+    context.set_forkserver_preload([] if torch.cuda.is_available() else ["grpo_hpc.train.loop"])
     with patch.dict(os.environ, OMP_NUM_THREADS="1"):  # read once, when torch is loaded
         forkserver.ensure_running()
     return context

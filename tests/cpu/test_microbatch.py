@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_hpc.rollout.trajectory import Trajectory
-from grpo_hpc.train.microbatch import pack
+from grpo_hpc.train.micro_batches import pack
 from grpo_hpc.train.packing import RowLayout
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ def tensors():
 
 
 def test_values_and_views_come_back(tensors):
-    from grpo_hpc.train.offload import HostCopy
+    from grpo_hpc.train.megatron.offload import HostCopy
 
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     away = HostCopy(tensors.values)
@@ -32,7 +32,7 @@ def test_values_and_views_come_back(tensors):
 
 
 def test_what_is_forgotten_comes_back_as_zero(tensors):
-    from grpo_hpc.train.offload import HostCopy
+    from grpo_hpc.train.megatron.offload import HostCopy
 
     forgotten = HostCopy(lambda: [tensors["buffer"]], keep=False)
     forgotten.leave()
@@ -44,7 +44,7 @@ def test_what_is_forgotten_comes_back_as_zero(tensors):
 def test_training_goes_on_after_a_turn_away():
     import torch
 
-    from grpo_hpc.train.offload import HostCopy
+    from grpo_hpc.train.megatron.offload import HostCopy
 
     def train(away: bool) -> list[torch.Tensor]:
         torch.manual_seed(0)

@@ -9,7 +9,7 @@ from runfiles import write_run
 from grpo_hpc.config import load_run
 from grpo_hpc.config.batch import schedule
 from grpo_hpc.rollout.trajectory import Trajectory
-from grpo_hpc.train.signal import informative, set_advantages, set_token_weights
+from grpo_hpc.train.credit import informative, set_advantages, set_token_weights
 
 REWARDS = [0.0, 1.0, 0.5, 0.5] + [1.0] * 4 + [2.0, 1.0, 0.0, 4.0] + [0.3, 0.1, 0.2, 0.2]
 

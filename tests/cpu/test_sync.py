@@ -15,7 +15,7 @@ from tiny import save_tiny_model
 from grpo_hpc.errors import RolloutError
 from grpo_hpc.rollout.digest import tensor_hash
 from grpo_hpc.rollout.engine import loads_in_place
-from grpo_hpc.train import canary
+from grpo_hpc.train import engine_check
 
 MASK = (1 << 64) - 1
 
@@ -84,10 +84,10 @@ def test_the_canary_has_one_limit(given, limit, side):
     sampled = [SimpleNamespace(rollout_logprobs=[-1.0, -2.0])]
     trainer = [[-1.0 - 2 * limit * side, -2.0]]
     if side == 0.99:
-        assert canary.check(configured(**given), sampled, trainer) == pytest.approx(limit * side)
+        assert engine_check.check(configured(**given), sampled, trainer) == pytest.approx(limit * side)
     else:
         with pytest.raises(RolloutError, match="over 2 tokens") as error:
-            canary.check(configured(**given), sampled, trainer)
+            engine_check.check(configured(**given), sampled, trainer)
         assert f"canary_tolerance is {limit:g}" in error.value.message and "Likely causes" in error.value.hint
 
 

@@ -23,11 +23,11 @@ def main(run: str, found: Path, keys: list[str]) -> None:
 
     from grpo_hpc.config import load_run
     from grpo_hpc.config.batch import schedule
-    from grpo_hpc.train.microbatch import pack
-    from grpo_hpc.train.parallel import init_model_parallel, packing_of
-    from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.signal import set_token_weights
-    from grpo_hpc.train.trained_policy import TrainedPolicy
+    from grpo_hpc.train.credit import set_token_weights
+    from grpo_hpc.train.megatron.parallel import init_model_parallel, packing_of
+    from grpo_hpc.train.megatron.platform import make_platform
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
+    from grpo_hpc.train.micro_batches import pack
 
     cfg = load_run(run, keys)
     plan, platform = schedule(cfg), make_platform(cfg.resources.device)

@@ -24,9 +24,9 @@ def main(run: str, found: Path, keys: list[str]) -> None:
     from grpo_hpc.rollout import digest
     from grpo_hpc.rollout.engine import ColocateEngine
     from grpo_hpc.rollout.loading import Loading
-    from grpo_hpc.train.parallel import init_model_parallel
-    from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.trained_policy import TrainedPolicy
+    from grpo_hpc.train.megatron.parallel import init_model_parallel
+    from grpo_hpc.train.megatron.platform import make_platform
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     cfg = load_run(run, keys)
     platform = make_platform(cfg.resources.device)

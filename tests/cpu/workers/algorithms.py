@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from grpo_hpc.config import RunConfig
-from grpo_hpc.train.report import Reporter
-from grpo_hpc.train.rollouts import Rollout
+from grpo_hpc.train.rollout_source import Rollout
+from grpo_hpc.train.step_metrics import Reporter
 
 
 @dataclass
@@ -45,8 +45,8 @@ class Recorder(Reporter):
 def main() -> None:
     from grpo_hpc.config import load_run
     from grpo_hpc.rollout.engine import ColocateEngine
-    from grpo_hpc.train.parallel import init_model_parallel
-    from grpo_hpc.train.platform import make_platform
+    from grpo_hpc.train.megatron.parallel import init_model_parallel
+    from grpo_hpc.train.megatron.platform import make_platform
 
     folder, runs = Path(sys.argv[1]), [load_run(file) for file in sys.argv[2:]]
     platform = make_platform("cpu")
@@ -71,8 +71,8 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     from grpo_hpc.train import checkpoints
     from grpo_hpc.train.checkpoints import TrainerState
     from grpo_hpc.train.colocation import Colocation
-    from grpo_hpc.train.trained_policy import TrainedPolicy, build_model
-    from grpo_hpc.train.trainer import Parts, Trainer
+    from grpo_hpc.train.loop import Parts, Trainer
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy, build_model
     from grpo_hpc.train.watch import PhaseClock, StopRequest
 
     engine.version = None  # the weights of the last run are not this one's

@@ -18,7 +18,7 @@ def main() -> None:
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.train import checkpoints
     from grpo_hpc.train.checkpoints import TrainerState
-    from grpo_hpc.train.trained_policy import TrainedPolicy
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     folder = Path(sys.argv[1])
     for cfg, platform in each_layout(sys.argv[2:]):

@@ -20,9 +20,9 @@ def main() -> None:
 
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.movers import local_parameters
-    from grpo_hpc.train.optimizer import torch_adams
-    from grpo_hpc.train.signal import set_token_weights
-    from grpo_hpc.train.trained_policy import TrainedPolicy
+    from grpo_hpc.train.credit import set_token_weights
+    from grpo_hpc.train.megatron.optimizer import torch_adams
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     folder = Path(sys.argv[1])
     for cfg, platform in each_layout(sys.argv[2:]):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.rollout.trajectory import Trajectory
-from grpo_hpc.train.microbatch import PackedBatch
-from grpo_hpc.train.platform import Platform
+from grpo_hpc.train.megatron.platform import Platform
+from grpo_hpc.train.micro_batches import PackedBatch
 
 
 def trajectories(count: int, group: int) -> list[Trajectory]:
@@ -64,14 +64,14 @@ def my_share(cfg: RunConfig, everything: list[Trajectory]) -> list[list[Trajecto
     from megatron.core import parallel_state as mpu
 
     from grpo_hpc.config.batch import schedule
-    from grpo_hpc.train.parallel import packing_of
+    from grpo_hpc.train.megatron.parallel import packing_of
 
     return packing_of(cfg).deal(everything, schedule(cfg).dp)[mpu.get_data_parallel_rank()]
 
 
 def packed(cfg: RunConfig, mine: list[list[Trajectory]], platform: Platform) -> list[PackedBatch]:
-    from grpo_hpc.train.microbatch import pack
-    from grpo_hpc.train.parallel import packing_of
+    from grpo_hpc.train.megatron.parallel import packing_of
+    from grpo_hpc.train.micro_batches import pack
 
     return [pack(batch, platform.device, packing_of(cfg).layout) for batch in mine]
 
@@ -94,8 +94,8 @@ def one_step(cfg: RunConfig, platform: Platform) -> tuple[dict[str, Tensor], Any
 
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.movers import HfExporter
-    from grpo_hpc.train.signal import set_token_weights
-    from grpo_hpc.train.trained_policy import TrainedPolicy
+    from grpo_hpc.train.credit import set_token_weights
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     plan = schedule(cfg)
     policy = TrainedPolicy(cfg, platform)

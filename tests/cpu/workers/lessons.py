@@ -28,8 +28,8 @@ def one_lesson(cfg, platform):
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.movers import HfExporter
     from grpo_hpc.train.lessons import Lessons
-    from grpo_hpc.train.parallel import packing_of
-    from grpo_hpc.train.trained_policy import TrainedPolicy
+    from grpo_hpc.train.megatron.parallel import packing_of
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     plan = schedule(cfg)
     policy = TrainedPolicy(cfg, platform)

@@ -13,15 +13,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from grpo_hpc.config import RunConfig
-from grpo_hpc.train.platform import Platform
+from grpo_hpc.train.megatron.platform import Platform
 
 
 def main() -> None:
     from safetensors.torch import save_file
 
     from grpo_hpc.config import load_run
-    from grpo_hpc.train.parallel import init_model_parallel
-    from grpo_hpc.train.platform import make_platform
+    from grpo_hpc.train.megatron.parallel import init_model_parallel
+    from grpo_hpc.train.megatron.platform import make_platform
 
     folder, runs = sys.argv[1], [load_run(file) for file in sys.argv[2:]]
     platform = make_platform(runs[0].resources.device)
@@ -40,7 +40,7 @@ def compare(cfg: RunConfig, platform: Platform) -> dict[str, Tensor]:
 
     from grpo_hpc.models.attention import PackedSequences
     from grpo_hpc.models.movers import HfExporter
-    from grpo_hpc.train.trained_policy import build_model
+    from grpo_hpc.train.megatron.trained_policy import build_model
 
     chunks = build_model(cfg, platform)
     model = chunks[0]

@@ -34,8 +34,8 @@ def two_steps(cfg, platform, folder):
     from grpo_hpc.models.peft_folder import gather_adapters, write_adapter
     from grpo_hpc.train import checkpoints
     from grpo_hpc.train.checkpoints import TrainerState
-    from grpo_hpc.train.signal import set_token_weights
-    from grpo_hpc.train.trained_policy import TrainedPolicy
+    from grpo_hpc.train.credit import set_token_weights
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     def everywhere(policy, values=lambda p: p.detach()):
         return gather_adapters(policy.chunks, platform.layer_spec, values)

@@ -18,9 +18,9 @@ def main() -> None:
 
     from grpo_hpc.config import load_run
     from grpo_hpc.models.movers import local_parameters
-    from grpo_hpc.train.parallel import init_model_parallel
-    from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.trained_policy import build_model
+    from grpo_hpc.train.megatron.parallel import init_model_parallel
+    from grpo_hpc.train.megatron.platform import make_platform
+    from grpo_hpc.train.megatron.trained_policy import build_model
 
     folder, runs = Path(sys.argv[1]), [load_run(file) for file in sys.argv[2:]]
     platform = make_platform(runs[0].resources.device)

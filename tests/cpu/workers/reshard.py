@@ -19,9 +19,9 @@ def main() -> None:
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.train import checkpoints
     from grpo_hpc.train.checkpoints import TrainerState
-    from grpo_hpc.train.parallel import init_model_parallel
-    from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.trained_policy import TrainedPolicy
+    from grpo_hpc.train.megatron.parallel import init_model_parallel
+    from grpo_hpc.train.megatron.platform import make_platform
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     folder, cfg, what = Path(sys.argv[1]), load_run(sys.argv[2]), sys.argv[3]
     platform = make_platform(cfg.resources.device)

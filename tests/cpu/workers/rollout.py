@@ -27,10 +27,10 @@ def main() -> None:
     from grpo_hpc.rollout.collect import gather_lists
     from grpo_hpc.rollout.engine import ColocateEngine, Request
     from grpo_hpc.rollout.trajectory import Trajectory
-    from grpo_hpc.train.parallel import init_model_parallel
-    from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.signal import set_token_weights
-    from grpo_hpc.train.trained_policy import TrainedPolicy
+    from grpo_hpc.train.credit import set_token_weights
+    from grpo_hpc.train.megatron.parallel import init_model_parallel
+    from grpo_hpc.train.megatron.platform import make_platform
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     cfg, target = load_run(sys.argv[1]), Path(sys.argv[2])
     plan = schedule(cfg)
@@ -96,7 +96,7 @@ def provoke(cfg, policy, engine, batches, mine):
 
     from grpo_hpc.errors import RolloutError
     from grpo_hpc.rollout.engine import Request
-    from grpo_hpc.train import canary
+    from grpo_hpc.train import engine_check
 
     real, said = engine._hand_over, {}
 
@@ -124,7 +124,7 @@ def provoke(cfg, policy, engine, batches, mine):
         sampled = [t for t in mine for t in [replaced(t, engine.probe([Request(t.prompt_tokens, 3)], 8)[0])]]
         scores = torch.cat(policy.scores(packed(cfg, [sampled], policy._platform)), dim=1)[0]
         parts = scores.split([len(t.response_tokens) for t in sampled])
-        return canary.check(cfg, sampled, [part.tolist() for part in parts])
+        return engine_check.check(cfg, sampled, [part.tolist() for part in parts])
 
     engine.load_weights(policy.exporter.tensors(), 2)
     said["distance"] = compared()

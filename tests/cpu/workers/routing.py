@@ -43,8 +43,8 @@ def replay(cfg, platform):
     from grpo_hpc.models.routing import routing_load, routing_metrics
     from grpo_hpc.rollout.trajectory import unpack_experts
     from grpo_hpc.train.lessons import Lessons
-    from grpo_hpc.train.parallel import packing_of
-    from grpo_hpc.train.trained_policy import TrainedPolicy
+    from grpo_hpc.train.megatron.parallel import packing_of
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     plan, policy, rng = schedule(cfg), TrainedPolicy(cfg, platform), random.Random(3)
     several = cfg.parallel.expert_model_parallel_size * cfg.parallel.expert_tensor_parallel_size > 1
@@ -97,8 +97,8 @@ def biased(cfg, platform, folder):
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.train import checkpoints
     from grpo_hpc.train.checkpoints import TrainerState
-    from grpo_hpc.train.signal import set_token_weights
-    from grpo_hpc.train.trained_policy import TrainedPolicy
+    from grpo_hpc.train.credit import set_token_weights
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     plan, policy = schedule(cfg), TrainedPolicy(cfg, platform)
     everything = trajectories(plan.global_batch_size, plan.num_generations)
@@ -128,8 +128,8 @@ def interrupted(cfg, platform, folder):
     from grpo_hpc.train import checkpoints
     from grpo_hpc.train.checkpoints import TrainerState
     from grpo_hpc.train.lessons import Lessons
-    from grpo_hpc.train.parallel import packing_of
-    from grpo_hpc.train.trained_policy import TrainedPolicy
+    from grpo_hpc.train.megatron.parallel import packing_of
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     def steps(policy, rollout, used):
         lessons = Lessons(cfg, plan, platform, policy, None, packing_of(cfg))

@@ -25,10 +25,10 @@ def main() -> None:
     from grpo_hpc.rollout.engine import Request
     from grpo_hpc.rollout.server_engine import ServerEngine
     from grpo_hpc.rollout.trajectory import Trajectory
-    from grpo_hpc.train.parallel import init_model_parallel
-    from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.signal import set_token_weights
-    from grpo_hpc.train.trained_policy import TrainedPolicy
+    from grpo_hpc.train.credit import set_token_weights
+    from grpo_hpc.train.megatron.parallel import init_model_parallel
+    from grpo_hpc.train.megatron.platform import make_platform
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     cfg, target, (key, *urls) = load_run(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     plan = schedule(cfg)

@@ -14,7 +14,7 @@ from torch import Tensor
 from grpo_hpc.models.movers import local_parameters
 from grpo_hpc.models.transport import ToFirstRank
 from grpo_hpc.rollout.collect import gather_lists
-from grpo_hpc.train.trained_policy import TrainedPolicy
+from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
 
 @contextlib.contextmanager

@@ -13,11 +13,11 @@ def main() -> None:
     from grpo_hpc.config import load_run
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.movers import HfExporter
+    from grpo_hpc.train.credit import set_token_weights
+    from grpo_hpc.train.megatron.parallel import init_model_parallel
+    from grpo_hpc.train.megatron.platform import make_platform
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
     from grpo_hpc.train.packing import with_gradient
-    from grpo_hpc.train.parallel import init_model_parallel
-    from grpo_hpc.train.platform import make_platform
-    from grpo_hpc.train.signal import set_token_weights
-    from grpo_hpc.train.trained_policy import TrainedPolicy
 
     cfg = load_run(sys.argv[1])
     platform = make_platform("cpu")

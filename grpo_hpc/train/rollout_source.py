@@ -16,7 +16,7 @@ from grpo_hpc.rewards.score import require_scores
 from grpo_hpc.rollout.collect import Collector, Prompt, Tokenizer
 from grpo_hpc.rollout.trajectory import Trajectory
 from grpo_hpc.train.checkpoints import TrainerState
-from grpo_hpc.train.signal import informative
+from grpo_hpc.train.credit import informative
 from grpo_hpc.train.watch import PhaseClock
 
 Group = list[Trajectory]

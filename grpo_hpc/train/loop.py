@@ -23,20 +23,27 @@ from grpo_hpc.models.transport import ToFirstRank
 from grpo_hpc.rollout.collect import Collector, Prompt, Tokenizer
 from grpo_hpc.rollout.engine import Engine
 from grpo_hpc.rollout.residency import Use
-from grpo_hpc.train import canary, checkpoints
+from grpo_hpc.train import checkpoints, engine_check
 from grpo_hpc.train.checkpoints import TrainerState
 from grpo_hpc.train.colocation import Colocation
 from grpo_hpc.train.lessons import Lesson, Lessons, Scores
-from grpo_hpc.train.optimizer import DTYPES
+from grpo_hpc.train.megatron.optimizer import DTYPES
+from grpo_hpc.train.megatron.parallel import packing_of
+from grpo_hpc.train.megatron.pipeline import forward_scores
+from grpo_hpc.train.megatron.platform import Platform
+from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 from grpo_hpc.train.packing import packing_metrics
-from grpo_hpc.train.parallel import packing_of
-from grpo_hpc.train.pipeline import forward_scores
-from grpo_hpc.train.platform import Platform
 from grpo_hpc.train.reference import mix_into
 from grpo_hpc.train.replay import freely_routed
-from grpo_hpc.train.report import Reporter, evaluation_metrics, rollout_metrics, staleness, step_metrics, sync_metrics
-from grpo_hpc.train.rollouts import Rollout, RolloutSource
-from grpo_hpc.train.trained_policy import TrainedPolicy
+from grpo_hpc.train.rollout_source import Rollout, RolloutSource
+from grpo_hpc.train.step_metrics import (
+    Reporter,
+    evaluation_metrics,
+    rollout_metrics,
+    staleness,
+    step_metrics,
+    sync_metrics,
+)
 from grpo_hpc.train.watch import PhaseClock, StopRequest
 
 
@@ -186,10 +193,12 @@ class Trainer:
             )  # so that every rank scores some
             rows = islice(cycle(self._parts.rows), count)
             prompts = [Prompt(n, row, self._parts.tokenizer.encode(row)) for n, row in enumerate(rows)]
-            sampled = self._parts.collector.probe(prompts, min(canary.TOKENS, self._cfg.rollout.max_completion_length))
+            sampled = self._parts.collector.probe(
+                prompts, min(engine_check.TOKENS, self._cfg.rollout.max_completion_length)
+            )
         self._parts.colocation.enter(Use.TRAIN)
         with self._clock.phase("canary"):
-            distance = canary.check(self._cfg, sampled, self._lessons.logprobs(sampled))
+            distance = engine_check.check(self._cfg, sampled, self._lessons.logprobs(sampled))
         self._clock.take()
         self._reporter.message(
             f"engine and trainer agree about the weights: {distance:.2g} nat apart on average over "

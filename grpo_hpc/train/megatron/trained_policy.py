@@ -23,10 +23,9 @@ from grpo_hpc.models.movers import HfExporter, load_hf
 from grpo_hpc.models.policy_model import PolicyModel, layer_spec, transformer_config
 from grpo_hpc.models.routing import move_biases, routing_load, routing_metrics
 from grpo_hpc.models.shape import read_shape, require_experts
-from grpo_hpc.train.microbatch import PackedBatch
-from grpo_hpc.train.moe import balance_of
-from grpo_hpc.train.objective import objective_of
-from grpo_hpc.train.optimizer import (
+from grpo_hpc.train.megatron.chosen_objective import objective_of
+from grpo_hpc.train.megatron.expert_options import balance_of
+from grpo_hpc.train.megatron.optimizer import (
     DTYPES,
     allocate_state,
     data_parallel,
@@ -35,11 +34,12 @@ from grpo_hpc.train.optimizer import (
     lr_schedule,
     optimizer_config,
 )
-from grpo_hpc.train.parallel import model_options
-from grpo_hpc.train.pipeline import Progress, forward_scores, run_schedule, sum_gradients, unused_token_count
-from grpo_hpc.train.platform import Platform
+from grpo_hpc.train.megatron.parallel import model_options
+from grpo_hpc.train.megatron.pipeline import Progress, forward_scores, run_schedule, sum_gradients, unused_token_count
+from grpo_hpc.train.megatron.platform import Platform
+from grpo_hpc.train.megatron.tuner import adapters_of, choose_trained
+from grpo_hpc.train.micro_batches import PackedBatch
 from grpo_hpc.train.replay import RoutingRecorder, freely_routed
-from grpo_hpc.train.tuner import adapters_of, choose_trained
 
 
 def build_model(cfg: RunConfig, platform: Platform) -> list[PolicyModel]:

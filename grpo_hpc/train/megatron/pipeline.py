@@ -14,9 +14,9 @@ from megatron.core.utils import unwrap_model
 from torch import Tensor
 
 from grpo_hpc.models.policy_model import PolicyModel
-from grpo_hpc.train.microbatch import PackedBatch
-from grpo_hpc.train.parallel import over_context, packed_sequences
-from grpo_hpc.train.platform import Platform
+from grpo_hpc.train.megatron.parallel import over_context, packed_sequences
+from grpo_hpc.train.megatron.platform import Platform
+from grpo_hpc.train.micro_batches import PackedBatch
 from grpo_hpc.train.replay import RoutingRecorder, routed_tokens
 
 LossFunction = Callable[[PackedBatch, Tensor], tuple[Tensor, Tensor, Any]]

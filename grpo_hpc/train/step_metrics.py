@@ -15,7 +15,7 @@ from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.sinks import MetricSinks
 from grpo_hpc.rollout.engine import Synced
 from grpo_hpc.rollout.trajectory import Trajectory
-from grpo_hpc.train.rollouts import Rollout
+from grpo_hpc.train.rollout_source import Rollout
 
 
 @dataclass

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.models.attention import PackedSequences
-from grpo_hpc.train.microbatch import PackedBatch
-from grpo_hpc.train.moe import router_options
+from grpo_hpc.train.megatron.expert_options import router_options
+from grpo_hpc.train.megatron.platform import Platform
+from grpo_hpc.train.micro_batches import PackedBatch
 from grpo_hpc.train.packing import Packing, RowLayout
-from grpo_hpc.train.platform import Platform
 
 
 def init_model_parallel(cfg: RunConfig, platform: Platform) -> None:

@@ -1,0 +1,1 @@
+"""Megatron around the policy: layouts, optimizer, pipeline schedules, the device."""
