@@ -12,6 +12,7 @@ HEAVY = {"torch", "megatron", "vllm", "transformers", "safetensors", "transforme
 ALLOWED = {
     "errors": set(),
     "addresses": set(),
+    "control": {"errors"},
     "files": set(),
     "shipped": set(),
     "config": {"errors", "shipped", "algo.losses", "algo.estimators", "rewards.names"},
