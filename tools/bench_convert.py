@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from grpo_hpc.checkpoint.naming import layers_and_experts
 from grpo_hpc.checkpoint.safetensors_file import plan_file
 from grpo_hpc.checkpoint.to_megatron import hf_names
+from grpo_hpc.models.counting import count_layer
 from grpo_hpc.models.families import weight_map
-from grpo_hpc.models.shape import shape_of
+from grpo_hpc.models.read_shape import shape_of
 
 GB = 10**9
 # A dense and a mixture-of-experts model with the matrix sizes of published ones; layers are added up to --size.
@@ -76,7 +77,7 @@ def make_model(folder: Path, kind: str, size: float) -> int:
 
     config = {"max_position_embeddings": 4096, "dtype": "bfloat16", "tie_word_embeddings": False, **MODELS[kind]}
     one = shape_of({**config, "num_hidden_layers": 1})
-    layers = max(1, round((size * GB / 2 - 2 * one.embedding_parameters()) / one.layer_parameters()))
+    layers = max(1, round((size * GB / 2 - 2 * one.vocab * one.hidden) / count_layer(one)))
     config["num_hidden_layers"] = layers
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))

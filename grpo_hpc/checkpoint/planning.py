@@ -21,6 +21,7 @@ from grpo_hpc.checkpoint.run import Plan
 from grpo_hpc.checkpoint.stored import FLOATING, ITEMSIZE, Block, Chunk, Size, Stored
 from grpo_hpc.checkpoint.torch_file import frame
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.counting import count_parameters
 from grpo_hpc.models.families import family
 from grpo_hpc.models.shape import ModelShape
 
@@ -161,7 +162,7 @@ def about(source: Folder, kind: str, shape: ModelShape, parallel: Parallel | Non
     return {
         "kind": kind,
         "family": shape.family,
-        "parameters": shape.parameters(),
+        "parameters": count_parameters(shape),
         "source": str(source.path.resolve()),
         "source_files": hashlib.sha256(repr(sizes).encode()).hexdigest(),
         "layout": asdict(parallel) if parallel else None,

@@ -6,16 +6,16 @@
     global     = micro * dp * accumulation
     generation = global * steps_per_generation
 
-Every division must come out whole. A broken rule is shown as its equation, with the numbers, and with the nearest
-values that satisfy all rules at once.
+Every division must come out whole. A broken rule is shown as its equation, with the numbers; the nearest values that
+satisfy all rules at once are found in :mod:`grpo_hpc.config.nearest`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from grpo_hpc.config.problems import Problem
 from grpo_hpc.config.sections import RunConfig
 from grpo_hpc.errors import ConfigError
 
@@ -146,9 +146,9 @@ def schedule(cfg: RunConfig) -> BatchSchedule:
     Raises:
         ConfigError: a division does not come out whole, or two keys contradict each other.
     """
-    if found := problems(cfg):
-        raise ConfigError("\n".join(problem.text for problem in found))
     sizes = sizes_of(cfg)
+    if broken := broken_rules(sizes):
+        raise ConfigError("\n".join(equations(broken)))
     dp, generation = sizes.world // sizes.footprint, sizes.generation
     steps = generation // sizes.global_batch_size
     prompts_per_step = sizes.global_batch_size // sizes.num_generations
@@ -176,18 +176,12 @@ def sequences_of(cfg: RunConfig) -> int:
     return engine_sequences(schedule(cfg).completions_per_rank_per_rollout, cfg.rollout.vllm_max_num_seqs)
 
 
-def problems(cfg: RunConfig) -> list[Problem]:
-    """One problem that shows every broken batch rule of ``cfg`` and how to mend it; empty when all rules hold."""
-    from grpo_hpc.config.nearest import suggestions
-
-    sizes = sizes_of(cfg)
-    broken = broken_rules(sizes)
-    if not broken:
-        return []
+def equations(broken: Sequence[BrokenRule]) -> list[str]:
+    """Lines that show every broken rule in words, in symbols and in numbers."""
     lines = ["the batch sizes do not fit together"]
     for rule in broken:
         lines += [f"- {rule.says}", f"    {rule.symbols}", f"    {rule.numbers}"]
-    return [Problem("", "\n".join([*lines, *suggestions(sizes, broken)]))]
+    return lines
 
 
 def sizes_of(cfg: RunConfig) -> Sizes:

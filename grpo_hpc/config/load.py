@@ -8,10 +8,11 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from grpo_hpc.config import batch, rules
+from grpo_hpc.config import rules
 from grpo_hpc.config.document import Document, dump_yaml, parse_value, read_document
 from grpo_hpc.config.fields import field_problems
 from grpo_hpc.config.keys import known_keys, unknown_key
+from grpo_hpc.config.nearest import batch_problems
 from grpo_hpc.config.problems import Problem, raise_problems
 from grpo_hpc.config.sections import SECTION_OF, SECTIONS, RunConfig
 
@@ -45,7 +46,7 @@ def problems_of(values: dict[str, Any]) -> tuple[list[Problem], RunConfig | None
         cfg = RunConfig.model_validate(known)
     except ValidationError as error:
         return [*problems, *field_problems(error)], None
-    return [*problems, *rules.problems(cfg), *batch.problems(cfg)], cfg
+    return [*problems, *rules.problems(cfg), *batch_problems(cfg)], cfg
 
 
 def dump_run(cfg: RunConfig) -> str:

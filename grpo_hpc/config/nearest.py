@@ -6,10 +6,18 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from grpo_hpc.config.batch import BrokenRule, Sizes, broken_rules
-from grpo_hpc.config.sections import SECTION_OF
+from grpo_hpc.config.batch import BrokenRule, Sizes, broken_rules, equations, sizes_of
+from grpo_hpc.config.problems import Problem
+from grpo_hpc.config.sections import SECTION_OF, RunConfig
 
 _REACH = 64  # how far above the present value a key with no natural limit is searched
+
+
+def batch_problems(cfg: RunConfig) -> list[Problem]:
+    """One problem that shows every broken batch rule of ``cfg`` and how to mend it; empty when all rules hold."""
+    sizes = sizes_of(cfg)
+    broken = broken_rules(sizes)
+    return [Problem("", "\n".join([*equations(broken), *suggestions(sizes, broken)]))] if broken else []
 
 
 def suggestions(sizes: Sizes, broken: list[BrokenRule]) -> list[str]:

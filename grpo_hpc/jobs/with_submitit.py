@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from collections.abc import Sequence
 from contextlib import chdir, redirect_stdout
@@ -15,6 +16,8 @@ from grpo_hpc.jobs.job_script import sbatch_options
 from grpo_hpc.jobs.prepare import make_job
 from grpo_hpc.runs.run_dir import RunDir
 
+_PROGRAM = "grpo_hpc.jobs.supervise"
+
 
 class Supervised:
     """What submitit pickles: a path, nothing that could go stale while the job waits or is requeued."""
@@ -23,13 +26,17 @@ class Supervised:
         self.run_dir = run_dir
 
     def __call__(self) -> int:
-        """Supervise one attempt; submitit calls this in the job."""
-        from grpo_hpc.jobs.supervise import main
+        """Supervise one attempt; submitit calls this in the job.
 
-        code = main([str(self.run_dir)])
-        if code:
-            sys.exit(code)  # so that Slurm sees the job as failed
-        return code
+        It is the program that ``job.sh`` starts, run in this process: the one that Slurm's signals reach.
+        """
+        sys.argv = [_PROGRAM, str(self.run_dir)]
+        try:
+            runpy.run_module(_PROGRAM, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            if end.code:
+                raise  # so that Slurm sees the job as failed
+        return 0
 
 
 def submit(run_dir: RunDir, profile: Profile, more: Sequence[str]) -> str:

@@ -36,7 +36,8 @@ from grpo_hpc.errors import ConfigError
 from grpo_hpc.models.dropout import Dropout, Masks
 from grpo_hpc.models.movers import dense_place, expert_place, local_parameters
 from grpo_hpc.models.policy_model import PolicyModel
-from grpo_hpc.models.shape import ModelShape, linears
+from grpo_hpc.models.counting import linears
+from grpo_hpc.models.shape import ModelShape
 
 Kind = Literal["column", "row", "whole"]
 

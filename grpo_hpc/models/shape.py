@@ -1,14 +1,12 @@
-"""The shape of a model, read from its Hugging Face ``config.json``. Free of torch: the planner reads it too."""
+"""The shape of a model: plain sizes, read by :mod:`grpo_hpc.models.read_shape`. Free of torch: the planner has it, too."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from grpo_hpc.errors import CheckpointError, ConfigError
+from grpo_hpc.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -87,30 +85,6 @@ class Vision:
 
 
 @dataclass(frozen=True)
-class ParameterCount:
-    """Parameters by what they belong to; those of layers are of *one* layer.
-
-    Attributes:
-        norms: all norms of one layer, query and key norms and those of compressed queries and keys included.
-        mlp: of a dense layer.
-        expert: one routed expert; ``shared_expert``: the one that every token visits.
-        output: the output matrix; 0 when it is tied to the embedding.
-        vision: the whole vision tower.
-    """
-
-    embedding: int
-    output: int
-    final_norm: int
-    attention: int
-    norms: int
-    mlp: int
-    router: int
-    expert: int
-    shared_expert: int
-    vision: int
-
-
-@dataclass(frozen=True)
 class ModelShape:
     """Sizes of one decoder-only transformer, with its vision tower if it has one.
 
@@ -155,109 +129,6 @@ class ModelShape:
         """Numbers of the layers without experts."""
         experts = set(self.moe_layers)
         return tuple(layer for layer in range(self.layers) if layer not in experts)
-
-    def counts(self) -> ParameterCount:
-        """Parameters by part, added up from the family's weight map."""
-        from grpo_hpc.models.families import count_parameters  # the families import this module
-
-        return count_parameters(self)
-
-    def layer_parameters(self, layer: int = 0) -> int:
-        """Parameters of one transformer layer."""
-        c = self.counts()
-        if layer not in self.moe_layers or self.experts is None:
-            return c.attention + c.norms + c.mlp
-        return c.attention + c.norms + c.router + c.shared_expert + self.experts.count * c.expert
-
-    def embedding_parameters(self) -> int:
-        """Parameters of the input embedding; the output matrix has as many when it is not tied."""
-        return self.vocab * self.hidden
-
-    def parameters(self) -> int:
-        """All parameters, as ``transformers`` counts them."""
-        c = self.counts()
-        layers = sum(self.layer_parameters(layer) for layer in range(self.layers))
-        return layers + c.embedding + c.output + c.final_norm + c.vision
-
-    def active_parameters(self) -> int:
-        """Parameters that take part for one token: all but the experts it does not visit."""
-        if self.experts is None:
-            return self.parameters()
-        idle = (self.experts.count - self.experts.topk) * self.counts().expert
-        return self.parameters() - len(self.moe_layers) * idle
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The configuration of a model folder, or of a ``config.json`` file.
-
-    Raises:
-        CheckpointError: there is none, or it cannot be read.
-    """
-    file = Path(path)
-    file = file / "config.json" if file.is_dir() else file
-    try:
-        config = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no model configuration at {file}") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file} holds a {type(config).__name__}, not a model configuration")
-    return config
-
-
-def read_shape(path: str | Path) -> ModelShape:
-    """The shape of a model folder, or of a ``config.json`` file.
-
-    Raises:
-        CheckpointError: there is no readable configuration, or the family or one of its options is not supported.
-    """
-    config = read_config(path)
-    try:
-        return shape_of(config)
-    except CheckpointError as error:
-        raise CheckpointError(f"the configuration of {path}: {error.message}", error.hint) from error
-
-
-def shape_of(config: dict[str, Any]) -> ModelShape:
-    """The shape that a Hugging Face configuration describes (see :func:`read_shape`)."""
-    from grpo_hpc.models.families import family  # the families import this module
-
-    described = family(config.get("model_type", ""))
-    try:
-        shape = described.read(config)
-    except KeyError as error:
-        raise CheckpointError(f"{error.args[0]!r} is missing") from error
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"a size is not a positive number: {error}") from error
-    for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_position"):
-        size = getattr(shape, name)
-        if not isinstance(size, int) or size < 1:
-            raise CheckpointError(f"{name} is {size!r}, not a positive number")
-    if shape.heads % shape.kv_heads:
-        raise CheckpointError(f"{shape.heads} query heads cannot share {shape.kv_heads} key/value heads evenly")
-    return shape
-
-
-def linears(shape: ModelShape) -> frozenset[str]:
-    """Megatron's names of the layers with a weight matrix in attention, feed-forward layers and experts."""
-    from grpo_hpc.models.families import weight_map  # the families import this module
-
-    paths = [rule.megatron.split(".") for rule in weight_map(shape) if rule.per_layer and rule.part != "vision"]
-    return frozenset(path[-2] for path in paths if path[-2].startswith("linear_"))
-
-
-def require_linears(shape: ModelShape, wanted: Collection[str]) -> None:
-    """Refuse adapters on layers that a model does not have.
-
-    Raises:
-        ConfigError: ``wanted`` names some.
-    """
-    if absent := sorted(set(wanted) - linears(shape)):
-        raise ConfigError(
-            f"tuner.target_modules: {shape.family} has no {', '.join(absent)}",
-            f"It has {', '.join(sorted(linears(shape)))}; all-linear means all of them.",
-        )
 
 
 def require_engine(shape: ModelShape, device: str) -> None:

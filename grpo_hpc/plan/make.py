@@ -12,7 +12,9 @@ from grpo_hpc.config.adapters import named_linears
 from grpo_hpc.config.batch import BatchSchedule, schedule
 from grpo_hpc.config.library import model_config
 from grpo_hpc.errors import PlanError
-from grpo_hpc.models.shape import ModelShape, read_shape, require_engine, require_experts, require_linears
+from grpo_hpc.models.counting import count_active, count_parameters, require_linears
+from grpo_hpc.models.read_shape import read_shape
+from grpo_hpc.models.shape import ModelShape, require_engine, require_experts
 from grpo_hpc.plan import memory, time
 from grpo_hpc.plan.hardware import Hardware, read_hardware
 from grpo_hpc.plan.layout_rules import broken
@@ -127,7 +129,7 @@ class Plan:
 
 
 def _model(shape: ModelShape) -> dict[str, Any]:
-    counts = {"parameters": shape.parameters(), "active_parameters": shape.active_parameters()}
+    counts = {"parameters": count_parameters(shape), "active_parameters": count_active(shape)}
     return {"family": shape.family, "layers": shape.layers, "hidden": shape.hidden, "vocab": shape.vocab, **counts}
 
 

@@ -11,7 +11,8 @@ from functools import cache, cached_property
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule, engine_sequences
-from grpo_hpc.models.shape import ModelShape, ParameterCount
+from grpo_hpc.models.counting import ParameterCount, count_active, count_by_part, count_parameters
+from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.plan.topology import Degrees
 
 _WIDTH = {"float32": 4, "bfloat16": 2}
@@ -48,17 +49,17 @@ class Task:
 
     @cached_property
     def counts(self) -> ParameterCount:
-        return self.shape.counts()
+        return count_by_part(self.shape)
 
     @cached_property
     def parameters(self) -> int:
         """All parameters of the model."""
-        return self.shape.parameters()
+        return count_parameters(self.shape)
 
     @cached_property
     def active(self) -> int:
         """Parameters that take part for one token."""
-        return self.shape.active_parameters()
+        return count_active(self.shape)
 
     @property
     def longest(self) -> int:

@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from grpo_hpc.models.counting import count_active, count_parameters
 from grpo_hpc.plan.explain import batch_lines
 from grpo_hpc.plan.make import Estimate, Plan
 from grpo_hpc.plan.measured_errors import accuracy
@@ -84,9 +85,8 @@ def _headline(plan: Plan) -> Text:
     where = _count(plan.topology.world_size, "CPU rank" if plan.device == "cpu" else "GPU")
     text = Text(f"{plan.name}: ", style="bold")
     if plan.shape is not None:
-        active = plan.shape.active_parameters()
-        size = f"{plan.shape.parameters() / 1e6:,.1f} M parameters"
-        size += f" ({active / 1e6:,.1f} M active)" if active != plan.shape.parameters() else ""
+        total, active = count_parameters(plan.shape), count_active(plan.shape)
+        size = f"{total / 1e6:,.1f} M parameters" + (f" ({active / 1e6:,.1f} M active)" if active != total else "")
         text.append(f"{plan.shape.family}, {size}, ")
     text.append(f"on {where}")
     if plan.estimate is not None and plan.estimate.hardware is not None:

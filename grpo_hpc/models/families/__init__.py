@@ -5,12 +5,11 @@ All of it is free of torch. To add a family, write its file and name it in ``_FA
 
 from __future__ import annotations
 
-import functools
 from importlib import import_module
 
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families.family import Family
-from grpo_hpc.models.shape import ModelShape, ParameterCount
+from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.weight_map import Rule
 
 _FAMILIES = (
@@ -48,20 +47,4 @@ def weight_map(shape: ModelShape) -> list[Rule]:
     return family(shape.family).rules(shape)
 
 
-@functools.lru_cache(maxsize=64)
-def count_parameters(shape: ModelShape) -> ParameterCount:
-    """Parameters of ``shape`` by part, added up from its weight map."""
-    counts = dict.fromkeys(ParameterCount.__dataclass_fields__, 0)
-    for rule in weight_map(shape):
-        if rule.part == "vision":
-            counts["vision"] += rule.parameters * len(rule.layers or (0,))
-        elif rule.part != "norm":
-            counts[rule.part] += rule.parameters
-        elif not rule.per_layer:
-            counts["final_norm"] += rule.parameters
-        elif shape.layers - 1 in rule.layers:  # dense layers and layers with experts have the same norms
-            counts["norms"] += rule.parameters
-    return ParameterCount(**counts)
-
-
-__all__ = ["Family", "count_parameters", "family", "weight_map"]
+__all__ = ["Family", "family", "weight_map"]

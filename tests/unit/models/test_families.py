@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.layouts import Copy, GateUp, Qkv, Rows, Shard, SplitColumns, Vocabulary
-from grpo_hpc.models.shape import shape_of
+from grpo_hpc.models.counting import count_active, count_by_part, count_layer, count_parameters
+from grpo_hpc.models.read_shape import shape_of
 from grpo_hpc.models.weight_map import entries
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
@@ -40,7 +41,7 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameters_of_published_models(name):
     shape = shape_of(PUBLISHED[name])
-    assert (shape.parameters(), shape.active_parameters()) == COUNTS[name]
+    assert (count_parameters(shape), count_active(shape)) == COUNTS[name]
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -56,16 +57,16 @@ def test_every_tensor_has_one_place(name, layer_spec):
     sources = [name for entry in table if entry.exported for name in entry.hf_names]
     assert len(sources) == len(set(sources)) and not any("{" in name for name in sources)
     counted = sum(e.rule.parameters for e in table)
-    assert counted == shape.parameters(), "the table and the counts are the same rows"
+    assert counted == count_parameters(shape), "the table and the counts are the same rows"
 
 
 def test_a_layer_of_each_kind():
     shape = shape_of(PUBLISHED["DeepSeek-V3"])
-    count = shape.counts()
+    count = count_by_part(shape)
     assert (len(shape.dense_layers), len(shape.moe_layers)) == (3, 58)
     assert count.expert == count.shared_expert == 3 * 7168 * 2048 and count.router == 256 * 7168
-    assert shape.layer_parameters(0) == count.attention + count.norms + 3 * 7168 * 18432
-    assert shape.layer_parameters(3) == count.attention + count.norms + count.router + 257 * count.expert
+    assert count_layer(shape, 0) == count.attention + count.norms + 3 * 7168 * 18432
+    assert count_layer(shape, 3) == count.attention + count.norms + count.router + 257 * count.expert
 
 
 def test_no_torch_is_imported():

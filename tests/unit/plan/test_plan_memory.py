@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from grpo_hpc.models.families import weight_map
-from grpo_hpc.models.shape import shape_of
+from grpo_hpc.models.read_shape import shape_of
 from grpo_hpc.plan.activations import in_flight, kept, stage_bytes
 from grpo_hpc.plan.hardware import profile_names, read_hardware
 from grpo_hpc.plan.make import make_plan
@@ -53,7 +53,7 @@ def test_all_ranks_together_hold_the_model(config: dict[str, object], axes: dict
     expert = sum(held(t, e, stage).expert * d.ep * d.etp for stage in range(d.pp))
     whole = t.shape.layers * (c.norms + (c.router if config is MOE else 0)) + c.final_norm  # on every tp rank
     copies = c.embedding if config.get("tie_word_embeddings") and d.pp > 1 else 0
-    assert dense - whole * (d.tp - 1) - copies + expert == t.shape.parameters()
+    assert dense - whole * (d.tp - 1) - copies + expert == t.parameters
 
 
 def test_state_follows_the_precision_and_the_ranks() -> None:
@@ -64,7 +64,7 @@ def test_state_follows_the_precision_and_the_ranks() -> None:
     assert found["weights"] == found["gradients"] == 4 * count
     assert found["optimizer"] == 4 * count  # two fp32 moments over two ranks
     half = sizes(estimate(task(), execution(4), read_hardware("h100")), "train")
-    total = task().shape.parameters()
+    total = task().parameters
     assert (half["weights"], half["gradients"], half["optimizer"]) == (2 * total, 4 * total, 3 * total)
     whole = sizes(estimate(task(), execution(4, distributed_optimizer=False), read_hardware("h100")), "train")
     assert whole["optimizer"] == 12 * total
