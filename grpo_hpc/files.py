@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``: the old content or the new one is there at every moment, also after a crash."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file written in place of ``path``: the old content or the new one is there at every moment, even after a crash.
+
+    An error in between leaves the old content.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` as :func:`replacing` does."""
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def link_atomically(link: Path, target: str) -> None:

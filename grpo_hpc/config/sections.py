@@ -397,7 +397,7 @@ class Logging(Section):
     wandb_exp_name: str | None = Field(default=None, min_length=1, description="name in wandb; absent: the run's")
     swanlab_project: str = Field(default="grpo-hpc", min_length=1, description="project in SwanLab")
     swanlab_exp_name: str | None = Field(default=None, min_length=1, description="name in SwanLab; absent: the run's")
-    log_completions: bool = Field(default=True, description="write every completion to completions.jsonl")
+    log_completions: bool = Field(default=True, description="write every completion to the folder completions/")
 
 
 class Cluster(Section):

@@ -352,7 +352,7 @@ _LOGGING = (
     ),
     *nothing("TensorBoard files lie in the run directory", "tensorboard_dir", "tensorboard_queue_size"),
     *nothing("wandb's files lie in the run directory", "wandb_save_dir"),
-    *nothing("completions.jsonl has one row per completion, with its prompt's id", "wandb_log_unique_prompts"),
+    *nothing("completions/ has one row per completion, with its prompt's id", "wandb_log_unique_prompts"),
     *missing("trainer call-backs", "callbacks"),
     *nothing(
         "docs/metrics.md lists what is recorded",

@@ -27,8 +27,7 @@ class JsonLines:
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Append ``records``; NaN and infinities become null, which every JSON reader understands."""
-        lines = [json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
-        self._append("".join(lines).encode())
+        self._append(b"".join(map(to_line, records)))
 
     def keep(self, wanted: Callable[[Record], bool]) -> None:
         """Drop every record that is not ``wanted``, and damaged lines; the file is replaced in one step."""
@@ -61,6 +60,11 @@ def read_from(path: str | Path, offset: int = 0) -> tuple[list[Record], int]:
     complete = data[: data.rfind(b"\n") + 1]
     records = [record for line in complete.splitlines() if (record := parse(line)) is not None]
     return records, offset + len(complete)
+
+
+def to_line(record: Mapping[str, Any]) -> bytes:
+    """``record`` as a line of a file; NaN and infinities become null, and what is no character a question mark."""
+    return (json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n").encode(errors="replace")
 
 
 def parse(line: bytes) -> Record | None:

@@ -10,7 +10,8 @@ attempt_K/          the K-th start: attempt.json, launcher.log, rank_R.log and m
                     In server mode also servers.json with the servers' addresses, servers/api_key (0600), server_S.log
 checkpoints/        training checkpoints
 export/             Hugging Face folder
-metrics.jsonl events.jsonl completions.jsonl
+completions/        every completion, one compressed file for each optimizer step that was the first to use some
+metrics.jsonl events.jsonl
 tensorboard/ wandb/ swanlog/   what reporters write; report_id is the run's identity with wandb and SwanLab
 stop                exists while somebody has asked the trainer to save and stop; its text says why
 """
@@ -60,7 +61,7 @@ class RunDir:
         self.export = self.path / "export"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"
-        self.completions = self.path / "completions.jsonl"
+        self.completions = self.path / "completions"
         self.tensorboard = self.path / "tensorboard"
         self.stop = self.path / "stop"
 

@@ -10,7 +10,7 @@ import torch
 
 from grpo_hpc.algo.advantages import zero_variance_fraction
 from grpo_hpc.data.rows import Row
-from grpo_hpc.observe.completions import CompletionLog
+from grpo_hpc.observe.completions import CompletionLog, member
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.sinks import MetricSinks
 from grpo_hpc.rollout.engine import Synced
@@ -47,7 +47,8 @@ class Reporter:
             used, later = {t.key for t in rollout.used}, {t.key for t in rollout.surplus}
             dropped = [t for t in rollout.sampled if t.key not in used | later]
             everything = sorted(rollout.used + dropped, key=lambda t: t.key)
-            self.log.write(step, (_completion_row(t, rows[t.position], t.key not in used) for t in everything))
+            records = (_completion_row(t, rows[t.position], t.key not in used) for t in everything)
+            self.log.write(step, [member(records)])
 
     def message(self, text: str) -> None:
         """Something that a person should know."""

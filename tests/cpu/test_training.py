@@ -16,6 +16,8 @@ import torch
 from runfiles import write_run
 from safetensors.torch import load_file
 
+from grpo_hpc.observe.completions import read_completions
+
 ROOT = Path(__file__).parents[2]
 PLUGINS = Path(__file__).parent / "plugins.py"
 STEPS = 6
@@ -89,7 +91,7 @@ def test_what_a_run_leaves_behind(finished):
     evaluations = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in evaluations if "eval/early_letters/mean" in row] == [0, STEPS]
 
-    completions = [json.loads(line) for line in (run_dir / "completions.jsonl").read_text().splitlines()]
+    completions = list(read_completions(run_dir / "completions"))
     assert len(completions) == STEPS // 2 * 32
     groups = {(row["step"], row["prompt_id"]) for row in completions}
     assert len(groups) == STEPS // 2 * 8
@@ -138,8 +140,8 @@ def test_interrupted_and_killed_runs_resume_exactly(finished, tiny, tmp_path):
             assert got[step][name] == pytest.approx(row[name], rel=1e-6, abs=1e-9), f"{name} of step {step}"
     exported, expected = (load_file(path / "export" / "model.safetensors") for path in (run_dir, whole))
     assert all(value.equal(expected[name]) for name, value in exported.items())
-    count = len((run_dir / "completions.jsonl").read_text().splitlines())
-    assert count == len((whole / "completions.jsonl").read_text().splitlines())
+    got, want = (list(read_completions(path / "completions")) for path in (run_dir, whole))
+    assert len(got) == len(want)
 
 
 def test_a_run_of_adapters_resumes_exactly(tiny, tmp_path):

@@ -18,7 +18,7 @@ ALLOWED = {
     "config": {"errors", "shipped", "algo.losses", "algo.estimators", "rewards.names"},
     "algo": set(),
     "data": {"errors"},
-    "observe": {"errors"},
+    "observe": {"errors", "files"},
     "rewards": {"errors"},
     "models": {"errors", "algo"},
     "checkpoint": {"errors", "models", "train.megatron.platform"},

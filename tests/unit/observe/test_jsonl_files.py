@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 
-from grpo_hpc.observe.completions import CompletionLog
 from grpo_hpc.observe.events import EventLog, read_events
 from grpo_hpc.observe.history import History
 from grpo_hpc.observe.sinks import MetricSinks
@@ -66,18 +65,7 @@ def test_metrics_rows_and_rewind(tmp_path):
     assert lines(path) == []
 
 
-def test_completions_and_rewind(tmp_path):
-    log = CompletionLog(tmp_path / "completions.jsonl")
-    for step in (1, 3):
-        log.write(step, ({"completion": text, "logprobs": [math.nan, -1.0]} for text in ("ä", "b")))
-    log.rewind(2)
-    rows = lines(tmp_path / "completions.jsonl")
-    assert [(row["step"], row["completion"]) for row in rows] == [(1, "ä"), (1, "b")]
-    assert rows[0]["logprobs"] == [None, -1.0]
-
-
 def test_rewinding_what_was_never_written(tmp_path):
-    CompletionLog(tmp_path / "completions.jsonl").rewind(0)
     MetricSinks(tmp_path / "metrics.jsonl").rewind(0)
 
 

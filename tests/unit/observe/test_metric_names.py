@@ -43,7 +43,7 @@ def test_names_in_the_trainer_are_in_the_table():
     import re
 
     package = PAGE.parents[1] / "grpo_hpc"
-    names = re.findall(r'"([a-z_]+(?:/[a-z_]+)*)"(?::|\] =)', (package / "train" / "report.py").read_text())
+    names = re.findall(r'"([a-z_]+(?:/[a-z_]+)*)"(?::|\] =)', (package / "train" / "step_metrics.py").read_text())
     names += re.findall(r'"([a-z_0-9]+/[a-z_0-9]+)": ', (package / "algo" / "measure.py").read_text())
     rows = {"prompt_id", "sample", "messages", "completion", "rewards", "advantage", "tokens", "finish_reason"}
     rows |= {
@@ -52,6 +52,6 @@ def test_names_in_the_trainer_are_in_the_table():
         "reward",
         "dropped",
         "failures",
-    }  # keys of completions.jsonl, not metrics
+    }  # keys of completions, not metrics
     assert len(names) > 40
     assert [name for name in names if name not in rows and lookup(name) is None] == []
