@@ -197,7 +197,9 @@ METRICS: dict[str, Metric] = {
         "", "Fraction of the micro-batches' tokens that is padding; 0 unless cp or sequence parallel.", "padding"
     ),
     "packing/imbalance": Metric(
-        "", "Tokens of the data-parallel rank with the most, beyond the mean of all ranks.", "imbalance"
+        "",
+        "Operations of the costliest micro-batch of each round beyond the mean of the data-parallel ranks, which wait.",
+        "imbalance",
     ),
     "throughput/rollout_tokens_per_s": Metric(_SPEED, "Tokens sampled per second of rollout.", "rollout", ".0f"),
     "throughput/train_tokens_per_s": Metric(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from grpo_hpc.models.flops import sequence_cost
 from grpo_hpc.plan.hardware import Hardware
 from grpo_hpc.plan.setup import Execution, Task
 
@@ -72,11 +73,8 @@ class Times:
 
 def forward_flops(task: Task, tokens: int) -> tuple[float, float]:
     """Forward operations of one sequence: matrix products, and attention over the causal half of its score matrix."""
-    s, c = task.shape, task.counts
-    active = task.active - c.embedding - c.output - c.vision
-    head = (c.output or c.embedding) * min(tokens, task.average)
-    width = s.heads * ((s.head_dim + s.mla.v_dim) / 2 if s.mla else s.head_dim)
-    return 2.0 * (active * tokens + head), 2.0 * s.layers * width * tokens**2
+    cost = sequence_cost(task.shape)
+    return cost.linear * tokens + cost.head * min(tokens, task.average), cost.quadratic * tokens**2
 
 
 def forward_seconds(task: Task, tokens: int, hw: Hardware) -> float:

@@ -1,23 +1,27 @@
 """Who trains on what: completions are dealt over data-parallel ranks and cut into micro-batches.
 
-Every rank computes the plan of all ranks from the same records, so nothing is communicated. All ranks get the same
+Every rank computes the plan of all ranks from the same summaries, so nothing is communicated. All ranks get the same
 number of micro-batches: experts exchange tokens between data-parallel ranks in each of them, and a rank with one less
-would leave the others waiting.
+would leave the others waiting. For the same reason the k-th micro-batch costs about as much on every rank.
+
+A table is a structured array of one row a completion, with the fields ``position``, ``sample`` and ``branch``, which
+order completions totally, ``tokens`` of the whole sequence, ``sampled`` tokens among them, ``advantage`` and
+``token_weight``. A micro-batch is an int64 array of row numbers.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TypeVar
+from itertools import count, pairwise
+from typing import NoReturn
+
+import numpy as np
 
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.rollout.trajectory import Trajectory
+from grpo_hpc.models.flops import Cost
 
-MicroBatch = list[Trajectory]
-_Item = TypeVar("_Item")
+MicroBatch = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -60,88 +64,121 @@ class Packing:
 
     Attributes:
         size: completions per micro-batch; without effect when ``tokens`` is given.
+        cost: of a sequence (:func:`grpo_hpc.models.flops.sequence_cost`), which is what ranks share evenly.
         tokens: most input tokens of a micro-batch, padding included, over all context-parallel ranks.
         layout: how a row is cut.
         multiple: the number of micro-batches on a rank is a multiple of it (pipeline stages, when they interleave).
     """
 
     size: int
+    cost: Cost
     tokens: int | None = None
     layout: RowLayout = WHOLE_ROW
     multiple: int = 1
 
-    def deal(self, trajectories: Sequence[Trajectory], ranks: int) -> list[list[MicroBatch]]:
-        """The micro-batches of each of ``ranks`` data-parallel ranks, the same number for all.
+    def deal(self, table: np.ndarray, ranks: int) -> list[list[MicroBatch]]:
+        """The micro-batches of each of ``ranks`` data-parallel ranks, the same number for all, and none empty.
 
-        Who trains on what changes nothing in the loss. ``len(trajectories)`` must be a multiple of
-        ``ranks * self.multiple``.
+        Who trains on what changes nothing in the loss. A multiple of ``ranks * self.multiple`` completions can always
+        be dealt. Any other number, not below it, can if the micro-batches that ``size`` or ``tokens`` ask for are no
+        more than the completions: five completions go to two ranks as two and three in one micro-batch each, not one
+        by one.
 
         Raises:
-            ConfigError: a sequence alone has more than ``tokens``.
+            ConfigError: a sequence alone has more than ``tokens``, or there are too few completions.
         """
-        longest_first = sorted(trajectories, key=lambda t: (-t.tokens, t.position, t.sample))
+        costliest_first = np.lexsort((table["branch"], table["sample"], table["position"], -self.costs(table)))
         if self.tokens is None:
-            return self._by_size(longest_first, ranks)
-        return self._by_tokens(longest_first, self.tokens, ranks)
+            return self._by_size(costliest_first, ranks)
+        return self._by_tokens(table, costliest_first, self.tokens, ranks)
 
-    def _by_size(self, longest_first: list[Trajectory], ranks: int) -> list[list[MicroBatch]]:
-        """Dealt back and forth, so that ranks have nearly the same tokens and a micro-batch's sequences are alike."""
-        shares = [_dealt(longest_first, rank, ranks) for rank in range(ranks)]
-        count = self._whole(-(-len(shares[0]) // self.size))
-        return [_cut(mine, count) for mine in shares]
+    def costs(self, table: np.ndarray) -> np.ndarray:
+        """Forward operations of each completion of ``table``, whose last token is no input: float64."""
+        return self.cost.of(table["tokens"] - 1.0, table["sampled"].astype(np.float64))
 
-    def _whole(self, micro_batches: int) -> int:
-        return _up(micro_batches, self.multiple)
+    def _by_size(self, order: np.ndarray, ranks: int) -> list[list[MicroBatch]]:
+        """Each rank's k-th micro-batch is made from the same neighbours in cost, dealt back and forth."""
+        rounds = _back_and_forth(len(order), ranks)
+        per_rank = _up(max(1, -(-len(rounds) // self.size)), self.multiple)
+        if per_rank > len(order) // ranks:
+            self._too_few(len(order), ranks, per_rank, f"batch.micro_batch_size = {self.size}")
+        runs = [rounds[start:end] for start, end in pairwise(len(rounds) * n // per_rank for n in range(per_rank + 1))]
+        return [[order[run[run[:, rank] < len(order), rank]] for run in runs] for rank in range(ranks)]
 
-    def _by_tokens(self, longest_first: list[Trajectory], budget: int, ranks: int) -> list[list[MicroBatch]]:
-        """As few micro-batches as fit, of nearly equal size; on every rank the k-th one is about as long."""
-        lengths = [_up(t.tokens - 1, self.layout.sequence_multiple) for t in longest_first]
-        budget -= self.layout.row_multiple - self.layout.sequence_multiple  # the row's own padding
-        if lengths[0] > budget:
-            raise ConfigError(
-                f"a sequence of {longest_first[0].tokens} tokens does not fit into a micro-batch: "
-                f"batch.max_tokens_per_micro_batch = {self.tokens}",
-                f"give at least {longest_first[0].tokens + self.layout.row_multiple}, or bound the lengths",
-            )
-        per_rank = self._whole(-(-sum(lengths) // (budget * ranks)))
-        while True:
-            bins = _even_bins(lengths, per_rank * ranks)
-            if max(load for load, _ in bins) <= budget:
-                break
-            per_rank += self.multiple
-        longest_bins = sorted(bins, key=lambda found: (-found[0], found[1]))
-        batches = [[longest_first[n] for n in members] for _, members in longest_bins]
-        return [_dealt(batches, rank, ranks) for rank in range(ranks)]
+    def _by_tokens(self, table: np.ndarray, order: np.ndarray, budget: int, ranks: int) -> list[list[MicroBatch]]:
+        """As few micro-batches as fit, of nearly equal cost; on every rank the k-th one costs about as much."""
+        padding = self.layout.sequence_multiple
+        lengths = -(-(table["tokens"][order].astype(np.int64) - 1) // padding) * padding
+        budget -= self.layout.row_multiple - padding  # the row's own padding
+        if len(order) and lengths.max() > budget:
+            self._too_long(int(table["tokens"].max()))
+        costs = self.costs(table)[order]
+        members = self._fitting(lengths, costs, budget, ranks)
+        totals = [-costs[batch].sum() for batch in members]
+        alike = np.lexsort((np.arange(len(members)), totals))
+        return [
+            [order[members[place]] for place in alike[_back_and_forth(len(members), ranks)[:, rank]]]
+            for rank in range(ranks)
+        ]
+
+    def _fitting(self, lengths: np.ndarray, costs: np.ndarray, budget: int, ranks: int) -> list[np.ndarray]:
+        """The micro-batches of all ranks: even in cost where that fits, even in tokens where only that does."""
+        step = ranks * self.multiple
+        for bins in count(_up(max(1, _least_bins(lengths, budget)), step), step):
+            if bins > len(lengths):
+                self._too_few(len(lengths), ranks, bins // ranks, f"batch.max_tokens_per_micro_batch = {self.tokens}")
+            for weights in (costs, lengths.astype(np.float64)):
+                if (found := _even_bins(weights, lengths, budget, bins, ranks)) is not None:
+                    return found
+        raise AssertionError("unreachable")
+
+    def _too_long(self, tokens: int) -> NoReturn:
+        raise ConfigError(
+            f"a sequence of {tokens} tokens does not fit into a micro-batch: "
+            f"batch.max_tokens_per_micro_batch = {self.tokens}",
+            f"give at least {tokens + self.layout.row_multiple}, or bound the lengths",
+        )
+
+    def _too_few(self, completions: int, ranks: int, per_rank: int, key: str) -> NoReturn:
+        step = ranks * self.multiple
+        text = f" and a multiple of {self.multiple} of them on each rank" if self.multiple > 1 else ""
+        raise ConfigError(
+            f"{completions} completions cannot fill {per_rank} micro-batches on each of {ranks} data-parallel ranks, "
+            f"as {key}{text} asks for",
+            f"A multiple of {step} completions always can, {_up(completions, step)} for example; "
+            f"or raise {key.split(' ')[0]}.",
+        )
 
 
-def with_gradient(
-    trajectories: Sequence[Trajectory], multiple_of: int, without_advantage: bool = False
-) -> list[Trajectory]:
-    """The completions that the objective has a gradient for.
+def with_gradient(table: np.ndarray, multiple_of: int, without_advantage: bool = False) -> np.ndarray:
+    """Row numbers of the completions that the objective has a gradient for: int64.
 
     Those whose weight is not 0 (they are not filtered out), and whose advantage is not 0 unless the objective teaches
     ``without_advantage``. Leaving the others out of forward and backward changes no update, because weights were fixed
     for all of them. Some are kept where needed to give a multiple of ``multiple_of``, and at least that many, so that
-    every data-parallel rank has the same number of micro-batches.
+    every data-parallel rank has the same number of micro-batches; of a table with fewer rows than that, all are kept.
     """
+    idle = table["token_weight"] == 0.0
+    if not without_advantage:
+        idle |= table["advantage"] == 0.0
+    teaching = len(table) - int(idle.sum())
+    return np.argsort(idle, kind="stable")[: _up(max(1, teaching), multiple_of)]
 
-    def idle(t: Trajectory) -> bool:
-        return t.token_weight == 0.0 or (t.advantage == 0.0 and not without_advantage)
 
-    teaching = sum(not idle(t) for t in trajectories)
-    return sorted(trajectories, key=idle)[: _up(max(1, teaching), multiple_of)]
+def packing_metrics(dealt: list[list[MicroBatch]], table: np.ndarray, packing: Packing) -> dict[str, float]:
+    """How well the rows of one optimizer step are filled, over all ranks, and what ranks wait for each other.
 
-
-def packing_metrics(dealt: list[list[MicroBatch]], layout: RowLayout) -> dict[str, float]:
-    """How well the rows of one optimizer step are filled, over all ranks."""
-    rows = [[sum(layout.padded([t.tokens - 1 for t in batch])) for batch in mine] for mine in dealt]
-    held = sum(t.tokens - 1 for mine in dealt for batch in mine for t in batch)
-    total = sum(map(sum, rows))
+    They wait for the costliest micro-batch of every round, as models with experts make them.
+    """
+    inputs, costs = table["tokens"].astype(np.int64) - 1, packing.costs(table)
+    total = sum(sum(packing.layout.padded(inputs[batch].tolist())) for mine in dealt for batch in mine)
+    held = sum(int(inputs[batch].sum()) for mine in dealt for batch in mine)
+    rounds = np.array([[costs[batch].sum() for batch in mine] for mine in dealt])  # [ranks, micro-batches]
     return {
-        "packing/micro_batches": float(len(rows[0])),
-        "packing/tokens_per_micro_batch": held / sum(map(len, rows)),
+        "packing/micro_batches": float(rounds.shape[1]),
+        "packing/tokens_per_micro_batch": held / rounds.size,
         "packing/padding_fraction": 1 - held / total,
-        "packing/imbalance": max(map(sum, rows)) * len(rows) / total - 1,
+        "packing/imbalance": float(rounds.max(axis=0).sum() / rounds.mean(axis=0).sum() - 1),
     }
 
 
@@ -149,29 +186,46 @@ def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _cut(items: list[_Item], count: int) -> list[list[_Item]]:
-    """``items`` in ``count`` runs whose lengths differ by one at most."""
-    bounds = [len(items) * n // count for n in range(count + 1)]
-    return [items[start:end] for start, end in pairwise(bounds)]
+def _back_and_forth(items: int, ranks: int) -> np.ndarray:
+    """Numbers of ``items`` dealt to the ranks in order, then in reverse order, and so on: int64 [rounds, ranks].
 
-
-def _dealt(items: Sequence[_Item], rank: int, ranks: int) -> list[_Item]:
-    """What ``rank`` gets when ``items`` are dealt to the ranks in order, then in reverse order, and so on."""
-    mine: list[_Item] = []
-    for start in range(0, len(items), 2 * ranks):
-        there, back = items[start : start + ranks], items[start + ranks : start + 2 * ranks]
-        mine += [*there[rank : rank + 1], *back[::-1][rank : rank + 1]]
-    return mine
-
-
-def _even_bins(lengths: list[int], count: int) -> list[tuple[int, list[int]]]:
-    """Indices of ``lengths``, given in falling order, in ``count`` bins: each goes to the least loaded so far.
-
-    Graham's longest-processing-time rule: the fullest bin is at most 4/3 of the best possible (SIAM J. Appl. Math. 17,
-    1969).
+    In the last round, numbers from ``items`` on are nobody's.
     """
-    bins: list[tuple[int, int, list[int]]] = [(0, number, []) for number in range(count)]
-    for index, length in enumerate(lengths):
-        load, number, members = heapq.heappop(bins)
-        heapq.heappush(bins, (load + length, number, [*members, index]))
-    return [(load, members) for load, _, members in bins]
+    rounds = np.arange(_up(items, ranks)).reshape(-1, ranks)
+    rounds[1::2] = rounds[1::2, ::-1].copy()
+    return rounds
+
+
+def _least_bins(lengths: np.ndarray, budget: int) -> int:
+    """A number of bins of ``budget`` that ``lengths`` need at least: for their sum, and because the i longest are each
+    no shorter than the i-th, of which a bin holds so many only.
+    """
+    longest_first = -np.sort(-lengths)
+    by_number = -(-np.arange(1, len(lengths) + 1) // (budget // np.maximum(longest_first, 1)))
+    return max(-(-int(lengths.sum()) // budget), int(by_number.max(initial=0)))
+
+
+def _even_bins(weights: np.ndarray, lengths: np.ndarray, budget: int, bins: int, ranks: int) -> list[np.ndarray] | None:
+    """Numbers of the items in each bin, none of which is longer than ``budget``; None where this does not find room.
+
+    Items are given in falling order of weight, and are no fewer than ``bins``. The first of them open a bin each;
+    every ``ranks`` bins are to weigh what the first of them begins with. An item goes where it fits into what is
+    missing, to the bin that misses most, and else to the bin of least weight that has room (Graham's
+    longest-processing-time rule, SIAM J. Appl. Math. 17, 1969, with a bound).
+    """
+    load, room = weights[:bins].copy(), budget - lengths[:bins]
+    missing = np.repeat(load[::ranks], ranks) - load
+    chosen = np.arange(len(weights))
+    for item in range(bins, len(weights)):
+        weight, length = weights[item], lengths[item]
+        rating = np.where(missing >= weight, -missing, load)
+        rating[room < length] = np.inf
+        place = int(rating.argmin())
+        if room[place] < length:
+            return None
+        load[place] += weight
+        missing[place] -= weight
+        room[place] -= length
+        chosen[item] = place
+    by_bin = np.argsort(chosen, kind="stable")
+    return np.split(by_bin, np.cumsum(np.bincount(chosen, minlength=bins))[:-1])

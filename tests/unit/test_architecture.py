@@ -23,7 +23,7 @@ ALLOWED = {
     "models": {"errors", "algo"},
     "checkpoint": {"errors", "models", "train.megatron.platform"},
     "rollout": {"addresses", "errors", "config", "data", "rewards", "algo.mixing", "train.megatron.platform"},
-    "plan": {"errors", "config", "models.shape"},
+    "plan": {"errors", "config", "models.shape", "models.flops"},
     "cluster": {"errors", "files", "shipped", "config"},
     "runs": {"errors", "files", "config", "observe", "cluster", "rewards.names"},
     "jobs": {

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.models.attention import PackedSequences
+from grpo_hpc.models.flops import sequence_cost
+from grpo_hpc.models.shape import read_shape
 from grpo_hpc.train.megatron.expert_options import router_options
 from grpo_hpc.train.megatron.platform import Platform
 from grpo_hpc.train.micro_batches import PackedBatch
@@ -58,7 +60,8 @@ def packing_of(cfg: RunConfig) -> Packing:
     )
     interleaved = cfg.parallel.virtual_pipeline_model_parallel_size is not None
     multiple = cfg.parallel.pipeline_model_parallel_size if interleaved else 1
-    return Packing(cfg.batch.micro_batch_size, cfg.batch.max_tokens_per_micro_batch, layout, multiple)
+    cost = sequence_cost(read_shape(cfg.model.path))
+    return Packing(cfg.batch.micro_batch_size, cost, cfg.batch.max_tokens_per_micro_batch, layout, multiple)
 
 
 def packed_sequences(batch: PackedBatch) -> PackedSequences:
