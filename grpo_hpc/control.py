@@ -87,6 +87,23 @@ class Control:
             dist.all_reduce(total, group=self._group)
         return total.numpy()
 
+    def all_to_all(self, mine: torch.Tensor, out: np.ndarray, into: np.ndarray, what: str) -> torch.Tensor:
+        """Bytes from every rank to every rank.
+
+        Args:
+            mine: uint8, what this rank sends: for rank 0, rank 1, ... one after another.
+            out, into: [ranks], bytes that this rank sends to each and gets from each.
+        """
+        found = torch.empty(int(into.sum()), dtype=torch.uint8)
+        with self._waiting(what):
+            dist.all_to_all_single(found, mine, into.tolist(), out.tolist(), group=self._group)
+        return found
+
+    def subgroup(self, members: list[list[int]], number: int) -> dist.ProcessGroup:
+        """A gloo group of ``members[number]``, in which this rank is. Every rank names the same lists."""
+        groups = [dist.new_group(ranks, backend="gloo", timeout=self._limit) for ranks in members]
+        return groups[number]
+
     def wait(self, what: str) -> None:
         """Until every rank has come here."""
         self.any(False, what)

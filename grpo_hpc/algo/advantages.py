@@ -1,15 +1,15 @@
 """Advantages from rewards, relative to the other completions of the same prompt.
 
-Everything is computed in float64 over the whole rollout, and depends on prompt ids, never on positions. A completion
-without a score (NaN) has advantage 0 and takes no part in any mean. Where all rewards of a group are equal the
-advantages are 0 exactly.
+Everything is computed in float64 over the whole rollout, and depends on who is of one group, never on places in the
+batch. A completion without a score (NaN) has advantage 0 and takes no part in any mean. Where all rewards of a group
+are equal the advantages are 0 exactly.
 
 Shapes: B completions, F reward functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 import torch
@@ -25,7 +25,7 @@ Scale = Literal["group", "batch", "none", "gdpo"]
 
 
 def advantages(
-    rewards: Tensor, prompt_ids: Sequence[str], estimator: str, scale: Literal["group", "batch", "none"]
+    rewards: Tensor, names: Sequence[Hashable], estimator: str, scale: Literal["group", "batch", "none"]
 ) -> Tensor:
     """Centred rewards over a standard deviation, [B] float32.
 
@@ -34,10 +34,10 @@ def advantages(
 
     Args:
         rewards: [B], NaN where a completion has none.
-        prompt_ids: B identifiers of the groups.
+        names: B names of groups: completions of one name are one group.
         estimator: name in ``ESTIMATORS``.
     """
-    chosen, groups, values = ESTIMATORS[estimator], Groups(prompt_ids), rewards.double()
+    chosen, groups, values = ESTIMATORS[estimator], Groups(names), rewards.double()
     centred = chosen.function(values, groups)
     spread = values if chosen.scaled_by == "rewards" else centred
     if scale == "group":
@@ -47,7 +47,7 @@ def advantages(
     return centred.nan_to_num(0.0).float()
 
 
-def gdpo_advantages(columns: Tensor, weights: Sequence[float], prompt_ids: Sequence[str]) -> Tensor:
+def gdpo_advantages(columns: Tensor, weights: Sequence[float], names: Sequence[Hashable]) -> Tensor:
     """Every reward function normalised within its groups, then their weighted sum over its deviation: [B] float32.
 
     ``u_i = sum_f w_f (R_if - mean_g) / (std_g + 1e-4)``, ``A_i = u_i / (std_B(u) + 1e-4)``: GDPO, arXiv 2601.05242.
@@ -56,9 +56,9 @@ def gdpo_advantages(columns: Tensor, weights: Sequence[float], prompt_ids: Seque
     Args:
         columns: [B, F], NaN where a function gave no score.
         weights: F weights.
-        prompt_ids: B identifiers of the groups.
+        names: B names of groups: completions of one name are one group.
     """
-    groups, values = Groups(prompt_ids), columns.double()
+    groups, values = Groups(names), columns.double()
     total = values.new_zeros(len(values))
     for column, weight in zip(values.unbind(1), weights, strict=True):
         normalised = groups.centred(column) / (groups.deviation(column)[groups.index] + STD_EPSILON)
@@ -67,21 +67,21 @@ def gdpo_advantages(columns: Tensor, weights: Sequence[float], prompt_ids: Seque
     return (total / (_deviation(total) + STD_EPSILON)).nan_to_num(0.0).float()
 
 
-def teaches(rewards: Tensor, prompt_ids: Sequence[str]) -> Tensor:
+def teaches(rewards: Tensor, names: Sequence[Hashable]) -> Tensor:
     """Whether the rewards of a completion's group differ, so that its group has an advantage: [B] bool.
 
     Args:
         rewards: [B], or [B, F] where a difference in any column counts.
     """
-    groups = Groups(prompt_ids)
+    groups = Groups(names)
     columns = rewards.double().reshape(len(rewards), -1).unbind(1)
     alike = torch.stack([groups.alike(column) for column in columns]).all(0)
     return ~alike[groups.index]
 
 
-def zero_variance_fraction(rewards: Tensor, prompt_ids: Sequence[str]) -> float:
+def zero_variance_fraction(rewards: Tensor, names: Sequence[Hashable]) -> float:
     """Share of groups whose rewards are all equal: they teach nothing."""
-    return float(Groups(prompt_ids).alike(rewards.double()).double().mean())
+    return float(Groups(names).alike(rewards.double()).double().mean())
 
 
 def _deviation(values: Tensor) -> Tensor:

@@ -1,26 +1,26 @@
-"""Completions that answer the same prompt.
+"""Completions that are compared with each other: the samples of one place in the order of prompts.
 
 Shapes: B completions, P prompts. A reward of NaN means that the completion got no score: it takes part in nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 
 class Groups:
-    """Which completions share a prompt id, in whatever order they come; groups may differ in size.
+    """Which completions are of one group, in whatever order they come; groups may differ in size.
 
     Args:
-        prompt_ids: B identifiers.
+        names: B names of groups: completions of one name are one group.
     """
 
-    def __init__(self, prompt_ids: Sequence[str]) -> None:
-        number: dict[str, int] = {}
-        self.index = torch.tensor([number.setdefault(prompt, len(number)) for prompt in prompt_ids], dtype=torch.long)
+    def __init__(self, names: Sequence[Hashable]) -> None:
+        number: dict[Hashable, int] = {}
+        self.index = torch.tensor([number.setdefault(name, len(number)) for name in names], dtype=torch.long)
         self.count = len(number)
 
     def sum(self, values: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: B completions of one optimizer step, on all ranks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from grpo_hpc.algo.groups import Groups
 
 
 def slopes(
-    scores: Tensor, advantages: Tensor, lengths: Sequence[int], prompt_ids: Sequence[str], tau: float
+    scores: Tensor, advantages: Tensor, lengths: Sequence[int], names: Sequence[Hashable], tau: float
 ) -> tuple[Tensor, float]:
     """What takes the place of the advantages in a step, and the loss of the step.
 
@@ -25,13 +25,13 @@ def slopes(
         scores: [B] mean log ratio ``s`` of each completion, without gradient.
         advantages: [B], of which only the sign counts.
         lengths: B numbers of scored tokens.
-        prompt_ids: B identifiers of the groups.
+        names: B names of groups: completions of one name are one group.
 
     Returns:
         [B] float32 such that ``sum -value * log_ratio / tokens`` over all tokens of the step has the gradient of the
         loss, and the loss.
     """
-    groups = Groups(prompt_ids)
+    groups = Groups(names)
     s = scores.double().requires_grad_()
     positive = advantages > 0
     exponent = torch.where(positive, -s, s) / tau

@@ -140,9 +140,14 @@ def _as_training(plan: Plan, source: Folder) -> Plan:
         return Target(**(vars(target) | {"file": Path(inner) / target.file}))
 
     state = (source.path.parent / "state.json").read_bytes()
+    left = [(f"rollout/{path.name}", None, path.read_bytes()) for path in (source.path.parent / "rollout").glob("*")]
     return Plan(
         {inner + name: size for name, size in plan.sizes.items()},
         tuple(Job(tuple(down(target) for target in job.targets), job.checks) for job in plan.jobs),
-        (*((inner + name, offset, content) for name, offset, content in plan.small), ("state.json", None, state)),
+        (
+            *((inner + name, offset, content) for name, offset, content in plan.small),
+            ("state.json", None, state),
+            *left,
+        ),
         plan.about | {"step": json.loads(state)["step"]},
     )

@@ -55,6 +55,9 @@ class Resources(Section):
     gpu: str = Field(
         default="h100", min_length=1, description="hardware to plan for: a profile's name, or a file made by measuring"
     )
+    distributed_timeout_minutes: float = Field(
+        default=30, gt=0, description="longest that ranks wait for each other, or for weights to reach servers"
+    )
 
 
 class Parallel(Section):
@@ -155,6 +158,9 @@ class Rollout(Section):
     )
     vllm_server_timeout: float = Field(
         default=600, gt=0, description="seconds after their start until which every vLLM server must answer"
+    )
+    rollout_timeout_minutes: float = Field(
+        default=120, gt=0, description="longest that a rollout may take before its engine counts as lost"
     )
     sleep_level: Literal[0, 1, 2] = Field(
         default=0, description="vLLM while training: 0 stays, 1 keeps its weights in host memory, 2 drops them"

@@ -11,7 +11,7 @@ from grpo_hpc.rewards.registry import check_names, is_model
 from grpo_hpc.rewards.worker_pool import Outcome, Task, WorkerPool
 
 
-class RewardPools:
+class RewardRunner:
     """Runs tasks like a :class:`~grpo_hpc.rewards.worker_pool.WorkerPool`, whatever reward they are for.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from grpo_hpc.errors import RewardError
 from grpo_hpc.rewards.registry import OFFERED
-from grpo_hpc.rewards.runner import RewardPools
+from grpo_hpc.rewards.runner import RewardRunner
 from grpo_hpc.rewards.worker_pool import Outcome, Task, WorkerPool
 
 Policy = Literal["zero", "nan", "fail"]
@@ -57,7 +57,7 @@ class RewardTable:
 
 
 def score(
-    pool: WorkerPool | RewardPools,
+    pool: WorkerPool | RewardRunner,
     names: Sequence[str],
     weights: Sequence[float] | None,
     policies: Mapping[str, Policy],

@@ -1,31 +1,83 @@
-"""One rollout: prompts to scored trajectories, spread over all ranks and gathered on every one of them."""
+"""One sampling phase: prompts to scored completions.
+
+Payloads stay on the rank that sampled them; summaries go to every rank.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-import torch.distributed as dist
+import numpy as np
 
 from grpo_hpc.config import RunConfig
+from grpo_hpc.control import Control
 from grpo_hpc.data.rows import Row
-from grpo_hpc.errors import ConfigError, ServersLost
-from grpo_hpc.rewards.runner import RewardPools
-from grpo_hpc.rewards.score import RewardBatch, score
+from grpo_hpc.errors import ConfigError, RewardError, ServersLost
+from grpo_hpc.rewards.runner import RewardRunner
+from grpo_hpc.rewards.score import RewardBatch, require_scores, score
 from grpo_hpc.rollout.engine import Completion, Engine, Request
-from grpo_hpc.rollout.trajectory import Trajectory
+from grpo_hpc.rollout.sample import FAILURES, Key, Sample, in_order, summaries, summary_type
+from grpo_hpc.rollout.spread import spread
+
+
+class Prompts(Protocol):
+    """The rows of a data set, made ready for the engine."""
+
+    def __len__(self) -> int: ...
+
+    def tokens(self, index: int) -> np.ndarray:
+        """The chat of a row as token ids, ending where the assistant is to speak: int32."""
+
+    def row(self, index: int) -> Row: ...
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A dataset row made ready for the engine; ``position`` is its place in the endless sample order."""
+class Asked:
+    """Rows to complete: those of ``prompts`` at the ``places``, by their position in the endless sample order."""
 
-    position: int
-    row: Row
-    tokens: list[int]
+    prompts: Prompts
+    places: Mapping[int, int]
+
+    def row(self, position: int) -> Row:
+        return self.prompts.row(self.places[position])
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A completion on the rank that scored it.
+
+    Attributes:
+        text: what was sampled, without special tokens.
+        rewards: by reward function; None where it gave no score.
+        failures: by reward function that failed on it, ``error``, ``timeout`` or ``killed``, a colon, and why.
+        reward: the weighted total; NaN where no function gave a score.
+    """
+
+    sample: Sample
+    text: str
+    rewards: dict[str, float | None] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    reward: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What was sampled: summaries of all of it on every rank, and the completions of this rank."""
+
+    table: np.ndarray
+    scored: dict[Key, Scored]
+
+    @property
+    def samples(self) -> dict[Key, Sample]:
+        return {key: scored.sample for key, scored in self.scored.items()}
+
+
+def nothing_collected() -> Collected:
+    return Collected(np.zeros(0, summary_type(0)), {})
 
 
 class Tokenizer:
@@ -63,101 +115,133 @@ def fitting_rows(rows: list[Row], tokenizer: Tokenizer, longest: int) -> tuple[l
 
 
 class Collector:
-    """Samples and scores completions. Every method is collective and gives every rank the same result.
+    """Samples and scores completions. Every method is collective.
 
-    Work is split over all replicas of the engine, so no rank of a model-parallel group is idle.
+    Work is split over all replicas of the engine, so no rank of a model-parallel group is idle. The ranks of a replica
+    get the same completions; each of them owns a part, which it alone decodes and scores.
     """
 
-    def __init__(self, cfg: RunConfig, engine: Engine, tokenizer: Tokenizer, pool: RewardPools) -> None:
+    def __init__(
+        self, cfg: RunConfig, engine: Engine, tokenizer: Tokenizer, pool: RewardRunner, control: Control
+    ) -> None:
         self._seed = cfg.seed
-        self._engine, self._tokenizer = engine, tokenizer
+        self._engine, self._tokenizer, self._control = engine, tokenizer, control
         self._rewards, self._pool = cfg.rewards, pool
-        self._columns = cfg.rewards.columns
-        self._replica_size = cfg.rollout.ranks_of_engine
+        self._columns, self._longest = cfg.rewards.columns, cfg.rollout.max_completion_length
+        self._size = cfg.rollout.ranks_of_engine
+        self._replica, self._part = divmod(control.rank, self._size)
+        self.replicas = control.size // self._size
 
-    def sample(self, prompts: Sequence[Prompt], samples: int, *, greedy: bool = False) -> list[Trajectory]:
-        """``samples`` completions of each prompt, in the order of position and sample; not scored yet."""
-        wanted = [(prompt, sample) for prompt in prompts for sample in range(samples)]
-        replicas = dist.get_world_size() // self._replica_size
-        mine = _slice(wanted, dist.get_rank() // self._replica_size, replicas)
-        requests = [Request(prompt.tokens, self._request_seed(prompt.position, sample)) for prompt, sample in mine]
-        completions = _agreed(lambda: self._engine.generate(requests, greedy=greedy) if requests else [])
-        return [
-            self._trajectory(prompt, number, completion)
-            for (prompt, number), completion in zip(mine, completions, strict=True)
-        ]
+    def collect(self, asked: Asked, samples: int, *, greedy: bool = False) -> list[Sample] | ServersLost:
+        """This rank's part of ``samples`` completions of each row, or why there are none."""
+        wanted = [Key(position, number) for position in asked.places for number in range(samples)]
+        lengths = [len(asked.prompts.tokens(place)) for place in asked.places.values()]
+        engine_of = spread(lengths, samples, self.replicas, self._longest)
+        mine = [wanted[n] for n in np.flatnonzero(engine_of == self._replica)]
+        requests = [Request(asked.prompts.tokens(asked.places[key.position]), self._request_seed(key)) for key in mine]
+        try:
+            completions = self._engine.generate(requests, greedy=greedy) if requests else []
+        except ServersLost as error:
+            return error
+        return self._owned([self._sample(*made) for made in zip(mine, requests, completions, strict=True)])
 
-    def probe(self, prompts: Sequence[Prompt], tokens: int) -> list[Trajectory]:
-        """A short completion of every prompt from every replica, on every rank; they are no part of the run."""
-        replica = dist.get_rank() // self._replica_size
-        requests = [Request(p.tokens, self._request_seed(p.position, replica)) for p in prompts]
-        completions = _agreed(lambda: self._engine.probe(requests, tokens))
-        pairs = zip(prompts, completions, strict=True)
-        return self.gather([self._trajectory(prompt, replica, completion) for prompt, completion in pairs])
-
-    def score(self, trajectories: list[Trajectory], rows: dict[int, Row]) -> None:
-        """Fill in the reward columns and the weighted reward of this rank's trajectories.
-
-        Args:
-            rows: dataset row by position.
+    def score(self, sampled: list[Sample] | ServersLost, asked: Asked) -> Collected:
+        """Call the reward functions on this rank's completions, and let every rank know how all of them did.
 
         Raises:
-            RewardError: a reward function failed.
+            RewardError: a reward function failed, or nothing got a score.
+            ServersLost: of some rank; raised on all of them, so that they can save together.
         """
-        if not trajectories:
-            return
-        chosen = [rows[t.position] for t in trajectories]
-        table = score(
-            self._pool,
-            self._columns,
-            self._rewards.reward_weights,
-            self._rewards.reward_failure,
-            RewardBatch(
-                completions=[t.text for t in trajectories],
-                prompts=[row.messages for row in chosen],
-                columns=_columns(chosen),
-                finish_reasons=[t.finish_reason for t in trajectories],
-                completion_ids=[t.response_tokens for t in trajectories],
-            ),
-        )
-        for number, trajectory in enumerate(trajectories):
-            trajectory.rewards = {name: column[number] for name, column in table.columns.items()}
-            trajectory.reward = table.totals[number]
-            trajectory.failures = table.failures[number]
-        for sentence in table.first.values():
-            print(sentence, file=sys.stderr, flush=True)
+        scored = [] if isinstance(sampled, ServersLost) else self._scored(sampled, asked)
+        lost = self._control.gather(sampled if isinstance(sampled, ServersLost) else None, "the slowest rollout")
+        if everywhere := [error for error in lost if error is not None]:
+            raise everywhere[0]
+        table = in_order(self._control.gather_rows(self._summaries(scored), "rewards of the other ranks"))
+        found = Collected(table, {s.sample.key: s for s in scored})
+        self._require_scores(found)
+        return found
+
+    def probe(self, asked: Asked, tokens: int) -> Collected:
+        """A short completion of every row from every replica, not scored; they are no part of the run."""
+        keys = [Key(position, self._replica) for position in asked.places]
+        requests = [Request(asked.prompts.tokens(asked.places[key.position]), self._request_seed(key)) for key in keys]
+        completions = self._engine.probe(requests, tokens)
+        owned = self._owned([self._sample(*made) for made in zip(keys, requests, completions, strict=True)])
+        scored = [Scored(sample, "") for sample in owned]
+        table = in_order(self._control.gather_rows(self._summaries(scored), "the first answers of the engines"))
+        return Collected(table, {s.sample.key: s for s in scored})
 
     def close(self) -> None:
         """End the processes that call reward functions."""
         self._pool.close()
 
-    def gather(self, mine: list[Trajectory]) -> list[Trajectory]:
-        """Everybody's trajectories on every rank, ordered by position and sample."""
-        first_of_replica = dist.get_rank() % self._replica_size == 0
-        gathered = gather_lists(mine if first_of_replica else [])
-        return sorted(gathered, key=lambda t: (t.position, t.sample))
+    def _owned(self, sampled: list[Sample]) -> list[Sample]:
+        return sampled[self._part :: self._size]
 
-    def _trajectory(self, prompt: Prompt, sample: int, completion: Completion) -> Trajectory:
-        return Trajectory(
-            prompt_id=prompt.row.prompt_id,
-            position=prompt.position,
-            sample=sample,
-            prompt_tokens=prompt.tokens,
-            response_tokens=completion.tokens,
-            rollout_logprobs=completion.logprobs,
-            finish_reason=completion.finish_reason,
-            weight_version=self._engine.version or 0,
-            text=self._tokenizer.decode(completion.tokens),
-            routing=completion.routing,
+    def _sample(self, key: Key, request: Request, completion: Completion) -> Sample:
+        return Sample.single_turn(
+            key,
+            request.prompt_tokens,
+            completion.tokens,
+            completion.logprobs,
+            self._engine.version or 0,
+            completion.finish_reason,
+            completion.routing,
         )
 
-    def _request_seed(self, position: int, sample: int) -> int:
+    def _scored(self, sampled: list[Sample], asked: Asked) -> list[Scored]:
+        """``sampled`` with text and rewards; what the engine gave up has none."""
+        answers = [sample for sample in sampled if sample.answers]
+        given_up = [Scored(sample, "", dict.fromkeys(self._columns)) for sample in sampled if not sample.answers]
+        if not answers:
+            return given_up
+        rows = [asked.row(sample.key.position) for sample in answers]
+        tokens = [sample.response.tolist() for sample in answers]
+        texts = [self._tokenizer.decode(ids) for ids in tokens]
+        batch = RewardBatch(
+            completions=texts,
+            prompts=[row.messages for row in rows],
+            columns=_columns(rows),
+            finish_reasons=[sample.reason for sample in answers],
+            completion_ids=tokens,
+        )
+        r = self._rewards
+        scores = score(self._pool, self._columns, r.reward_weights, r.reward_failure, batch)
+        for sentence in scores.first.values():
+            print(sentence, file=sys.stderr, flush=True)
+        each = [{name: column[n] for name, column in scores.columns.items()} for n in range(len(answers))]
+        return given_up + [
+            Scored(*made) for made in zip(answers, texts, each, scores.failures, scores.totals, strict=True)
+        ]
+
+    def _summaries(self, scored: Sequence[Scored]) -> np.ndarray:
+        table = summaries([s.sample for s in scored], self._control.rank, len(self._columns))
+        for row, s in zip(table, scored, strict=True):
+            row["reward"] = s.reward
+            row["rewards"] = [np.nan if (value := s.rewards.get(name)) is None else value for name in self._columns]
+            kinds = [s.failures.get(name, "").partition(":")[0] for name in self._columns]
+            row["failures"] = [FAILURES.index(kind) for kind in kinds]
+        return table
+
+    def _require_scores(self, found: Collected) -> None:
+        """A rollout that nothing can be learnt from ends the run, on every rank and with the reason."""
+        table = found.table[found.table["answers"]]
+        if not len(table):
+            raise RewardError(f"the engine gave up all {len(found.table)} completions", "Its log says why.")
+        broken = (table["failures"] == FAILURES.index("error")).all(0) if len(table) > 1 else np.zeros(0, bool)
+        if not broken.any() and not np.isnan(table["reward"]).all():
+            return
+        failures = [s.failures for s in found.scored.values() if s.sample.answers]
+        everywhere = [one for part in self._control.gather(failures, "why rewards failed") for one in part]
+        require_scores(self._columns, table["reward"].tolist(), everywhere)
+
+    def _request_seed(self, key: Key) -> int:
         """Depends on the run's seed and the completion's place alone: equal after a resume, whatever the layout."""
-        digest = hashlib.blake2b(f"{self._seed}/{position}/{sample}".encode(), digest_size=4).digest()
+        digest = hashlib.blake2b(f"{self._seed}/{key.position}/{key.sample}".encode(), digest_size=4).digest()
         return int.from_bytes(digest, "big") >> 1
 
 
-def start_rewards(cfg: RunConfig) -> RewardPools:
+def start_rewards(cfg: RunConfig) -> RewardRunner:
     """Processes for the reward functions; made before any model, so that what is wrong with them costs no time.
 
     Raises:
@@ -165,7 +249,7 @@ def start_rewards(cfg: RunConfig) -> RewardPools:
         EnvironmentProblem: one of them cannot work here.
     """
     r = cfg.rewards
-    pool = RewardPools(
+    pool = RewardRunner(
         r.reward_funcs,
         r.reward_params,
         {"max_completion_length": cfg.rollout.max_completion_length, "reward_timeout": r.reward_timeout},
@@ -176,30 +260,6 @@ def start_rewards(cfg: RunConfig) -> RewardPools:
     )
     pool.start()
     return pool
-
-
-def gather_lists(mine: list[Any]) -> list[Any]:
-    """The lists of all ranks joined in rank order, on every rank."""
-    parts: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, mine)
-    return [item for part in parts for item in part]
-
-
-def _agreed(work: Callable[[], list[Completion]]) -> list[Completion]:
-    """This rank's completions; where one rank has lost its server all of them have, so that they can save together."""
-    found, lost = list[Completion](), None
-    try:
-        found = work()
-    except ServersLost as error:
-        lost = error
-    if everywhere := [error for error in gather_lists([lost]) if error is not None]:
-        raise everywhere[0]
-    return found
-
-
-def _slice(items: list[Any], part: int, parts: int) -> list[Any]:
-    """The ``part``-th of ``parts`` contiguous shares, as even as they can be."""
-    return items[len(items) * part // parts : len(items) * (part + 1) // parts]
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:

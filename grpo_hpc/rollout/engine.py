@@ -9,6 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -19,7 +20,6 @@ from grpo_hpc.rollout.digest import EngineTensors, compare, sample
 from grpo_hpc.rollout.loading import Loading
 from grpo_hpc.rollout.precision import for_engine
 from grpo_hpc.rollout.residency import Part
-from grpo_hpc.rollout.trajectory import pack_experts
 
 if TYPE_CHECKING:
     from grpo_hpc.config import RunConfig
@@ -36,18 +36,23 @@ RETURNED: dict[str, Any] = {"logprobs": 0, "flat_logprobs": True, "detokenize": 
 class Request:
     """One completion wanted. Its seed makes it independent of what else is in the batch."""
 
-    prompt_tokens: list[int]
+    prompt_tokens: np.ndarray
     seed: int
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion as the engine returned it (see :class:`~grpo_hpc.rollout.trajectory.Trajectory`)."""
+    """One completion as the engine returned it.
 
-    tokens: list[int]
-    logprobs: list[float]
+    Attributes:
+        tokens, logprobs: int32 and float32 [n].
+        routing: experts of all tokens that were read, uint8 or int16 [at least T - 1, L * k]; None if not asked for.
+    """
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
     finish_reason: str
-    routing: str | None = None
+    routing: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,7 @@ class ColocateEngine:
 
         self._cached = True
         outputs = self._llm.generate(
-            [TokensPrompt(prompt_token_ids=request.prompt_tokens) for request in requests],
+            [TokensPrompt(prompt_token_ids=np.asarray(request.prompt_tokens).tolist()) for request in requests],
             [SamplingParams(seed=request.seed, **RETURNED, **options) for request in requests],
             use_tqdm=False,
         )
@@ -278,15 +283,15 @@ def refresh_tied_head(model: Any) -> None:
 
 
 def completion_of(output: Any, replayed_layers: list[int]) -> Completion:
-    tokens = list(output.token_ids)
-    logprobs = [output.logprobs.logprobs[first] for first in output.logprobs.start_indices]  # the sampled token's
-    assert len(logprobs) == len(tokens)
+    tokens = np.array(output.token_ids, np.int32)
+    logprobs = np.array(output.logprobs.logprobs, np.float32)[np.array(output.logprobs.start_indices, np.int64)]
+    assert len(logprobs) == len(tokens)  # the sampled token's comes first of those of its place
     routing = routing_of(output.routed_experts, replayed_layers) if replayed_layers else None
-    return Completion(tokens, logprobs, output.finish_reason, routing)
+    return Completion(tokens, logprobs, str(output.finish_reason), routing)
 
 
-def routing_of(routed: Any, layers: list[int]) -> str:
-    """Packed experts of ``layers`` from vLLM's array [tokens that were read, all layers, k].
+def routing_of(routed: Any, layers: list[int]) -> np.ndarray:
+    """The experts of ``layers`` in vLLM's array [tokens that were read, all layers, k]: [tokens, L * k].
 
     Raises:
         RolloutError: vLLM gave none.
@@ -296,4 +301,5 @@ def routing_of(routed: Any, layers: list[int]) -> str:
             "vLLM returned no experts with a completion, and moe.router_replay_mode: R3 needs them",
             "Use R2, which replays the routing of the trainer's own pass.",
         )
-    return pack_experts(torch.as_tensor(routed.astype("int16"))[:, layers].flatten(1))
+    chosen = np.asarray(routed)[:, layers].reshape(len(routed), -1)
+    return chosen.astype(np.uint8 if chosen.max(initial=0) < 256 else np.int16)

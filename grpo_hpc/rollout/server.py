@@ -140,7 +140,7 @@ class Service:
     def _finish(self, output: Any) -> None:
         batch, place = self._running.pop(output.request_id)
         found = completion_of(output.outputs[0], [])
-        batch.found[place] = [found.tokens, found.logprobs, found.finish_reason]
+        batch.found[place] = [found.tokens.tolist(), found.logprobs.tolist(), found.finish_reason]
         if all(batch.found):
             self._answer(batch)
 

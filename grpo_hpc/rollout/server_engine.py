@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 from urllib.request import Request as HttpRequest
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -84,11 +85,14 @@ class ServerEngine:
             return [completion for answer in asked for completion in answer.result()]
 
     def _ask(self, url: str, requests: Sequence[Request], options: dict[str, Any]) -> list[Completion]:
-        prompts, seeds = [r.prompt_tokens for r in requests], [r.seed for r in requests]
+        prompts, seeds = [np.asarray(r.prompt_tokens).tolist() for r in requests], [r.seed for r in requests]
         told = self._call(url, "/generate", {"prompts": prompts, "seeds": seeds, "options": options})
         if told["version"] != self.version:
             raise RolloutError(f"{url} sampled from weights of step {told['version']}, not {self.version}")
-        return [Completion(*found) for found in told["completions"]]
+        return [
+            Completion(np.array(tokens, np.int32), np.array(logprobs, np.float32), reason)
+            for tokens, logprobs, reason in told["completions"]
+        ]
 
     def load_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> Synced:
         """Replace the weights of all servers by ``tensors`` (Hugging Face names), which rank 0 has; collective.

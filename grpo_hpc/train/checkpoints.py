@@ -3,7 +3,8 @@
 Layout of one checkpoint, ``checkpoints/step_00000020/``::
 
     megatron/       model (or its adapters), optimizer and a moving reference, megatron-core's distributed checkpoint
-    state.json      step, sample position, half-used rollout, completions carried over
+    state.json      step, sample position
+    rollout/        what is left of a rollout, and what is carried over (see rollout_files.py)
     manifest.json   every file with its size; written last
 
 A checkpoint is built under a name ending in ``.tmp`` and renamed when its manifest is in place.
@@ -15,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
+from grpo_hpc.control import Control
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.policy_model import PolicyModel
-from grpo_hpc.rollout.trajectory import Trajectory
+from grpo_hpc.rollout.collect import Collected, nothing_collected
+from grpo_hpc.train.experience import Experience
 from grpo_hpc.train.megatron.platform import Platform
 from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
+from grpo_hpc.train.rollout_files import Place, write_rollout
 
 MANIFEST = "manifest.json"
 _REFERENCE = "reference."
@@ -42,17 +46,15 @@ class TrainerState:
 
     Attributes:
         step: finished optimizer steps.
-        position: prompts taken from the endless sample order, those of ``rollout`` included.
-        rollout: the trajectories of the current rollout while steps of it remain; else empty.
-        rollout_used: optimizer steps already made from it.
-        surplus: what dynamic sampling carries over to the next rollout.
+        position: prompts taken from the endless sample order, those of ``experience`` included.
+        experience: the current rollout while steps of it remain.
+        carried: what dynamic sampling carries over to the next rollout.
     """
 
     step: int = 0
     position: int = 0
-    rollout: list[Trajectory] = field(default_factory=list)
-    rollout_used: int = 0
-    surplus: list[Trajectory] = field(default_factory=list)
+    experience: Experience | None = None
+    carried: Collected = field(default_factory=nothing_collected)
 
 
 def save(
@@ -60,6 +62,8 @@ def save(
     policy: TrainedPolicy,
     state: TrainerState,
     platform: Platform,
+    control: Control,
+    place: Place,
     reference: Sequence[PolicyModel] | None = None,
     reshardable: bool = False,
 ) -> Path:
@@ -78,14 +82,16 @@ def save(
         shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(target, ignore_errors=True)
         (building / "megatron").mkdir(parents=True)
+        (building / "rollout").mkdir()
 
     _on_first_rank(clear)
+    write_rollout(building / "rollout", state.experience, state.carried, place)
     with platform.megatron():
         state_dict = _sharded_state(policy, reference, _SHARDING[reshardable], loading=False)
         dist_checkpointing.save(state_dict, str(building / "megatron"))
 
     def finish() -> None:
-        (building / "state.json").write_text(json.dumps(_to_json(state)) + "\n")
+        (building / "state.json").write_text(json.dumps({"step": state.step, "position": state.position}) + "\n")
         _write_manifest(building, state.step)
         building.rename(target)
 
@@ -94,16 +100,31 @@ def save(
 
 
 def load(
-    checkpoint: Path, policy: TrainedPolicy, platform: Platform, reference: Sequence[PolicyModel] | None = None
+    checkpoint: Path,
+    policy: TrainedPolicy,
+    platform: Platform,
+    rollout: Callable[[Path], tuple[Experience | None, Collected]],
+    reference: Sequence[PolicyModel] | None = None,
 ) -> TrainerState:
     """Restore model and optimizer in place and return the trainer's state; collective.
 
+    Args:
+        rollout: reads the folder that has what is left of a rollout (:func:`read_rollout`).
+
     Raises:
-        CheckpointError: it is incomplete.
+        CheckpointError: it is incomplete, or of an older version and in the middle of a rollout.
     """
     if not is_complete(checkpoint):
         raise CheckpointError(f"{checkpoint} is not a complete checkpoint (its manifest is missing or does not match)")
-    state = _from_json(json.loads((checkpoint / "state.json").read_text()))
+    record = json.loads((checkpoint / "state.json").read_text())
+    if record.get("rollout") or record.get("surplus"):
+        raise CheckpointError(
+            f"{checkpoint} was saved by an older version in the middle of a rollout, in a form that is not read now",
+            "Resume from a checkpoint between two rollouts, or finish this one with the version that wrote it.",
+        )
+    folder = checkpoint / "rollout"
+    left = rollout(folder) if folder.is_dir() else (None, nothing_collected())
+    state = TrainerState(record["step"], record["position"], *left)
     with platform.megatron(), torch.no_grad():  # in fp32 the optimizer's main parameters are views of the model's
         saved = str(checkpoint / "megatron")
         sharding = dist_checkpointing.load_common_state_dict(saved)["optimizer"].get("param_state_sharding_type")
@@ -181,13 +202,3 @@ def _on_first_rank(action: Callable[[], None]) -> None:
     if dist.get_rank() == 0:
         action()
     dist.barrier()
-
-
-def _to_json(state: TrainerState) -> dict[str, Any]:
-    return asdict(state)
-
-
-def _from_json(record: dict[str, Any]) -> TrainerState:
-    for name in ("rollout", "surplus"):
-        record[name] = [Trajectory.from_json(item) for item in record[name]]
-    return TrainerState(**record)

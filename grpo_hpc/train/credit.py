@@ -1,12 +1,12 @@
-"""From scored completions to what the optimizer is taught: advantages, and the weight of every token.
+"""What each completion of a rollout is worth: advantages, and the weight of its tokens in the loss.
 
-Both are worked out from the whole rollout on every rank, before it is split. Shapes: B completions.
+Both are worked out from the summaries of the whole rollout on every rank, before it is split. A group is what shares a
+position. Shapes: B completions (see :func:`grpo_hpc.rollout.sample.summary_type`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import numpy as np
 import torch
 
 from grpo_hpc.algo.advantages import advantages, gdpo_advantages, teaches
@@ -14,60 +14,61 @@ from grpo_hpc.algo.denominators import ms_swift_weights, token_weights
 from grpo_hpc.algo.losses import LOSSES
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
-from grpo_hpc.rollout.trajectory import Trajectory
+from grpo_hpc.rollout.sample import LENGTH
 
 
-def set_advantages(cfg: RunConfig, rollout: Sequence[Trajectory]) -> None:
-    """Fill in ``advantage``; with ``kl_in_reward`` old and reference log-probabilities must be there."""
-    a, prompt_ids = cfg.algorithm, [t.prompt_id for t in rollout]
+def set_advantages(cfg: RunConfig, table: np.ndarray, kl: np.ndarray | None = None) -> None:
+    """Fill in ``advantage``.
+
+    Args:
+        kl: float64 [B], the sum of log old - log ref over each completion (k1), where the reward pays for it.
+    """
+    a, positions = cfg.algorithm, table["position"].tolist()
     if a.scale_rewards == "gdpo":
         weights = cfg.rewards.reward_weights or [1.0] * len(cfg.rewards.reward_funcs)
-        values = gdpo_advantages(_columns(rollout), weights, prompt_ids)
+        values = gdpo_advantages(_tensor(table["rewards"]), weights, positions)
     else:
-        rewards = torch.tensor([t.reward for t in rollout], dtype=torch.float64)
-        if a.kl_in_reward:
-            rewards -= a.beta * torch.tensor([_summed_kl(t) for t in rollout], dtype=torch.float64)
-        values = advantages(rewards, prompt_ids, a.advantage_estimator, a.scale_rewards)
-    for trajectory, value in zip(rollout, values.tolist(), strict=True):
-        trajectory.advantage = value
+        rewards = _tensor(table["reward"] if kl is None else table["reward"] - a.beta * kl)
+        values = advantages(rewards, positions, a.advantage_estimator, a.scale_rewards)
+    table["advantage"] = values.numpy()
 
 
-def set_token_weights(cfg: RunConfig, schedule: BatchSchedule, rollout: Sequence[Trajectory]) -> None:
-    """Fill in ``token_weight`` for every optimizer step of a pass over ``rollout``."""
+def set_token_weights(cfg: RunConfig, schedule: BatchSchedule, table: np.ndarray) -> None:
+    """Fill in ``token_weight`` for every optimizer step of a pass over the rollout."""
     a, size = cfg.algorithm, schedule.global_batch_size
-    rollout_tokens = sum(len(t.response_tokens) for t in rollout)
-    for start in range(0, len(rollout), size):
-        share = rollout[start : start + size]
-        lengths = [len(t.response_tokens) for t in share]
-        kept = [not (a.overlong_filter and t.finish_reason == "length") for t in share]
+    rollout_tokens = int(table["sampled"].sum())
+    for start in range(0, len(table), size):
+        share = table[start : start + size]
+        lengths, kept = share["sampled"].tolist(), share["answers"].copy()
+        if a.overlong_filter:
+            kept &= share["end"] != LENGTH
         if a.loss_scaling == "ms_swift":
-            weights = ms_swift_weights(
-                a.loss_type, lengths, kept, schedule.micro_batch_size, rollout_tokens, schedule.dp
+            share["token_weight"] = ms_swift_weights(
+                a.loss_type, lengths, kept.tolist(), schedule.micro_batch_size, rollout_tokens, schedule.dp
             )
         else:
             longest = cfg.rollout.max_completion_length
-            weights = token_weights(LOSSES[a.loss_type].denominator, lengths, kept, longest)
-        for trajectory, weight in zip(share, weights, strict=True):
-            trajectory.token_weight = weight
+            share["token_weight"] = token_weights(LOSSES[a.loss_type].denominator, lengths, kept.tolist(), longest)
 
 
-def informative(cfg: RunConfig, sampled: Sequence[Trajectory]) -> list[bool]:
-    """Whether each completion's group has rewards that differ: [B]. Groups are told apart by position."""
-    if not sampled:
-        return []
-    gdpo = cfg.algorithm.scale_rewards == "gdpo"
-    rewards = _columns(sampled) if gdpo else torch.tensor([t.reward for t in sampled], dtype=torch.float64)
-    return teaches(rewards, [str(t.position) for t in sampled]).tolist()
+def informative(cfg: RunConfig, table: np.ndarray) -> np.ndarray:
+    """Whether each completion's group has rewards that differ: bool [B]."""
+    if not len(table):
+        return np.zeros(0, bool)
+    rewards = table["rewards" if cfg.algorithm.scale_rewards == "gdpo" else "reward"]
+    return teaches(_tensor(rewards), table["position"].tolist()).numpy()
 
 
-def _columns(rollout: Sequence[Trajectory]) -> torch.Tensor:
-    """Scores of every reward function, NaN where there is none: [B, F]."""
-    rows = [[torch.nan if score is None else score for score in t.rewards.values()] for t in rollout]
-    return torch.tensor(rows, dtype=torch.float64)
+def mixed(table: np.ndarray) -> np.ndarray:
+    """Whether each completion counts and its group has counting completions with advantages above 0 and not: bool [B].
+
+    Losses that tell good completions of a group from bad ones have no gradient elsewhere.
+    """
+    counts = table["token_weight"] != 0
+    good = np.unique(table["position"][counts & (table["advantage"] > 0)])
+    bad = np.unique(table["position"][counts & (table["advantage"] <= 0)])
+    return counts & np.isin(table["position"], np.intersect1d(good, bad))
 
 
-def _summed_kl(t: Trajectory) -> float:
-    """k1 over the whole completion: the sum of log old - log ref."""
-    if t.old_logprobs is None or t.ref_logprobs is None:
-        raise ValueError("kl_in_reward needs old and reference log-probabilities")
-    return sum(old - ref for old, ref in zip(t.old_logprobs, t.ref_logprobs, strict=True))
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.float64))

@@ -6,12 +6,10 @@ leave a run going and only make it learn badly. They all show in the log-probabi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import fmean
+import numpy as np
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import RolloutError
-from grpo_hpc.rollout.trajectory import Trajectory
 
 TOKENS = 16
 """Tokens of each completion that is compared."""
@@ -24,27 +22,23 @@ def tolerance(cfg: RunConfig) -> float:
     return 0.02 if cfg.model.dtype == cfg.rollout.vllm_dtype == "float32" else 0.2
 
 
-def check(cfg: RunConfig, sampled: Sequence[Trajectory], trainer: Sequence[Sequence[float]]) -> float:
+def check(cfg: RunConfig, engine: np.ndarray, trainer: np.ndarray) -> float:
     """The mean distance between the engine's log-probabilities and the trainer's, over all tokens.
 
     Args:
-        trainer: its log-probabilities of each completion's tokens.
+        engine, trainer: [N], of the same tokens.
 
     Raises:
         RolloutError: it is larger than the tolerance, or not a number.
     """
-    pairs = [
-        (ours, theirs)
-        for t, values in zip(sampled, trainer, strict=True)
-        for ours, theirs in zip(values, t.rollout_logprobs, strict=True)
-    ]
-    distance, limit = fmean(abs(ours - theirs) for ours, theirs in pairs), tolerance(cfg)
+    apart = np.abs(engine.astype(np.float64) - trainer)
+    distance, limit = float(apart.mean()), tolerance(cfg)
     if not distance <= limit:
-        ours, theirs = max(pairs, key=lambda pair: abs(pair[0] - pair[1]))
+        worst = int(np.argmax(np.nan_to_num(apart, nan=np.inf)))
         raise RolloutError(
-            f"engine and trainer disagree about the same weights: over {len(pairs)} tokens their log-probabilities are "
-            f"{distance:.3g} nat apart on average (at worst {theirs:.3f} in the engine, {ours:.3f} in the trainer); "
-            f"rollout.canary_tolerance is {limit:g}",
+            f"engine and trainer disagree about the same weights: over {len(apart)} tokens their log-probabilities are "
+            f"{distance:.3g} nat apart on average (at worst {engine[worst]:.3f} in the engine, {trainer[worst]:.3f} in "
+            f"the trainer); rollout.canary_tolerance is {limit:g}",
             "Likely causes: a weight that the engine does not take over at a sync, another rotary scaling or attention "
             "than config.json asks for, or a version of vLLM that does not fit this model. If the model is only noisy "
             "in low precision (many experts), set rollout.vllm_dtype: float32 to see, or raise the tolerance.",

@@ -6,18 +6,26 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+from megatron.core import parallel_state as mpu
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import schedule
+from grpo_hpc.control import Control
 from grpo_hpc.data.rows import Row, read_rows
 from grpo_hpc.errors import EXIT_USER_ERROR, GrpoHpcError, ServersLost
+from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.observe.completions import CompletionLog
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.reporters import Report, open_reporters
 from grpo_hpc.observe.sinks import MetricSinks
-from grpo_hpc.rollout.collect import Collector, Tokenizer, fitting_rows, start_rewards
+from grpo_hpc.rollout.collect import Collector, Prompts, Tokenizer, fitting_rows, start_rewards
 from grpo_hpc.rollout.engine import ColocateEngine, Engine
+from grpo_hpc.rollout.exchange import Exchange
 from grpo_hpc.rollout.residency import Residency
 from grpo_hpc.rollout.server_engine import ServerEngine
 from grpo_hpc.runs.run_dir import RunDir
@@ -25,9 +33,15 @@ from grpo_hpc.train import checkpoints
 from grpo_hpc.train.checkpoints import TrainerState
 from grpo_hpc.train.colocation import Colocation
 from grpo_hpc.train.loop import Parts, Trainer
-from grpo_hpc.train.megatron.parallel import init_model_parallel
+from grpo_hpc.train.megatron.parallel import init_model_parallel, packing_of, place_of
+from grpo_hpc.train.megatron.pipeline import forward_scores
 from grpo_hpc.train.megatron.platform import Platform, make_platform
 from grpo_hpc.train.megatron.trained_policy import TrainedPolicy, build_model
+from grpo_hpc.train.replay import freely_routed
+from grpo_hpc.train.rollout_files import read_rollout
+from grpo_hpc.train.rollout_source import RolloutSource
+from grpo_hpc.train.scorer import Scores
+from grpo_hpc.train.step import Step
 from grpo_hpc.train.step_metrics import Reporter
 from grpo_hpc.train.watch import PhaseClock, StopRequest
 
@@ -75,9 +89,10 @@ def _train(run_dir: RunDir, events: EventLog | None) -> None:
 
 
 def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: EventLog | None) -> Trainer:
-    clock = PhaseClock(platform, events)
+    clock, plan = PhaseClock(platform, events), schedule(cfg)
     with clock.phase("start"):
         reporter = _reporter(run_dir, cfg, events)  # first: a package or a key that is missing is known at once
+        control = Control(timedelta(minutes=cfg.rollout.rollout_timeout_minutes))
         stop = StopRequest(run_dir.stop, platform)
         init_model_parallel(cfg, platform)
         pool = start_rewards(cfg)
@@ -85,9 +100,15 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         policy = TrainedPolicy(cfg, platform, clock.progress)
         second = cfg.algorithm.beta > 0 and policy.adapters is None  # else it is the policy without adapters
         reference = [chunk.eval() for chunk in build_model(cfg, platform)] if second else None
+        exchange, place = Exchange(control, mpu.get_data_parallel_rank()), place_of(control)
+        scores = _reference_scores(cfg, policy, reference, platform)
+        step = Step(cfg, plan, platform, policy, scores, packing_of(cfg), exchange, control, place, clock)
         newest = checkpoints.newest(run_dir.checkpoints)
-        moving = reference if cfg.algorithm.sync_ref_model else None
-        state = checkpoints.load(newest, policy, platform, moving) if newest else TrainerState()
+        state = TrainerState()
+        if newest:
+            moving = reference if cfg.algorithm.sync_ref_model else None
+            left = partial(read_rollout, exchange=exchange, deal=step.deal, place=place)
+            state = checkpoints.load(newest, policy, platform, left, moving)
         r = cfg.rollout
         residency = Residency(r.sleep_level, r.offload_model, r.offload_optimizer)
         colocation = Colocation(residency, platform, policy, reference or (), clock)
@@ -96,15 +117,19 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         colocation.attach(engine)
         longest = engine.max_model_len - cfg.rollout.max_completion_length
         reporter.rewind(state.step)
+        collector = Collector(cfg, engine, tokenizer, pool, control)
+        prompts = _prompts(cfg.data.train, cfg, tokenizer, longest, events)
         parts = Parts(
             policy=policy,
             reference=reference,
             engine=engine,
             colocation=colocation,
-            collector=Collector(cfg, engine, tokenizer, pool),
-            tokenizer=tokenizer,
-            rows=_rows(cfg.data.train, cfg, tokenizer, longest, events),
-            eval_rows=_rows(cfg.data.eval, cfg, tokenizer, longest, events) if cfg.data.eval else [],
+            collector=collector,
+            source=RolloutSource(cfg, plan, collector, prompts, clock),
+            step=step,
+            eval_prompts=_prompts(cfg.data.eval, cfg, tokenizer, longest, events) if cfg.data.eval else None,
+            control=control,
+            place=place,
             clock=clock,
             stop=stop,
             reporter=reporter,
@@ -112,7 +137,18 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         if events and newest:
             events.message(f"resumed from {newest.name}: {state.step} of {cfg.batch.train_iters} steps are done")
     clock.take()
-    return Trainer(cfg, schedule(cfg), platform, parts, state, run_dir.checkpoints)
+    return Trainer(cfg, plan, platform, parts, state, run_dir.checkpoints)
+
+
+def _reference_scores(
+    cfg: RunConfig, policy: TrainedPolicy, reference: list[PolicyModel] | None, platform: Platform
+) -> Scores | None:
+    """How the reference model scores micro-batches; None without a KL term."""
+    if not cfg.algorithm.beta:
+        return None
+    if reference is None:
+        return policy.base_scores
+    return lambda batches: forward_scores(reference, freely_routed(batches), platform)
 
 
 def _engine(run_dir: RunDir, cfg: RunConfig, platform: Platform, replayed: Sequence[int]) -> Engine:
@@ -123,12 +159,26 @@ def _engine(run_dir: RunDir, cfg: RunConfig, platform: Platform, replayed: Seque
     return ServerEngine(cfg, platform, [server["url"] for server in servers], RunDir.api_key(attempt).read_text())
 
 
-def _rows(path: str, cfg: RunConfig, tokenizer: Tokenizer, longest: int, events: EventLog | None) -> list[Row]:
+def _prompts(path: str, cfg: RunConfig, tokenizer: Tokenizer, longest: int, events: EventLog | None) -> Prompts:
     limit = min(longest, cfg.data.max_length or longest)
     rows, dropped = fitting_rows(read_rows(path, cfg.data.system), tokenizer, limit)
     if events and dropped:
         events.message(f"{path}: {dropped} prompts have more than {limit} tokens and are left out, {len(rows)} remain")
-    return rows
+    return _Read(rows, tokenizer)
+
+
+class _Read:
+    def __init__(self, rows: list[Row], tokenizer: Tokenizer) -> None:
+        self._rows, self._tokenizer = rows, tokenizer
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def tokens(self, index: int) -> np.ndarray:
+        return np.array(self._tokenizer.encode(self._rows[index]), np.int32)
+
+    def row(self, index: int) -> Row:
+        return self._rows[index]
 
 
 def _reporter(run_dir: RunDir, cfg: RunConfig, events: EventLog | None) -> Reporter:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from itertools import cycle, islice
 from math import lcm
 from pathlib import Path
 
-import torch.distributed as dist
-
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
-from grpo_hpc.data.rows import Row
+from grpo_hpc.control import Control
 from grpo_hpc.models.families import family
 from grpo_hpc.models.hf_folder import write_hf_folder
 from grpo_hpc.models.lora import Adapters
@@ -20,27 +17,26 @@ from grpo_hpc.models.movers import TO_EVERY_RANK
 from grpo_hpc.models.peft_folder import gather_adapters, write_adapter
 from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.models.transport import ToFirstRank
-from grpo_hpc.rollout.collect import Collector, Prompt, Tokenizer
+from grpo_hpc.observe.completions import member
+from grpo_hpc.rollout.collect import Asked, Collector, Prompts
 from grpo_hpc.rollout.engine import Engine
 from grpo_hpc.rollout.residency import Use
 from grpo_hpc.train import checkpoints, engine_check
 from grpo_hpc.train.checkpoints import TrainerState
 from grpo_hpc.train.colocation import Colocation
-from grpo_hpc.train.lessons import Lesson, Lessons, Scores
+from grpo_hpc.train.experience import Experience
 from grpo_hpc.train.megatron.optimizer import DTYPES
-from grpo_hpc.train.megatron.parallel import packing_of
-from grpo_hpc.train.megatron.pipeline import forward_scores
 from grpo_hpc.train.megatron.platform import Platform
 from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
-from grpo_hpc.train.packing import packing_metrics
 from grpo_hpc.train.reference import mix_into
-from grpo_hpc.train.replay import freely_routed
+from grpo_hpc.train.rollout_files import Place
 from grpo_hpc.train.rollout_source import Rollout, RolloutSource
+from grpo_hpc.train.step import Made, Step
 from grpo_hpc.train.step_metrics import (
     Reporter,
+    completion_rows,
     evaluation_metrics,
     rollout_metrics,
-    staleness,
     step_metrics,
     sync_metrics,
 )
@@ -56,9 +52,11 @@ class Parts:
     engine: Engine
     colocation: Colocation
     collector: Collector
-    tokenizer: Tokenizer
-    rows: list[Row]
-    eval_rows: list[Row]
+    source: RolloutSource
+    step: Step
+    eval_prompts: Prompts | None
+    control: Control
+    place: Place
     clock: PhaseClock
     stop: StopRequest
     reporter: Reporter
@@ -79,20 +77,10 @@ class Trainer:
         self._cfg, self._schedule, self._platform, self._parts = cfg, schedule, platform, parts
         self._checkpoints = checkpoints
         self.state = state
-        self._packing = packing_of(cfg)
-        self._source = RolloutSource(cfg, schedule, parts.collector, parts.tokenizer, parts.rows, parts.clock)
-        self._lessons = Lessons(cfg, schedule, platform, parts.policy, self._reference_scores(), self._packing)
         self._clock, self._reporter = parts.clock, parts.reporter
         self._rollout_metrics: dict[str, float] = {}  # of a rollout whose first step is not logged yet
+        self._sync_metrics: dict[str, float] = {}
         self._clock.step = state.step + 1
-
-    def _reference_scores(self) -> Scores | None:
-        policy, reference = self._parts.policy, self._parts.reference
-        if not self._cfg.algorithm.beta:
-            return None
-        if reference is None:
-            return policy.base_scores
-        return lambda batches: forward_scores(reference, freely_routed(batches), self._platform)
 
     def run(self) -> bool:
         """Train to the last step; True when it got there, False when it was asked to stop."""
@@ -100,12 +88,12 @@ class Trainer:
             self._check_engine()
         if self.state.step == 0:
             self._evaluate()
-        while self.state.step < self._cfg.batch.train_iters:
+        while not self._finished:
             started = time.perf_counter()
             made = self._step()
             if made is None:
                 return False
-            self._log_step(*made, time.perf_counter() - started)
+            self._log_step(made, time.perf_counter() - started)
             if _due(self._cfg.evaluation.eval_steps, self.state.step) and not self._finished:
                 self._evaluate()
             if _due(self._cfg.checkpoint.save_steps, self.state.step) and not self._finished:
@@ -117,34 +105,24 @@ class Trainer:
     def _finished(self) -> bool:
         return self.state.step >= self._cfg.batch.train_iters
 
-    def _step(self) -> tuple[dict[str, float], Lesson] | None:
-        """One optimizer step, with a rollout first when none is left; None when a stop was asked for.
-
-        Returns:
-            the metrics of the step, and what it was made from.
-        """
+    def _step(self) -> Made | None:
+        """One optimizer step, with a rollout first when none is left; None when a stop was asked for."""
         if self._parts.stop.agreed():
             return None
-        if not self.state.rollout:
+        if self.state.experience is None:
             self._prepare_engine()
-            rollout = self._source.next(self.state)
+            rollout = self._parts.source.next(self.state.position, self.state.carried)
             if self._parts.stop.agreed():
                 return None  # the same rollout is sampled again on resume: saving it would only cost time now
-            self._accept(rollout)
+            self.state.experience = self._accept(rollout)
         self._parts.colocation.enter(Use.TRAIN)
-        with self._clock.phase("logprob"):
-            lesson = self._lessons.lesson(self.state.rollout, self.state.rollout_used)
-        with self._clock.phase("train"):
-            values = self._parts.policy.update(self._lessons.batches(lesson), lesson.threshold)
-        values["loss"] += lesson.constant
-        values |= staleness(lesson.trained, self.state.step)
+        made = self._parts.step(self.state.experience, self.state.step)
         self.state.step += 1
-        self.state.rollout_used += 1
-        if self.state.rollout_used == self._schedule.steps_per_rollout:
-            self.state.rollout, self.state.rollout_used = [], 0
+        if self.state.experience.used == self._schedule.steps_per_rollout:
+            self.state.experience = None
         self._sync_reference()
         self._clock.step = self.state.step + 1
-        return values, lesson
+        return made
 
     def _sync_reference(self) -> None:
         """Every so many steps the reference takes a part of the policy; it acts from the next rollout on."""
@@ -153,16 +131,18 @@ class Trainer:
             self._parts.policy.settle()
             mix_into(reference, self._parts.policy.chunks, a.ref_model_mixup_alpha)
 
-    def _accept(self, rollout: Rollout) -> None:
-        """Make ``rollout`` the current one and complete it before the first update."""
-        self.state.rollout, self.state.rollout_used = rollout.used, 0
-        self.state.surplus, self.state.position = rollout.surplus, rollout.position
+    def _accept(self, rollout: Rollout) -> Experience:
+        """Make ``rollout`` the current one, complete for its first update."""
         self._parts.colocation.enter(Use.TRAIN)
-        with self._clock.phase("logprob"):
-            self._lessons.prepare(rollout.used)
-        self._rollout_metrics = rollout_metrics(rollout, dynamic=self._cfg.algorithm.dynamic_sample)
-        self._reporter.completions(self.state.step + 1, rollout, self._source.rows_of(rollout.sampled + rollout.used))
-        if not any(t.token_weight for t in rollout.used):
+        experience = self._parts.step.begin(rollout.used, {k: s.sample for k, s in rollout.scored.items()})
+        self.state.position, self.state.carried = rollout.position, rollout.carried
+        names, dynamic = self._cfg.rewards.columns, self._cfg.algorithm.dynamic_sample
+        self._rollout_metrics = rollout_metrics(rollout, names, dynamic=dynamic)
+        if self._cfg.logging.log_completions:
+            mine = member(completion_rows(rollout, experience, names, self._parts.source.row))
+            everybodys = self._parts.control.gather_at_first(mine, "completions to be written down")
+            self._reporter.completions(self.state.step + 1, everybodys)
+        if not experience.table["token_weight"].any():
             self._reporter.message("overlong_filter: every completion was cut off, so this rollout teaches nothing")
         if rollout.filled:
             self._reporter.message(
@@ -170,6 +150,7 @@ class Trainer:
                 f"{self._schedule.prompts_per_rollout} groups still have equal rewards; they fill the batch and teach "
                 f"nothing"
             )
+        return experience
 
     def _prepare_engine(self) -> None:
         """Afterwards the engine is awake and holds the weights of now."""
@@ -187,34 +168,31 @@ class Trainer:
         """The engine's log-probabilities of a few tokens must be the trainer's."""
         self._prepare_engine()
         with self._clock.phase("canary"):
-            replicas = dist.get_world_size() // self._cfg.rollout.ranks_of_engine
-            count = (
-                lcm(replicas, self._schedule.dp * self._packing.multiple) // replicas
-            )  # so that every rank scores some
-            rows = islice(cycle(self._parts.rows), count)
-            prompts = [Prompt(n, row, self._parts.tokenizer.encode(row)) for n, row in enumerate(rows)]
-            sampled = self._parts.collector.probe(
-                prompts, min(engine_check.TOKENS, self._cfg.rollout.max_completion_length)
-            )
+            replicas, step = self._parts.collector.replicas, self._parts.step
+            tokens = min(engine_check.TOKENS, self._cfg.rollout.max_completion_length)
+            asked = self._parts.source.first_rows(lcm(replicas, step.least) // replicas)  # every rank scores some
+            sampled = self._parts.collector.probe(asked, tokens)
         self._parts.colocation.enter(Use.TRAIN)
         with self._clock.phase("canary"):
-            distance = engine_check.check(self._cfg, sampled, self._lessons.logprobs(sampled))
+            engine, trainer = step.logprobs(sampled.table, sampled.samples)
+            distance = engine_check.check(self._cfg, engine, trainer)
         self._clock.take()
         self._reporter.message(
-            f"engine and trainer agree about the weights: {distance:.2g} nat apart on average over "
-            f"{sum(len(t.response_tokens) for t in sampled)} tokens"
+            f"engine and trainer agree about the weights: {distance:.2g} nat apart on average over {len(engine)} tokens"
         )
 
     # -- evaluation, saving, reporting -------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
         """Greedy completions of the held-out rows, scored by the same reward functions."""
-        if not self._parts.eval_rows:
+        prompts = self._parts.eval_prompts
+        if prompts is None:
             return
         self._prepare_engine()
-        trajectories = self._source.sample(dict(enumerate(self._parts.eval_rows)), 1, "eval", greedy=True)
+        asked = Asked(prompts, {place: place for place in range(len(prompts))})
+        found = self._parts.source.sample(asked, 1, "eval", greedy=True)
         self._clock.take()
-        self._reporter.evaluation(self.state.step, evaluation_metrics(trajectories))
+        self._reporter.evaluation(self.state.step, evaluation_metrics(found.table, self._cfg.rewards.columns))
 
     def save(self) -> Path:
         """Write a checkpoint of the present state and drop those beyond ``save_total_limit``."""
@@ -225,10 +203,12 @@ class Trainer:
                 self._parts.policy,
                 self.state,
                 self._platform,
+                self._parts.control,
+                self._parts.place,
                 self._moving_reference(),
                 self._cfg.checkpoint.reshardable,
             )
-            if dist.get_rank() == 0:
+            if self._parts.control.first:
                 checkpoints.prune(self._checkpoints, self._cfg.checkpoint.save_total_limit)
         self._clock.take()
         return path
@@ -245,11 +225,11 @@ class Trainer:
                 self._export_model(target)
             else:
                 self._export_adapters(target, self._parts.policy.adapters)
-            dist.barrier()
+            self._parts.control.wait("the first rank, which writes the export")
 
     def _export_model(self, target: Path) -> None:
         tensors = self._parts.policy.exporter.tensors(ToFirstRank())
-        if dist.get_rank() == 0:
+        if self._parts.control.first:
             origin = {"run": self._cfg.name, "step": str(self.state.step), "base_model": self._cfg.model.path}
             source, dtype = Path(self._cfg.model.path), DTYPES[self._cfg.model.dtype]
             precise = family(self._parts.policy.chunks[0].shape.family).float32
@@ -260,19 +240,18 @@ class Trainer:
     def _export_adapters(self, target: Path, adapters: Adapters) -> None:
         self._parts.policy.settle()
         tensors = gather_adapters(self._parts.policy.chunks, self._platform.layer_spec)
-        if dist.get_rank() == 0:
+        if self._parts.control.first:
             write_adapter(target, tensors, adapters, self._cfg.model.path)
 
     def close(self) -> None:
         """Shut the engine down; nothing may be asked of the trainer afterwards."""
-        dist.barrier()
+        self._parts.control.wait("the end of the run on every rank")
         self._parts.collector.close()
         self._parts.engine.close()
         self._parts.reporter.close()
 
-    def _log_step(self, values: dict[str, float], lesson: Lesson, seconds: float) -> None:
-        metrics = step_metrics(values, lesson.trained, self._rollout_metrics, self._clock.take(), seconds)
-        metrics |= packing_metrics(lesson.dealt, self._packing.layout)
+    def _log_step(self, made: Made, seconds: float) -> None:
+        metrics = step_metrics(made.metrics, made.trained, self._rollout_metrics, self._clock.take(), seconds)
         if self._rollout_metrics:  # else it was done for the rows that are held out, or to go on in a rollout
             metrics |= self._sync_metrics
         metrics |= self._clock.memory.metrics()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from grpo_hpc.algo.sequences import Sequences
 from grpo_hpc.models.attention import positions_of
-from grpo_hpc.rollout.trajectory import Trajectory, unpack_experts
+from grpo_hpc.rollout.sample import Key, Sample
 from grpo_hpc.train.packing import WHOLE_ROW, RowLayout
 
 
@@ -36,7 +36,7 @@ class PackedBatch:
 
     Attributes:
         input_ids, position_ids, labels: [1, T]; positions start at 0 in each sequence.
-        loss_mask: [1, T] bool, True where the label is a response token.
+        loss_mask: [1, T] bool, True where the label is a token that the policy sampled.
         scored: [n], which of the N scored tokens the True positions of ``loss_mask`` are.
         cu_seqlens: [S+1] int32, where sequences begin in the whole row, padding included.
         max_seqlen: longest sequence, padding included.
@@ -75,26 +75,40 @@ class PackedBatch:
         return self.input_ids.shape[1]
 
 
-def pack(trajectories: Sequence[Trajectory], device: torch.device, layout: RowLayout = WHOLE_ROW) -> PackedBatch:
-    """Pack ``trajectories`` into one row."""
-    count = len(trajectories)
-    tokens = np.array([t.tokens - 1 for t in trajectories])  # a sequence's last token is no input
+def pack(
+    samples: Sequence[Sample],
+    advantages: Sequence[float],
+    token_weights: Sequence[float],
+    device: torch.device,
+    layout: RowLayout = WHOLE_ROW,
+    old: Sequence[np.ndarray] | None = None,
+    ref: Sequence[np.ndarray] | None = None,
+    routing: Sequence[np.ndarray] | None = None,
+) -> PackedBatch:
+    """Pack ``samples`` into one row.
+
+    Args:
+        advantages, token_weights: of each sample, the same for all of its sampled tokens.
+        old, ref: log-probabilities of each sample's sampled tokens, float32 [n]; None where they are not needed.
+        routing: experts of each sample's tokens but the last, [T - 1, L * k]; None where routers choose.
+    """
+    count = len(samples)
+    tokens = np.array([len(s.tokens) - 1 for s in samples])  # a sequence's last token is no input
     padded = np.array(layout.padded(tokens.tolist()))
     bounds = np.concatenate([[0], padded.cumsum()])
-    responses = np.array([len(t.response_tokens) for t in trajectories])
+    sampled = np.array([len(s.logprobs) for s in samples])
 
     owner = np.arange(count).repeat(padded)
     place = np.arange(len(owner)) - bounds[owner]  # in its sequence
     real = place < tokens[owner]
-    scored = real & (place >= (tokens - responses)[owner])
-    whole = _column([t.prompt_tokens + t.response_tokens for t in trajectories], np.int64)
+    whole, mask = np.concatenate([s.tokens for s in samples]), np.concatenate([s.mask for s in samples])
     first, last = np.ones(len(whole), dtype=bool), np.ones(len(whole), dtype=bool)
     ends = (tokens + 1).cumsum()
     first[ends - tokens - 1], last[ends - 1] = False, False
-    inputs, labels = np.zeros_like(place), np.zeros_like(place)
-    inputs[real], labels[real] = whole[last], whole[first]
+    inputs, labels, scored = np.zeros_like(place), np.zeros_like(place), np.zeros_like(real)
+    inputs[real], labels[real], scored[real] = whole[last], whole[first], mask[first]
     # 24 bits are room for the longest completion
-    numbers = np.array([crc32(f"{t.position}/{t.sample}".encode()) << 24 for t in trajectories])[owner] + place
+    numbers = np.array([_number(s.key) << 24 for s in samples])[owner] + place
 
     here = positions_of(layout.context_rank, layout.context, bounds.tolist()).numpy()
 
@@ -104,14 +118,12 @@ def pack(trajectories: Sequence[Trajectory], device: torch.device, layout: RowLa
     def row(values: np.ndarray) -> Tensor:
         return send(values[here])[None]
 
-    def repeat(values: list[float]) -> Tensor:
-        return send(np.array(values, dtype=np.float32).repeat(responses))
+    def repeat(values: Sequence[float]) -> Tensor:
+        return send(np.array(values, dtype=np.float32).repeat(sampled))
 
-    def joined(columns: list[list[float] | None]) -> Tensor | None:
-        known = [column for column in columns if column is not None]
-        return send(_column(known, np.float32)) if len(known) == len(columns) else None
+    def column(parts: Sequence[np.ndarray]) -> Tensor:
+        return send(np.concatenate(parts, dtype=np.float32))
 
-    experts = _experts(trajectories, padded.tolist())
     return PackedBatch(
         input_ids=row(inputs),
         position_ids=row(place),
@@ -120,33 +132,29 @@ def pack(trajectories: Sequence[Trajectory], device: torch.device, layout: RowLa
         scored=send((scored.cumsum() - 1)[here][scored[here]]),
         cu_seqlens=send(bounds.astype(np.int32)),
         max_seqlen=int(padded.max()),
-        advantages=repeat([t.advantage for t in trajectories]),
-        weights=repeat([t.token_weight for t in trajectories]),
-        rollout_logprobs=send(_column([t.rollout_logprobs for t in trajectories], np.float32)),
-        old_logprobs=joined([t.old_logprobs for t in trajectories]),
-        ref_logprobs=joined([t.ref_logprobs for t in trajectories]),
-        sequences=Sequences(send(responses), send(np.arange(count).repeat(responses))),
+        advantages=repeat(advantages),
+        weights=repeat(token_weights),
+        rollout_logprobs=column([s.logprobs for s in samples]),
+        old_logprobs=None if old is None else column(old),
+        ref_logprobs=None if ref is None else column(ref),
+        sequences=Sequences(send(sampled), send(np.arange(count).repeat(sampled))),
         rows=send(here),
         sequence_of=send(np.where(real, owner, count)[here]),
         lengths=send(tokens.astype(np.float32)),
         token_numbers=send(numbers[here]),
-        experts=None if experts is None else send(experts[here]),
+        experts=None if routing is None else send(_padded_routing(routing, padded)[here]),
     )
 
 
-def _column(lists: Sequence[list[int]] | Sequence[list[float]], dtype: type[np.number]) -> np.ndarray:
-    """All values one after another."""
-    return np.concatenate([np.array(values, dtype=dtype) for values in lists])
+def _number(key: Key) -> int:
+    """A number that depends on the key alone; of 32 bits."""
+    position, sample, branch = key
+    return crc32((f"{position}/{sample}" + (f"/{branch}" if branch else "")).encode())
 
 
-def _experts(trajectories: Sequence[Trajectory], padded: Sequence[int]) -> np.ndarray | None:
-    """Where every token of the row must go [row, L * k]; padding goes where the last token of its sequence goes."""
-    if all(t.routing is None for t in trajectories):
-        return None
-    parts = []
-    for t, length in zip(trajectories, padded, strict=True):
-        if t.routing is None:
-            raise ValueError(f"completion {t.key} has no recorded routing, but others of its micro-batch have")
-        told = unpack_experts(t.routing, t.tokens - 1).numpy()
-        parts += [told, told[-1:].repeat(length - len(told), axis=0)]
+def _padded_routing(routing: Sequence[np.ndarray], padded: np.ndarray) -> np.ndarray:
+    """Where every token of the row must go; padding goes where the last token of its sequence goes."""
+    parts = [
+        np.pad(told, ((0, length - len(told)), (0, 0)), "edge") for told, length in zip(routing, padded, strict=True)
+    ]
     return np.concatenate(parts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
@@ -17,9 +18,7 @@ from torch import Tensor
 
 from grpo_hpc.models.routing import RoutedTokens
 from grpo_hpc.models.shape import ModelShape
-from grpo_hpc.rollout.trajectory import pack_experts
 from grpo_hpc.train.micro_batches import PackedBatch
-from grpo_hpc.train.packing import MicroBatch
 
 
 def _between_layers(values: Tensor) -> Tensor:
@@ -61,13 +60,12 @@ class RoutingRecorder:
             self._whole[self._number[id(batch)]][mine, layer] = chosen.to(torch.int32)
         recorded.clear()
 
-    def texts(self, batches: Sequence[MicroBatch]) -> list[str]:
-        """The routing of every completion of ``batches``, one after another. Collective over the model's ranks."""
-        found: list[str] = []
-        for whole, packed, trajectories in zip(self._whole, self._batches, batches, strict=True):
+    def arrays(self) -> list[np.ndarray]:
+        """The routing of every micro-batch, [row, L * k]. Collective over the model's ranks."""
+        found: list[np.ndarray] = []
+        for whole in self._whole:
             dist.all_reduce(whole, group=mpu.get_model_parallel_group())  # others have zeros where one has a value
             if mpu.get_context_parallel_world_size() > 1:
                 dist.all_reduce(whole, group=mpu.get_context_parallel_group())
-            for start, t in zip(packed.cu_seqlens.tolist(), trajectories, strict=False):
-                found.append(pack_experts(whole[start : start + t.tokens - 1].flatten(1)))
+            found.append(whole.flatten(1).to("cpu", torch.int16).numpy())
         return found

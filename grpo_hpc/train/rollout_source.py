@@ -2,138 +2,149 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, field
 
-import torch.distributed as dist
+import numpy as np
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
 from grpo_hpc.data.rows import Row
 from grpo_hpc.data.sampler import PromptSampler
-from grpo_hpc.rewards.score import require_scores
-from grpo_hpc.rollout.collect import Collector, Prompt, Tokenizer
-from grpo_hpc.rollout.trajectory import Trajectory
-from grpo_hpc.train.checkpoints import TrainerState
+from grpo_hpc.rollout.collect import Asked, Collected, Collector, Prompts, Scored
+from grpo_hpc.rollout.sample import Key, keys_of
 from grpo_hpc.train.credit import informative
 from grpo_hpc.train.watch import PhaseClock
-
-Group = list[Trajectory]
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """What one sampling phase gave.
+    """What one sampling phase gave. Tables are the same on every rank.
 
     Attributes:
         used: the completions to train on: ``generation_batch_size`` of them, in sampling order.
         sampled: everything that was sampled for it, in sampling order; what was carried over from before is not in it.
         surplus: carried over to the next rollout.
+        scored: of all these, the completions of this rank.
         position: prompts taken from the endless sample order so far.
         rounds: how often prompts were sampled.
         dropped, filled: groups without different rewards that are not in ``used``, and that are.
     """
 
-    used: list[Trajectory]
-    sampled: list[Trajectory]
-    surplus: list[Trajectory]
+    used: np.ndarray
+    sampled: np.ndarray
+    surplus: np.ndarray
+    scored: dict[Key, Scored]
     position: int
     rounds: int = 1
     dropped: int = 0
     filled: int = 0
 
+    @property
+    def carried(self) -> Collected:
+        """What the next rollout begins with."""
+        return Collected(self.surplus, {k: self.scored[k] for k in keys_of(self.surplus) if k in self.scored})
+
+
+@dataclass
+class _Groups:
+    """Positions with their verdicts, as dynamic sampling finds them."""
+
+    teaching: list[int] = field(default_factory=list)
+    idle: list[int] = field(default_factory=list)
+
 
 class RolloutSource:
-    """Samples and scores. Every method is collective over all ranks and gives every rank the same."""
+    """Samples and scores. Every method is collective over all ranks."""
 
     def __init__(
         self,
         cfg: RunConfig,
         schedule: BatchSchedule,
         collector: Collector,
-        tokenizer: Tokenizer,
-        rows: list[Row],
+        prompts: Prompts,
         clock: PhaseClock,
     ) -> None:
-        self._cfg, self._schedule, self._rows, self._clock = cfg, schedule, rows, clock
-        self._collector, self._tokenizer = collector, tokenizer
-        self._sampler = PromptSampler(len(rows), cfg.seed, cfg.data.shuffle)
+        self._cfg, self._schedule, self._prompts, self._clock = cfg, schedule, prompts, clock
+        self._collector = collector
+        self._sampler = PromptSampler(len(prompts), cfg.seed, cfg.data.shuffle)
 
-    def next(self, state: TrainerState) -> Rollout:
-        """The rollout that follows ``state``, which stays as it is."""
-        wanted = self._schedule.prompts_per_rollout
-        if not self._cfg.algorithm.dynamic_sample:
-            sampled = self._round(state.position)
-            return Rollout(sampled, sampled, [], state.position + wanted)
-        return self._dynamic(state)
+    def next(self, position: int, carried: Collected) -> Rollout:
+        """The rollout that begins at ``position`` of the sample order.
 
-    def _dynamic(self, state: TrainerState) -> Rollout:
+        Args:
+            carried: what dynamic sampling has left over from the one before.
+        """
+        if self._cfg.algorithm.dynamic_sample:
+            return self._dynamic(position, carried)
+        found = self._round(position)
+        return Rollout(found.table, found.table, found.table[:0], found.scored, self._after(position))
+
+    def _dynamic(self, position: int, carried: Collected) -> Rollout:
         """DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): on until enough groups have different rewards.
 
         Groups beyond what is wanted are kept for the next rollout. When the rounds are used up, groups without
         different rewards fill the batch: they have no gradient, and its size stays what it is.
         """
-        wanted, groups, idle = self._schedule.prompts_per_rollout, _groups(state.surplus), list[Group]()
-        position, sampled, rounds = state.position, list[Trajectory](), 0
-        while len(groups) < wanted and rounds <= self._cfg.algorithm.max_resample_times:
+        wanted, rounds, scored = self._schedule.prompts_per_rollout, 0, dict(carried.scored)
+        groups, tables = _Groups(_positions(carried.table)), list[np.ndarray]()
+        while len(groups.teaching) < wanted and rounds <= self._cfg.algorithm.max_resample_times:
             fresh = self._round(position)
-            sampled += fresh
-            for group, teaching in zip(_groups(fresh), _per_group(fresh, informative(self._cfg, fresh)), strict=True):
-                (groups if teaching else idle).append(group)
-            position += wanted
-            rounds += 1
-        used, surplus = groups[:wanted], groups[wanted:]
-        missing = wanted - len(used)
-        used = sorted(used + idle[:missing], key=lambda group: group[0].key)
+            teaching = set(_positions(fresh.table[informative(self._cfg, fresh.table)]))
+            for group in _positions(fresh.table):
+                (groups.teaching if group in teaching else groups.idle).append(group)
+            tables.append(fresh.table)
+            scored |= fresh.scored
+            position, rounds = self._after(position), rounds + 1
+        missing = max(0, wanted - len(groups.teaching))
+        used = sorted(groups.teaching[:wanted] + groups.idle[:missing])
+        sampled = np.concatenate(tables) if tables else carried.table[:0]
+        everything = np.concatenate([carried.table, sampled]) if len(carried.table) else sampled
         return Rollout(
-            used=[t for group in used for t in group],
+            used=_of(everything, used),
             sampled=sampled,
-            surplus=[t for group in surplus for t in group],
+            surplus=_of(everything, groups.teaching[wanted:]),
+            scored=scored,
             position=position,
             rounds=rounds,
-            dropped=len(idle) - missing,
+            dropped=len(groups.idle) - missing,
             filled=missing,
         )
 
-    def _round(self, position: int) -> list[Trajectory]:
-        rows = self._rows_from(position)
-        return self.sample(rows, self._schedule.num_generations, "rollout", greedy=False)
+    def _round(self, position: int) -> Collected:
+        return self.sample(self.asked(position), self._schedule.num_generations, "rollout", greedy=False)
 
-    def rows_of(self, trajectories: Sequence[Trajectory]) -> dict[int, Row]:
-        """The dataset row that each completion answers, by position."""
-        wanted = sorted({t.position for t in trajectories})
-        found: dict[int, Row] = {}
-        for position in wanted:
-            if position not in found:
-                found |= self._rows_from(position)
-        return {position: found[position] for position in wanted}
+    def _after(self, position: int) -> int:
+        return position + self._schedule.prompts_per_rollout
 
-    def _rows_from(self, position: int) -> dict[int, Row]:
-        """The rows of one round that begins at ``position``."""
+    def asked(self, position: int) -> Asked:
+        """The rows of the round that begins at ``position``."""
         # the order of rows depends on how many are drawn together, so that number is always the same
         indices = self._sampler.indices(position, self._schedule.prompts_per_rollout)
-        return {position + n: self._rows[index] for n, index in enumerate(indices)}
+        return Asked(self._prompts, {position + n: index for n, index in enumerate(indices)})
 
-    def sample(self, rows: dict[int, Row], samples: int, phase: str, *, greedy: bool) -> list[Trajectory]:
+    def first_rows(self, count: int) -> Asked:
+        """The first rows of the data set, and again from the start where it has fewer."""
+        return Asked(self._prompts, {place: place % len(self._prompts) for place in range(count)})
+
+    def row(self, position: int) -> Row:
+        """The row that completions of ``position`` answer."""
+        index = self._sampler.indices(position, self._schedule.prompts_per_rollout)[0]
+        return self._prompts.row(index)
+
+    def sample(self, asked: Asked, samples: int, phase: str, *, greedy: bool) -> Collected:
         """``samples`` scored completions of each row, in the order of position and sample."""
-        prompts = [Prompt(position, row, self._tokenizer.encode(row)) for position, row in rows.items()]
         with self._clock.phase(phase):
-            mine = self._collector.sample(prompts, samples, greedy=greedy)
-            dist.barrier()  # so that waiting for the slowest replica counts as rollout
+            sampled = self._collector.collect(asked, samples, greedy=greedy)
         with self._clock.phase("reward"):
-            self._collector.score(mine, rows)
-            everything = self._collector.gather(mine)
-            require_scores(everything[0].rewards, [t.reward for t in everything], [t.failures for t in everything])
-            return everything
+            return self._collector.score(sampled, asked)
 
 
-def _groups(trajectories: Sequence[Trajectory]) -> list[Group]:
-    """Completions of each position, in order."""
-    return [list(group) for _, group in groupby(trajectories, key=lambda t: t.position)]
+def _positions(table: np.ndarray) -> list[int]:
+    """The groups of ``table``, in order."""
+    return list(dict.fromkeys(table["position"].tolist()))
 
 
-def _per_group(trajectories: Sequence[Trajectory], values: Sequence[bool]) -> list[bool]:
-    """One of its completions' equal values for each group."""
-    by_position = {t.position: value for t, value in zip(trajectories, values, strict=True)}
-    return list(by_position.values())
+def _of(table: np.ndarray, positions: list[int]) -> np.ndarray:
+    """All completions of the groups at ``positions``, group by group."""
+    order = [np.flatnonzero(table["position"] == position) for position in positions]
+    return table[np.concatenate(order)] if order else table[:0]

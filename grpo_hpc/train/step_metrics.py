@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, pstdev
 
+import numpy as np
 import torch
 
 from grpo_hpc.algo.advantages import zero_variance_fraction
 from grpo_hpc.data.rows import Row
-from grpo_hpc.observe.completions import CompletionLog, member
+from grpo_hpc.observe.completions import CompletionLog
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.sinks import MetricSinks
 from grpo_hpc.rollout.engine import Synced
-from grpo_hpc.rollout.trajectory import Trajectory
+from grpo_hpc.rollout.sample import FAILURES, LENGTH, keys_of
+from grpo_hpc.train.experience import Experience
 from grpo_hpc.train.rollout_source import Rollout
 
 
@@ -38,17 +39,10 @@ class Reporter:
             self.sinks.log(step, metrics)
             self.events.metrics(step, dict(metrics))
 
-    def completions(self, step: int, rollout: Rollout, rows: Mapping[int, Row]) -> None:
-        """One row per completion; ``step`` is the first optimizer step made from them.
-
-        Completions that are carried over are written with the rollout that uses them.
-        """
+    def completions(self, step: int, members: Sequence[bytes]) -> None:
+        """Every rank's :func:`completion_rows`, compressed; ``step`` is the first optimizer step made from them."""
         if self.log:
-            used, later = {t.key for t in rollout.used}, {t.key for t in rollout.surplus}
-            dropped = [t for t in rollout.sampled if t.key not in used | later]
-            everything = sorted(rollout.used + dropped, key=lambda t: t.key)
-            records = (_completion_row(t, rows[t.position], t.key not in used) for t in everything)
-            self.log.write(step, [member(records)])
+            self.log.write(step, members)
 
     def message(self, text: str) -> None:
         """Something that a person should know."""
@@ -68,25 +62,29 @@ class Reporter:
             self.sinks.close()
 
 
-def rollout_metrics(rollout: Rollout, *, dynamic: bool) -> dict[str, float]:
-    """Rewards and lengths of everything that was sampled, over all ranks; with ``dynamic`` what was kept of it."""
+def rollout_metrics(rollout: Rollout, rewards: Sequence[str], *, dynamic: bool) -> dict[str, float]:
+    """Rewards and lengths of everything that was sampled, over all ranks; with ``dynamic`` what was kept of it.
+
+    Args:
+        rewards: names of the reward functions.
+    """
     sampled = rollout.sampled
-    rewards = torch.tensor([t.reward for t in sampled], dtype=torch.float64)
-    scored = rewards[~rewards.isnan()].tolist()
-    lengths = [len(t.response_tokens) for t in sampled]
-    ended = [len(t.response_tokens) for t in sampled if t.finish_reason != "length"]
+    scored = sampled["reward"][~np.isnan(sampled["reward"])]
+    lengths, ended = sampled["sampled"], sampled["sampled"][sampled["end"] != LENGTH]
+    alike = zero_variance_fraction(torch.from_numpy(sampled["reward"].copy()), sampled["position"].tolist())
     metrics = {
-        "reward/zero_variance_groups": zero_variance_fraction(rewards, [t.prompt_id for t in sampled]),
-        "completions/mean_length": fmean(lengths),
-        "completions/min_length": float(min(lengths)),
-        "completions/max_length": float(max(lengths)),
+        "reward/zero_variance_groups": alike,
+        "completions/mean_length": float(lengths.mean()),
+        "completions/min_length": float(lengths.min()),
+        "completions/max_length": float(lengths.max()),
         "completions/clipped_ratio": 1.0 - len(ended) / len(sampled),
-        "completions/tokens": float(sum(lengths)),
+        "completions/tokens": float(lengths.sum()),
+        "completions/given_up": float((~sampled["answers"]).sum()),
     }
-    if scored:
-        metrics |= {"reward/mean": fmean(scored), "reward/std": pstdev(scored)}
-    if ended:
-        metrics["completions/mean_terminated_length"] = fmean(ended)
+    if len(scored):
+        metrics |= {"reward/mean": float(scored.mean()), "reward/std": float(scored.std())}
+    if len(ended):
+        metrics["completions/mean_terminated_length"] = float(ended.mean())
     if dynamic:
         metrics |= {
             "dynamic/rounds": float(rollout.rounds),
@@ -94,20 +92,14 @@ def rollout_metrics(rollout: Rollout, *, dynamic: bool) -> dict[str, float]:
             "dynamic/filled_groups": float(rollout.filled),
             "dynamic/carried_completions": float(len(rollout.surplus)),
         }
-    return metrics | _reward_columns(sampled, "rewards") | _reward_failures(sampled)
+    return metrics | _reward_columns(sampled, rewards, "rewards") | _reward_failures(sampled, rewards)
 
 
-def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+def evaluation_metrics(table: np.ndarray, rewards: Sequence[str]) -> dict[str, float]:
     """Mean of every reward column over the held-out rows."""
-    return _reward_columns(trajectories, "eval", deviation=False) | {
-        "eval/mean_length": fmean(len(t.response_tokens) for t in trajectories)
+    return _reward_columns(table, rewards, "eval", deviation=False) | {
+        "eval/mean_length": float(table["sampled"].mean())
     }
-
-
-def staleness(trained: Sequence[Trajectory], step: int) -> dict[str, float]:
-    """Optimizer steps between the weights that sampled and those that are updated after ``step`` steps."""
-    ages = [step - t.weight_version for t in trained]
-    return {"staleness/mean": fmean(ages), "staleness/max": float(max(ages))}
 
 
 def sync_metrics(synced: Synced, seconds: float) -> dict[str, float]:
@@ -117,7 +109,7 @@ def sync_metrics(synced: Synced, seconds: float) -> dict[str, float]:
 
 def step_metrics(
     values: Mapping[str, float],
-    trained: Sequence[Trajectory],
+    trained: np.ndarray,
     rollout: Mapping[str, float],
     phases: Mapping[str, float],
     seconds: float,
@@ -133,46 +125,61 @@ def step_metrics(
     """
     metrics = dict(values) | {"time/step": seconds}
     metrics |= {f"time/{name}": spent for name, spent in phases.items()}
-    metrics["throughput/train_tokens_per_s"] = sum(t.tokens for t in trained) / phases["train"]
+    metrics["throughput/train_tokens_per_s"] = float(trained["tokens"].sum()) / phases["train"]
     if rollout:
         metrics["throughput/rollout_tokens_per_s"] = rollout["completions/tokens"] / phases["rollout"]
     return metrics | dict(rollout)
 
 
-def _reward_columns(trajectories: Sequence[Trajectory], prefix: str, *, deviation: bool = True) -> dict[str, float]:
+def completion_rows(
+    rollout: Rollout, experience: Experience, rewards: Sequence[str], row_at: Callable[[int], Row]
+) -> Iterator[dict[str, object]]:
+    """What is kept for people of this rank's completions, in the order of their keys.
+
+    Those that are carried over are written with the rollout that uses them.
+
+    Args:
+        row_at: gives the row of the data set that completions of a position answer.
+    """
+    used = dict(zip(keys_of(experience.table), experience.table["advantage"].tolist(), strict=True))
+    later = set(keys_of(rollout.surplus))
+    for key in sorted(rollout.scored.keys() - later):
+        scored, row, sample = rollout.scored[key], row_at(key.position), rollout.scored[key].sample
+        yield {
+            "prompt_id": row.prompt_id,
+            "position": key.position,
+            "sample": key.sample,
+            "messages": row.messages,
+            "completion": scored.text,
+            "reward": scored.reward,
+            "rewards": {name: scored.rewards.get(name) for name in rewards},
+            "failures": scored.failures,
+            "advantage": used.get(key),
+            "dropped": key not in used,
+            "tokens": len(sample.logprobs),
+            "finish_reason": sample.reason,
+            "mean_rollout_logprob": float(sample.logprobs.mean()) if len(sample.logprobs) else None,
+            "weight_version": int(sample.versions.min()) if len(sample.versions) else None,
+        }
+
+
+def _reward_columns(
+    table: np.ndarray, rewards: Sequence[str], prefix: str, *, deviation: bool = True
+) -> dict[str, float]:
     metrics = {}
-    for name in trajectories[0].rewards:
-        values = [value for t in trajectories if (value := t.rewards[name]) is not None]
-        if values:
-            metrics[f"{prefix}/{name}/mean"] = fmean(values)
-        if values and deviation:
-            metrics[f"{prefix}/{name}/std"] = pstdev(values)
+    for name, column in zip(rewards, table["rewards"].T, strict=True):
+        values = column[~np.isnan(column)]
+        if len(values):
+            metrics[f"{prefix}/{name}/mean"] = float(values.mean())
+        if len(values) and deviation:
+            metrics[f"{prefix}/{name}/std"] = float(values.std())
     return metrics
 
 
-def _reward_failures(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+def _reward_failures(table: np.ndarray, rewards: Sequence[str]) -> dict[str, float]:
     """Per reward function, completions that it failed on, and those of them that ran out of time."""
     metrics = {}
-    for name in trajectories[0].rewards:
-        kinds = [t.failures[name].partition(":")[0] for t in trajectories if name in t.failures]
-        metrics[f"rewards/{name}/failures"] = float(len(kinds))
-        metrics[f"rewards/{name}/timeouts"] = float(kinds.count("timeout"))
+    for name, kinds in zip(rewards, table["failures"].T, strict=True):
+        metrics[f"rewards/{name}/failures"] = float((kinds > 0).sum())
+        metrics[f"rewards/{name}/timeouts"] = float((kinds == FAILURES.index("timeout")).sum())
     return metrics
-
-
-def _completion_row(t: Trajectory, row: Row, dropped: bool) -> dict[str, object]:
-    return {
-        "prompt_id": t.prompt_id,
-        "sample": t.sample,
-        "messages": row.messages,
-        "completion": t.text,
-        "reward": t.reward,
-        "rewards": t.rewards,
-        "failures": t.failures,
-        "advantage": None if dropped else t.advantage,
-        "dropped": dropped,
-        "tokens": len(t.response_tokens),
-        "finish_reason": t.finish_reason,
-        "mean_rollout_logprob": fmean(t.rollout_logprobs),
-        "weight_version": t.weight_version,
-    }

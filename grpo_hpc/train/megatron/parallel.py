@@ -11,13 +11,15 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch import Tensor
 
 from grpo_hpc.config import RunConfig
+from grpo_hpc.control import Control
 from grpo_hpc.models.attention import PackedSequences
 from grpo_hpc.models.flops import sequence_cost
-from grpo_hpc.models.shape import read_shape
+from grpo_hpc.models.read_shape import read_shape
 from grpo_hpc.train.megatron.expert_options import router_options
 from grpo_hpc.train.megatron.platform import Platform
 from grpo_hpc.train.micro_batches import PackedBatch
 from grpo_hpc.train.packing import Packing, RowLayout
+from grpo_hpc.train.rollout_files import Place
 
 
 def init_model_parallel(cfg: RunConfig, platform: Platform) -> None:
@@ -62,6 +64,13 @@ def packing_of(cfg: RunConfig) -> Packing:
     multiple = cfg.parallel.pipeline_model_parallel_size if interleaved else 1
     cost = sequence_cost(read_shape(cfg.model.path))
     return Packing(cfg.batch.micro_batch_size, cost, cfg.batch.max_tokens_per_micro_batch, layout, multiple)
+
+
+def place_of(control: Control) -> Place:
+    """This rank among those that write; asks Megatron for its place."""
+    last = bool(mpu.is_pipeline_last_stage())
+    first = mpu.get_tensor_model_parallel_rank() == mpu.get_context_parallel_rank() == 0
+    return Place(control.rank, control.size, speaks=last and first, last_stage=last)
 
 
 def packed_sequences(batch: PackedBatch) -> PackedSequences:

@@ -13,7 +13,7 @@ import pytest
 from grpo_hpc.errors import ConfigError, RewardError
 from grpo_hpc.rewards.judge import Judge
 from grpo_hpc.rewards.registry import check_names
-from grpo_hpc.rewards.runner import RewardPools
+from grpo_hpc.rewards.runner import RewardRunner
 from grpo_hpc.rewards.worker_pool import Task
 
 KEY = "k-0123456789"
@@ -83,7 +83,7 @@ def test_slow_failing_and_garbage_answers_through_the_pool(server, monkeypatch):
     given |= {"api_key_env": "JUDGE_KEY", "concurrency": 4, "retries": 1}
     texts = ["slow", "fine", "once", "down", "garbage", "far", "html", "refused", *(f"more {n}" for n in range(12))]
     offered = {"prompts": [[{"role": "user", "content": "2 + 2"}]], "answer": ["4"]}
-    pools = RewardPools(["taste=judge"], {"taste": given}, {}, timeout=3.0)
+    pools = RewardRunner(["taste=judge"], {"taste": given}, {}, timeout=3.0)
     try:
         outcomes = pools.run([Task("taste", offered | {"completions": [text]}) for text in texts])
     finally:

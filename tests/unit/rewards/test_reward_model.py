@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 from grpo_hpc.errors import ConfigError, EnvironmentProblem  # noqa: E402
 from grpo_hpc.rewards.classifier import Classifier  # noqa: E402
 from grpo_hpc.rewards.registry import check_names, resolve  # noqa: E402
-from grpo_hpc.rewards.runner import RewardPools  # noqa: E402
+from grpo_hpc.rewards.runner import RewardRunner  # noqa: E402
 from grpo_hpc.rewards.worker_pool import Task  # noqa: E402
 
 PAGE = (Path(__file__).parents[3] / "docs" / "rewards.md").read_text()
@@ -133,7 +133,7 @@ def test_plugins_in_processes_of_their_own(folder, tmp_path):
     def tasks(column, *texts):
         return [Task(column, offered | {"completions": [text]}) for text in texts]
 
-    pools = RewardPools(names, given, {}, timeout=30.0)
+    pools = RewardRunner(names, given, {}, timeout=30.0)
     counted = ["4", "bad", "5", "4", "4", "4", "4"]
     try:
         pools.start()

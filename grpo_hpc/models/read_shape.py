@@ -1,0 +1,61 @@
+"""The shape of a model from its Hugging Face ``config.json``, in the words of its family. Free of torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.families import family
+from grpo_hpc.models.shape import ModelShape
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The configuration of a model folder, or of a ``config.json`` file.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    file = Path(path)
+    file = file / "config.json" if file.is_dir() else file
+    try:
+        config = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no model configuration at {file}") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} holds a {type(config).__name__}, not a model configuration")
+    return config
+
+
+def read_shape(path: str | Path) -> ModelShape:
+    """The shape of a model folder, or of a ``config.json`` file.
+
+    Raises:
+        CheckpointError: there is no readable configuration, or the family or one of its options is not supported.
+    """
+    config = read_config(path)
+    try:
+        return shape_of(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"the configuration of {path}: {error.message}", error.hint) from error
+
+
+def shape_of(config: dict[str, Any]) -> ModelShape:
+    """The shape that a Hugging Face configuration describes (see :func:`read_shape`)."""
+    described = family(config.get("model_type", ""))
+    try:
+        shape = described.read(config)
+    except KeyError as error:
+        raise CheckpointError(f"{error.args[0]!r} is missing") from error
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"a size is not a positive number: {error}") from error
+    for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_position"):
+        size = getattr(shape, name)
+        if not isinstance(size, int) or size < 1:
+            raise CheckpointError(f"{name} is {size!r}, not a positive number")
+    if shape.heads % shape.kv_heads:
+        raise CheckpointError(f"{shape.heads} query heads cannot share {shape.kv_heads} key/value heads evenly")
+    return shape

@@ -1,0 +1,208 @@
+"""What travels from sampling to training: a completion's tokens as a :class:`Sample`, and its summary for every rank.
+
+A sample is one flat sequence of token ids with a mask of what the policy sampled in it, so several turns, foreign
+tokens between them and several weight versions fit into it. Its arrays, the *payload*, are made once, never changed,
+and travel once: to the rank that trains it. What all ranks must know of it to agree about advantages, weights and who
+trains what is a row of numbers, its *summary*.
+
+Shapes: T tokens, n of them sampled, L layers with experts, k experts per token, B completions, F reward functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from grpo_hpc.errors import RolloutError
+
+REASONS = ("stop", "length", "repetition", "abort", "error")
+"""Why an engine stopped; a summary holds the place in this list."""
+
+LENGTH = REASONS.index("length")
+_ENDED = REASONS.index("abort")  # what comes before it is an answer
+
+FAILURES = ("", "error", "timeout", "killed")
+"""What became of a reward function on a completion; a summary holds the place in this list."""
+
+
+class Key(NamedTuple):
+    """What names a sample within a run.
+
+    Attributes:
+        position: place of its prompt in the endless sample order. Samples of one position are a group.
+        sample: number of the completion within its group.
+        branch: above 0 where one completion became several sequences.
+    """
+
+    position: int
+    sample: int
+    branch: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One token sequence and what the engine said of it; read-only arrays.
+
+    Attributes:
+        tokens: int32 [T], as they went into the engine and came out of it, never tokenised again.
+        mask: bool [T], what the policy sampled. The first token is never sampled.
+        logprobs: float32 [n], the engine's log-probability of each sampled token.
+        versions: int32 [n], optimizer steps behind the weights that each of them was sampled with.
+        turns: int32 [turns, 2]: sampled tokens up to the end of a turn, and why it ended (place in ``REASONS``).
+        routing: uint8 or int16 [T - 1, L * k], experts that each token but the last went to; [0, 0] if not recorded.
+
+    Raises:
+        RolloutError: the arrays do not fit together.
+    """
+
+    key: Key
+    tokens: np.ndarray
+    mask: np.ndarray
+    logprobs: np.ndarray
+    versions: np.ndarray
+    turns: np.ndarray
+    routing: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
+
+    def __post_init__(self) -> None:
+        count, sampled = len(self.tokens), int(self.mask.sum())
+        told = {"mask": (len(self.mask), count), "log-probabilities": (len(self.logprobs), sampled)}
+        told["versions"] = len(self.versions), sampled
+        told["turns"] = (int(self.turns[-1, 0]) if len(self.turns) else 0), sampled
+        if self.routing.size:
+            told["routing"] = len(self.routing), count - 1
+        for name, (length, wanted) in told.items():
+            if length != wanted:
+                raise RolloutError(f"completion {tuple(self.key)}: {name} for {length} tokens where there are {wanted}")
+        if count and self.mask[0]:
+            raise RolloutError(
+                f"completion {tuple(self.key)} begins with a sampled token: nothing was there to sample from"
+            )
+        for name, _ in _ARRAYS:
+            getattr(self, name).flags.writeable = False
+
+    @classmethod
+    def single_turn(
+        cls,
+        key: Key,
+        prompt: np.ndarray,
+        response: np.ndarray,
+        logprobs: np.ndarray,
+        version: int,
+        reason: str,
+        routing: np.ndarray | None = None,
+    ) -> Sample:
+        """One answer to one prompt. Of ``routing`` the first T - 1 rows count."""
+        tokens = np.concatenate([prompt, response]).astype(np.int32)
+        mask = np.zeros(len(tokens), bool)
+        mask[len(prompt) :] = True
+        end = REASONS.index(reason) if reason in REASONS else REASONS.index("error")
+        arrays = (
+            np.asarray(logprobs, np.float32),
+            np.full(len(response), version, np.int32),
+            np.array([[len(response), end]], np.int32),
+        )
+        if routing is None:
+            return cls(key, tokens, mask, *arrays)
+        return cls(key, tokens, mask, *arrays, routing[: len(tokens) - 1])
+
+    @property
+    def response(self) -> np.ndarray:
+        """The sampled tokens, int32 [n]."""
+        return self.tokens[self.mask]
+
+    @property
+    def end(self) -> int:
+        """Why the last turn ended: place in ``REASONS``."""
+        return int(self.turns[-1, 1])
+
+    @property
+    def reason(self) -> str:
+        """Why the last turn ended."""
+        return REASONS[self.end]
+
+    @property
+    def answers(self) -> bool:
+        """Whether it can be scored and learnt from: the engine gave it up neither before nor after its first token."""
+        return self.end < _ENDED and len(self.logprobs) > 0
+
+    def payload(self) -> bytes:
+        """All arrays, one after another; :func:`from_payload` reads them."""
+        return b"".join(np.ascontiguousarray(getattr(self, name)).tobytes() for name, _ in _ARRAYS)
+
+
+# in this order within a payload: the widest first, so that each begins where its type allows
+_ARRAYS = (
+    ("tokens", np.int32),
+    ("logprobs", np.float32),
+    ("versions", np.int32),
+    ("turns", np.int32),
+    ("routing", None),
+    ("mask", np.bool_),
+)
+
+
+def summary_type(rewards: int) -> np.dtype:
+    """The type of a row of summaries with ``rewards`` reward functions.
+
+    Fields: ``position``, ``sample``, ``branch`` (the key), ``tokens`` (T), ``sampled`` (n), ``turns``, ``routing``
+    (L * k) and ``wide`` (bytes of each such number), ``oldest`` and ``newest`` weight version, ``end`` (place in
+    ``REASONS``), ``answers``, ``owner`` (the rank that holds the payload), ``reward`` (NaN without a score),
+    ``rewards`` [F], ``failures`` [F] (place in ``FAILURES``). What follows from them is worked out on every rank
+    alike: ``advantage`` and ``token_weight``, that of each of its tokens in the loss of its optimizer step.
+    """
+    counts = ("sample", "branch", "tokens", "sampled", "turns", "routing", "oldest", "newest", "owner")
+    return np.dtype(
+        [("position", "<i8")]
+        + [(name, "<i4") for name in counts]
+        + [("wide", "u1"), ("end", "u1"), ("answers", "?")]
+        + [(name, "<f8") for name in ("reward", "advantage", "token_weight")]
+        + [("rewards", "<f8", (rewards,)), ("failures", "u1", (rewards,))]
+    )
+
+
+def summaries(samples: Sequence[Sample], owner: int, rewards: int = 0) -> np.ndarray:
+    """Summaries of ``samples`` that lie on the rank ``owner``, without any score: [B]."""
+    table = np.zeros(len(samples), summary_type(rewards))
+    for row, s in zip(table, samples, strict=True):
+        row["position"], row["sample"], row["branch"] = s.key
+        row["tokens"], row["sampled"], row["turns"] = len(s.tokens), len(s.logprobs), len(s.turns)
+        row["routing"], row["wide"] = s.routing.shape[1], s.routing.itemsize
+        row["oldest"], row["newest"] = (s.versions.min(), s.versions.max()) if len(s.versions) else (0, 0)
+        row["end"], row["answers"] = s.end, s.answers
+    table["owner"], table["reward"], table["rewards"], table["token_weight"] = owner, np.nan, np.nan, 1.0
+    return table
+
+
+def keys_of(table: np.ndarray) -> list[Key]:
+    """The keys of some summaries."""
+    return [Key(*row) for row in zip(*(table[name].tolist() for name in Key._fields), strict=True)]
+
+
+def in_order(table: np.ndarray) -> np.ndarray:
+    """``table`` ordered by key."""
+    return table[np.lexsort((table["branch"], table["sample"], table["position"]))]
+
+
+def payload_bytes(table: np.ndarray) -> np.ndarray:
+    """Bytes of each payload: int64 [B]."""
+    tokens = table["tokens"].astype(np.int64)
+    routing = np.where(table["routing"] > 0, (tokens - 1) * table["routing"] * table["wide"], 0)
+    return 5 * tokens + 8 * table["sampled"] + 8 * table["turns"] + routing
+
+
+def from_payload(row: np.ndarray, payload: memoryview | bytes) -> Sample:
+    """The sample that ``row`` summarises, as views of ``payload``."""
+    tokens, sampled, turns, width = (int(row[name]) for name in ("tokens", "sampled", "turns", "routing"))
+    routing = (tokens - 1, width) if width else (0, 0)
+    shapes = {"tokens": (tokens,), "logprobs": (sampled,), "versions": (sampled,), "turns": (turns, 2)}
+    shapes |= {"routing": routing, "mask": (tokens,)}
+    arrays, at = {}, 0
+    for name, dtype in _ARRAYS:
+        kind = np.dtype(dtype or {1: np.uint8, 2: np.int16}[int(row["wide"])])
+        count = int(np.prod(shapes[name]))
+        arrays[name] = np.frombuffer(payload, kind, count, at).reshape(shapes[name])
+        at += count * kind.itemsize
+    return Sample(Key(*(int(row[name]) for name in Key._fields)), **arrays)

@@ -1,0 +1,97 @@
+"""A rollout while optimizer steps are made from it: summaries on every rank, payloads where they are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from grpo_hpc.rollout.sample import Key, Sample, keys_of
+from grpo_hpc.train.micro_batches import PackedBatch, pack
+from grpo_hpc.train.packing import RowLayout
+
+Dealt = list[list[np.ndarray]]
+"""Who trains what in one optimizer step: by data-parallel rank and micro-batch, rows of the table of summaries."""
+
+
+@dataclass
+class Experience:
+    """What a rollout left to train on.
+
+    Attributes:
+        table: summaries of its completions in sampling order, the same on every rank.
+        steps: of each optimizer step in a pass over the rollout.
+        samples: what this rank's replica trains.
+        used: optimizer steps made so far.
+        old: log-probabilities of ``samples`` before the first of these steps, float32 [n]; None where none are needed,
+            and where they are not known: but on the last pipeline stage.
+        ref: the same of the reference policy.
+        routing: experts that their tokens went to in the pass that computed ``old``; None where it was not recorded.
+    """
+
+    table: np.ndarray
+    steps: list[Dealt]
+    samples: dict[Key, Sample]
+    used: int = 0
+    old: dict[Key, np.ndarray] | None = None
+    ref: dict[Key, np.ndarray] | None = None
+    routing: dict[Key, np.ndarray] | None = None
+
+    @property
+    def number(self) -> int:
+        """Which step of a pass comes next."""
+        return self.used % len(self.steps)
+
+    def pack(
+        self, rows: np.ndarray, device: torch.device, layout: RowLayout, advantages: np.ndarray | None = None
+    ) -> PackedBatch:
+        """The micro-batch of ``rows`` of the table; ``advantages`` [B] stand in for those of the table.
+
+        Raises:
+            ValueError: something is known of some completions of the rollout and not of one of these.
+        """
+        keys = keys_of(self.table[rows])
+        samples = [self.samples[key] for key in keys]
+        told = self.routing if not samples[0].routing.size else {key: self.samples[key].routing for key in keys}
+        return pack(
+            samples,
+            (self.table["advantage"] if advantages is None else advantages)[rows].tolist(),
+            self.table["token_weight"][rows].tolist(),
+            device,
+            layout,
+            old=_known(self.old, keys, "old log-probabilities"),
+            ref=_known(self.ref, keys, "reference log-probabilities"),
+            routing=_known(told, keys, "recorded routing"),
+        )
+
+
+def _known(values: Mapping[Key, np.ndarray] | None, keys: Sequence[Key], what: str) -> list[np.ndarray] | None:
+    if values is None:
+        return None
+    if missing := [key for key in keys if key not in values]:
+        raise ValueError(f"completion {tuple(missing[0])} has no {what}, but others of its rollout have")
+    return [values[key] for key in keys]
+
+
+def by_key(table: np.ndarray, rows: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> dict[Key, np.ndarray]:
+    """Values of sampled tokens, [N] for each micro-batch of ``rows``, cut into those of each completion."""
+    found: dict[Key, np.ndarray] = {}
+    for chosen, value in zip(rows, values, strict=True):
+        bounds = np.concatenate([[0], table["sampled"][chosen].cumsum()]).tolist()
+        found |= {key: value[a:b] for key, (a, b) in zip(keys_of(table[chosen]), pairwise(bounds), strict=True)}
+    return found
+
+
+def trained_rows(dealt: Dealt) -> np.ndarray:
+    """Rows of the table that go through forward and backward, on all ranks."""
+    return np.concatenate([rows for mine in dealt for rows in mine])
+
+
+def who_trains_what(table: np.ndarray, steps: Sequence[Dealt]) -> tuple[np.ndarray, np.ndarray]:
+    """Summaries of all that is trained, and the data-parallel rank of each."""
+    shares = [np.concatenate(mine) for dealt in steps for mine in dealt]
+    ranks = [rank for dealt in steps for rank in range(len(dealt))]
+    return table[np.concatenate(shares)], np.repeat(ranks, [len(share) for share in shares])
