@@ -26,7 +26,7 @@ def token_weights(denominator: Denominator, lengths: Sequence[int], kept: Sequen
         longest: ``max_completion_length``.
     """
     if denominator == "samples":
-        each = [1.0 / (len(lengths) * length) for length in lengths]
+        each = [1.0 / (len(lengths) * max(length, 1)) for length in lengths]
     elif denominator == "constant":
         each = [1.0 / (len(lengths) * longest)] * len(lengths)
     else:

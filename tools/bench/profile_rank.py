@@ -6,7 +6,6 @@ import cProfile
 import io
 import json
 import pstats
-import random
 import sys
 import tempfile
 import time
@@ -24,25 +23,25 @@ def main(run: str, found: Path, keys: list[str]) -> None:
     from grpo_hpc.config import load_run
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.train.credit import set_token_weights
+    from grpo_hpc.train.experience import Experience
     from grpo_hpc.train.megatron.parallel import init_model_parallel, packing_of
     from grpo_hpc.train.megatron.platform import make_platform
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
-    from grpo_hpc.train.micro_batches import pack
 
     cfg = load_run(run, keys)
     plan, platform = schedule(cfg), make_platform(cfg.resources.device)
     platform.init_distributed()
     init_model_parallel(cfg, platform)
     policy, packing = TrainedPolicy(cfg, platform), packing_of(cfg)
-    completions = random_completions(cfg, plan.global_batch_size)
-    set_token_weights(cfg, plan, completions)
+    experience = Experience(*random_completions(cfg, plan.global_batch_size))
+    set_token_weights(cfg, plan, experience.table)
 
     def step() -> dict[str, float]:
         dist.barrier()
         platform.synchronize()
         began = time.perf_counter()
-        mine = packing.deal(completions, plan.dp)[mpu.get_data_parallel_rank()]
-        batches = [pack(batch, platform.device, packing.layout) for batch in mine]
+        mine = packing.deal(experience.table, plan.dp)[mpu.get_data_parallel_rank()]
+        batches = [experience.pack(rows, platform.device, packing.layout) for rows in mine]
         packed = time.perf_counter()
         policy.update(batches)
         platform.synchronize()
@@ -68,30 +67,26 @@ def main(run: str, found: Path, keys: list[str]) -> None:
         dist.destroy_process_group()
 
 
-def random_completions(cfg: Any, count: int) -> list[Any]:
-    """Completions of full length, the same on every rank."""
-    from grpo_hpc.rollout.trajectory import Trajectory
+def random_completions(cfg: Any, count: int) -> tuple[Any, list[Any], dict[Any, Any]]:
+    """Summaries, steps and samples of completions of full length, the same on every rank."""
+    import numpy as np
 
-    rng = random.Random(0)
+    from grpo_hpc.rollout.sample import Key, Sample, summaries
+
+    rng = np.random.default_rng(0)
     completion = cfg.rollout.max_completion_length
     prompt = cfg.rollout.vllm_max_model_len - completion
     words = json.loads((Path(cfg.model.path) / "config.json").read_text())["vocab_size"]
 
-    def one(number: int) -> Trajectory:
-        return Trajectory(
-            prompt_id=str(number // 8),
-            position=number // 8,
-            sample=number % 8,
-            prompt_tokens=[rng.randrange(2, words) for _ in range(prompt)],
-            response_tokens=[rng.randrange(2, words) for _ in range(completion)],
-            rollout_logprobs=[-8.0] * completion,
-            finish_reason="length",
-            weight_version=0,
-            text="",
-            advantage=rng.uniform(-1, 1),
-        )
+    def one(number: int) -> Sample:
+        tokens, logprobs = rng.integers(2, words, prompt + completion), np.full(completion, -8.0)
+        key = Key(number // 8, number % 8)
+        return Sample.single_turn(key, tokens[:prompt], tokens[prompt:], logprobs, 0, "length")
 
-    return [one(number) for number in range(count)]
+    samples = [one(number) for number in range(count)]
+    table = summaries(samples, 0)
+    table["advantage"] = rng.uniform(-1, 1, count)
+    return table, [], {sample.key: sample for sample in samples}
 
 
 def busy(events: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,14 +6,16 @@ OUTPUT/<name>.json holds the metrics of both and how far the weights moved.
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from grpo_hpc.config import RunConfig
-from grpo_hpc.train.rollout_source import Rollout
+from grpo_hpc.train.rollout_source import Rollout, RolloutSource
 from grpo_hpc.train.step_metrics import Reporter
 
 
@@ -30,13 +32,21 @@ class Recorder(Reporter):
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         self.steps[step] = dict(metrics)
 
-    def completions(self, step: int, rollout: Rollout, rows: Mapping) -> None:
-        used = {t.position for t in rollout.used}
-        later = {t.position for t in rollout.surplus}
-        self.groups.append(sorted(used))
-        self.carried.append(sorted(later))
-        self.dropped.append(sorted({t.position for t in rollout.sampled} - used - later))
-        assert all(rows[t.position].prompt_id == t.prompt_id for t in rollout.used + rollout.sampled)
+    def completions(self, step: int, members: Sequence[bytes]) -> None:
+        rows = [json.loads(row) for part in members for row in gzip.decompress(part).splitlines()]
+        self.groups.append(sorted({row["position"] for row in rows if not row["dropped"]}))
+        self.dropped.append(sorted({row["position"] for row in rows if row["dropped"]}))
+
+    def watch(self, source: RolloutSource) -> None:
+        """Write down what is carried over, too."""
+        real = source.next
+
+        def following(*args: Any) -> Rollout:
+            rollout = real(*args)
+            self.carried.append(sorted(set(rollout.surplus["position"].tolist())))
+            return rollout
+
+        source.next = following
 
     def message(self, text: str) -> None:
         self.messages.append(text)
@@ -64,37 +74,46 @@ def main() -> None:
 
 def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None):
     """Train from the start, or from the checkpoint after ``begin`` steps; what was reported and how far it moved."""
+    from gradients import files_of, made_step
+
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.data.rows import read_rows
     from grpo_hpc.rollout.collect import Collector, Tokenizer, fitting_rows, start_rewards
     from grpo_hpc.rollout.residency import Residency
-    from grpo_hpc.train import checkpoints
     from grpo_hpc.train.checkpoints import TrainerState
     from grpo_hpc.train.colocation import Colocation
+    from grpo_hpc.train.entry import _Read, _reference_scores
     from grpo_hpc.train.loop import Parts, Trainer
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy, build_model
-    from grpo_hpc.train.watch import PhaseClock, StopRequest
+    from grpo_hpc.train.watch import StopRequest
 
     engine.version = None  # the weights of the last run are not this one's
     tokenizer, policy = Tokenizer(cfg.model.path), TrainedPolicy(cfg, platform)
     reference = [chunk.eval() for chunk in build_model(cfg, platform)] if cfg.algorithm.beta else None
-    state = TrainerState()
+    step = made_step(cfg, platform, policy, _reference_scores(cfg, policy, reference, platform))
+    control, place, clock, state = step._control, step._scorer._place, step._clock, TrainerState()
     if begin is not None:
         moving = reference if cfg.algorithm.sync_ref_model else None
-        state = checkpoints.load(checkpoints / f"step_{begin:08d}", policy, platform, moving)
+        state = files_of(step).load(checkpoints / f"step_{begin:08d}", policy, platform, reference=moving)
     before = {name: value.clone() for name, value in policy.exporter.tensors()}
-    recorder, clock = Recorder(), PhaseClock(platform, None)
+    recorder = Recorder()
     colocation = Colocation(Residency(), platform, policy, reference or (), clock)
     colocation.attach(engine)
+    collector = Collector(cfg, engine, tokenizer, start_rewards(cfg), control)
+    prompts = _Read(fitting_rows(read_rows(cfg.data.train), tokenizer, 40)[0], tokenizer)
+    source = RolloutSource(cfg, schedule(cfg), collector, prompts, clock)
+    recorder.watch(source)
     parts = Parts(
         policy=policy,
         reference=reference,
         engine=engine,
         colocation=colocation,
-        collector=Collector(cfg, engine, tokenizer, start_rewards(cfg)),
-        tokenizer=tokenizer,
-        rows=fitting_rows(read_rows(cfg.data.train), tokenizer, 40)[0],
-        eval_rows=[],
+        collector=collector,
+        source=source,
+        step=step,
+        eval_prompts=None,
+        control=control,
+        place=place,
         clock=clock,
         stop=StopRequest(checkpoints / "stop", platform),
         reporter=recorder,

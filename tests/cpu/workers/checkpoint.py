@@ -6,39 +6,95 @@ Arguments: output folder, run files for this number of ranks. Prints what differ
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from gradients import my_share, packed, trajectories
+import numpy as np
+import torch.distributed as dist
+from gradients import begun, completions, files_of, made_step, my_share, packed
 from onlayouts import each_layout
+
+from grpo_hpc.rollout.collect import Collected, Scored
+from grpo_hpc.rollout.sample import Key
 
 
 def main() -> None:
     import torch
 
     from grpo_hpc.config.batch import schedule
-    from grpo_hpc.train import checkpoints
     from grpo_hpc.train.checkpoints import TrainerState
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     folder = Path(sys.argv[1])
     for cfg, platform in each_layout(sys.argv[2:]):
         plan = schedule(cfg)
-        everything = trajectories(plan.global_batch_size, plan.num_generations)
-        batches = packed(cfg, my_share(cfg, everything), platform)
+        everything = completions(plan.global_batch_size, plan.num_generations)
+        batches = packed(cfg, my_share(cfg, everything), platform, everything)
 
         policy = TrainedPolicy(cfg, platform)
         for _ in range(2):
             policy.update(batches)
-        half_used = TrainerState(step=2, rollout=everything[:3], rollout_used=1, surplus=everything[3:5])
-        saved = checkpoints.save(folder / cfg.name, policy, half_used, platform)
+        step = made_step(cfg, platform, policy)
+        files, experience = files_of(step), begun(step, everything)
+        experience.used, experience.old, experience.ref = 1, logprobs(experience, 1.0), logprobs(experience, 2.0)
+        half_used = TrainerState(step=2, position=7, experience=experience, carried=carried(everything))
+        saved = files.save(folder / cfg.name, policy, half_used, platform)
         resumed = TrainedPolicy(cfg, platform)
-        state = checkpoints.load(saved, resumed, platform)
-        assert state == half_used
+        state = files.load(saved, resumed, platform)
+        assert (state.step, state.position) == (2, 7)
+        assert_same(state.experience, experience)
+        assert np.array_equal(state.carried.table, half_used.carried.table)
+        assert_same_samples(state.carried.samples, half_used.carried.samples)
+        assert all(s.text == f"text {k.sample}" for k, s in state.carried.scored.items())
         for step in (3, 4):
             before, after = policy.update(batches), resumed.update(batches)
             assert before == after, f"step {step} of {cfg.name}: {before} and {after}"
             for (name, one), (_, other) in zip(policy.exporter.tensors(), resumed.exporter.tensors(), strict=True):
                 assert torch.equal(one, other), f"{name} after step {step} of {cfg.name}: {(one - other).abs().max()}"
+
+
+def logprobs(experience, value):
+    """Some for every completion of this rank, where they are used: on the last stage."""
+    from megatron.core import parallel_state as mpu
+
+    if not mpu.is_pipeline_last_stage():
+        return None
+    return {
+        k: np.full(len(s.logprobs), value * k.position + k.sample, np.float32) for k, s in experience.samples.items()
+    }
+
+
+def carried(everything):
+    """Five completions that dynamic sampling has left over, some on every rank."""
+    table = everything.table[3:8].copy()
+    table["position"] += 100
+    table["owner"] = np.arange(5) % dist.get_world_size()
+    scored = {}
+    for row in table[table["owner"] == dist.get_rank()]:
+        key = Key(int(row["position"]) - 100, int(row["sample"]))
+        sample = replace(everything.samples[key], key=Key(key.position + 100, key.sample))
+        scored[sample.key] = Scored(sample, f"text {key.sample}", failures={"one": "error: no"})
+    return Collected(table, scored)
+
+
+def assert_same(found, want):
+    assert np.array_equal(found.table, want.table) and found.used == want.used
+    assert all(map(np.array_equal, batches_of(found), batches_of(want)))
+    assert_same_samples(found.samples, want.samples)
+    for name in ("old", "ref", "routing"):
+        one, other = getattr(found, name), getattr(want, name)
+        assert (one is None) == (other is None), name
+        assert one is None or all(np.array_equal(one[key], value) for key, value in other.items()), name
+
+
+def batches_of(experience):
+    return [rows for dealt in experience.steps for mine in dealt for rows in mine]
+
+
+def assert_same_samples(found, want):
+    assert found.keys() == want.keys()
+    for key, sample in want.items():
+        assert all(np.array_equal(value, getattr(found[key], name)) for name, value in vars(sample).items()), key
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One optimizer step on fixed trajectories: loss, every gradient and every updated weight, as Hugging Face tensors.
+"""One optimizer step on fixed completions: loss, every gradient and every updated weight, as Hugging Face tensors.
 
 Arguments: output folder, run files for this number of ranks, one layout after another. Each gives
 OUTPUT/<name>.safetensors, which must not depend on the layout.
@@ -8,72 +8,138 @@ from __future__ import annotations
 
 import random
 import sys
+from datetime import timedelta
 from typing import Any
 
-import torch
+import numpy as np
 from onlayouts import each_layout
 from torch import Tensor
 
 from grpo_hpc.config import RunConfig
-from grpo_hpc.rollout.trajectory import Trajectory
+from grpo_hpc.control import Control
+from grpo_hpc.rollout.sample import Key, Sample, keys_of, summaries
+from grpo_hpc.train.experience import Experience, by_key
 from grpo_hpc.train.megatron.platform import Platform
 from grpo_hpc.train.micro_batches import PackedBatch
 
+Share = list[np.ndarray]
+"""Micro-batches of one rank: rows of the table."""
 
-def trajectories(count: int, group: int) -> list[Trajectory]:
-    """Random completions of random lengths, the same on every rank."""
+
+def completions(count: int, group: int) -> Experience:
+    """Random completions of random lengths with random advantages, all of them on every rank; not dealt yet."""
     rng = random.Random(7)
-    made = []
+    samples, advantages = [], []
     for number in range(count):
         length = rng.randint(2, 14)
         logprobs = [-rng.random() * 6 for _ in range(length)]
-        made.append(
-            Trajectory(
-                prompt_id=str(number // group),
-                position=number // group,
-                sample=number % group,
-                prompt_tokens=[rng.randrange(256) for _ in range(rng.randint(3, 9))],
-                response_tokens=[rng.randrange(263) for _ in range(length)],
-                rollout_logprobs=logprobs,
-                finish_reason="stop",
-                weight_version=0,
-                text="",
-                advantage=rng.uniform(-2, 2),
-            )
-        )
-    return made
+        prompt = [rng.randrange(256) for _ in range(rng.randint(3, 9))]
+        response = [rng.randrange(263) for _ in range(length)]
+        key = Key(number // group, number % group)
+        samples.append(Sample.single_turn(key, np.array(prompt), np.array(response), np.array(logprobs), 0, "stop"))
+        advantages.append(rng.uniform(-2, 2))
+    table = summaries(samples, 0, 1)
+    table["advantage"] = advantages
+    return Experience(table, [], {sample.key: sample for sample in samples})
 
 
-def move_off_policy(scores: list[Tensor], mine: list[Trajectory]) -> None:
+def sampled(requests: Any, answers: Any, version: int = 0) -> Experience:
+    """What an engine gave, each request a group of its own."""
+    samples = [
+        Sample.single_turn(Key(n, 0), request.prompt_tokens, c.tokens, c.logprobs, version, c.finish_reason)
+        for n, (request, c) in enumerate(zip(requests, answers, strict=True))
+    ]
+    return Experience(summaries(samples, 0, 1), [], {sample.key: sample for sample in samples})
+
+
+def everybodys(mine: Any) -> list[Any]:
+    """What every rank has, on every rank."""
+    import torch.distributed as dist
+
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    return parts
+
+
+def move_off_policy(scores: list[Tensor], share: Share, experience: Experience) -> None:
     """Old and reference log-probabilities near the present ones, so that some ratios are clipped and some are not.
 
     They are known on the last pipeline stage only, and needed there only.
     """
     if not scores:
         return
-    values = iter(torch.cat(scores, dim=1)[0].tolist())
-    for t in mine:
-        rng = random.Random(f"{t.position}/{t.sample}")
-        now = [next(values) for _ in t.response_tokens]
-        t.old_logprobs = [x + rng.uniform(-0.3, 0.3) for x in now]
-        t.ref_logprobs = [x + rng.uniform(-0.5, 0.5) for x in now]
+    experience.old, experience.ref = {}, {}
+    for key, now in by_key(experience.table, share, [values[0].cpu().numpy() for values in scores]).items():
+        rng = random.Random(f"{key.position}/{key.sample}")
+        experience.old[key] = np.array([x + rng.uniform(-0.3, 0.3) for x in now.tolist()], np.float32)
+        experience.ref[key] = np.array([x + rng.uniform(-0.5, 0.5) for x in now.tolist()], np.float32)
 
 
-def my_share(cfg: RunConfig, everything: list[Trajectory]) -> list[list[Trajectory]]:
-    """This rank's micro-batches."""
+def my_share(cfg: RunConfig, experience: Experience, rows: np.ndarray | None = None) -> Share:
+    """This rank's micro-batches of all completions, or of ``rows``."""
     from megatron.core import parallel_state as mpu
 
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.train.megatron.parallel import packing_of
 
-    return packing_of(cfg).deal(everything, schedule(cfg).dp)[mpu.get_data_parallel_rank()]
+    rows = np.arange(len(experience.table)) if rows is None else rows
+    dealt = packing_of(cfg).deal(experience.table[rows], schedule(cfg).dp)
+    return [rows[batch] for batch in dealt[mpu.get_data_parallel_rank()]]
 
 
-def packed(cfg: RunConfig, mine: list[list[Trajectory]], platform: Platform) -> list[PackedBatch]:
+def packed(cfg: RunConfig, share: Share, platform: Platform, experience: Experience) -> list[PackedBatch]:
     from grpo_hpc.train.megatron.parallel import packing_of
-    from grpo_hpc.train.micro_batches import pack
 
-    return [pack(batch, platform.device, packing_of(cfg).layout) for batch in mine]
+    return [experience.pack(rows, platform.device, packing_of(cfg).layout) for rows in share]
+
+
+def made_step(cfg: RunConfig, platform: Platform, policy: Any, reference: Any = None) -> Any:
+    """A :class:`grpo_hpc.train.step.Step` on these ranks."""
+    from megatron.core import parallel_state as mpu
+
+    from grpo_hpc.config.batch import schedule
+    from grpo_hpc.rollout.exchange import Exchange
+    from grpo_hpc.train.megatron.parallel import packing_of, place_of
+    from grpo_hpc.train.step import Step
+    from grpo_hpc.train.watch import PhaseClock
+
+    control = Control(timedelta(minutes=5))
+    exchange, clock = Exchange(control, mpu.get_data_parallel_rank()), PhaseClock(platform, None)
+    place = place_of(control)
+    return Step(cfg, schedule(cfg), platform, policy, reference, packing_of(cfg), exchange, control, place, clock)
+
+
+class files_of:
+    """Checkpoints as the trainer writes and reads them, with the parts of ``step``."""
+
+    def __init__(self, step: Any) -> None:
+        from grpo_hpc.train.megatron.parallel import place_of
+
+        self._step, self._control, self._place = step, step._control, place_of(step._control)
+
+    def save(self, folder: Any, policy: Any, state: Any, platform: Platform, **options: Any) -> Any:
+        from grpo_hpc.train import checkpoints
+
+        return checkpoints.save(folder, policy, state, platform, self._control, self._place, **options)
+
+    def load(self, checkpoint: Any, policy: Any, platform: Platform, **options: Any) -> Any:
+        from functools import partial
+
+        from grpo_hpc.train import checkpoints
+        from grpo_hpc.train.rollout_files import read_rollout
+
+        left = partial(read_rollout, exchange=self._step._exchange, deal=self._step.deal, place=self._place)
+        return checkpoints.load(checkpoint, policy, platform, left, **options)
+
+
+def begun(step: Any, everything: Experience) -> Experience:
+    """``everything`` as a rollout that ``step`` has completed, each rank having sampled a part of it."""
+    import torch.distributed as dist
+
+    table = everything.table.copy()
+    table["owner"] = np.arange(len(table)) % dist.get_world_size()
+    mine = keys_of(table[table["owner"] == dist.get_rank()])
+    return step.begin(table, {key: everything.samples[key] for key in mine})
 
 
 def main() -> None:
@@ -99,11 +165,11 @@ def one_step(cfg: RunConfig, platform: Platform) -> tuple[dict[str, Tensor], Any
 
     plan = schedule(cfg)
     policy = TrainedPolicy(cfg, platform)
-    everything = trajectories(plan.global_batch_size, plan.num_generations)
-    set_token_weights(cfg, plan, everything)
+    everything = completions(plan.global_batch_size, plan.num_generations)
+    set_token_weights(cfg, plan, everything.table)
     mine = my_share(cfg, everything)
-    move_off_policy(policy.scores(packed(cfg, mine, platform)), [t for batch in mine for t in batch])
-    batches = packed(cfg, mine, platform)
+    move_off_policy(policy.scores(packed(cfg, mine, platform, everything)), mine, everything)
+    batches = packed(cfg, mine, platform, everything)
 
     def gradients() -> list[tuple[str, Tensor]]:
         policy.accumulate(batches)

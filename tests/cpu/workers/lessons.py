@@ -8,7 +8,8 @@ from __future__ import annotations
 import random
 import sys
 
-from gradients import trajectories
+import numpy as np
+from gradients import begun, completions, made_step
 from onlayouts import each_layout
 
 
@@ -27,30 +28,38 @@ def main() -> None:
 def one_lesson(cfg, platform):
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.movers import HfExporter
-    from grpo_hpc.train.lessons import Lessons
-    from grpo_hpc.train.megatron.parallel import packing_of
+    from grpo_hpc.rollout.sample import LENGTH
+    from grpo_hpc.train.experience import trained_rows
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     plan = schedule(cfg)
     policy = TrainedPolicy(cfg, platform)
-    lessons = Lessons(cfg, plan, platform, policy, policy.scores, packing_of(cfg))
-    rollout = trajectories(plan.generation_batch_size, plan.num_generations)
-    for t in rollout:
-        t.reward, t.finish_reason = t.advantage, "length" if t.position % 3 == 1 and t.sample == 0 else "stop"
-    lessons.prepare(rollout)
-    for t in rollout:  # away from the present policy, so that ratios are clipped and weights bounded
-        rng = random.Random(f"{t.position}/{t.sample}")
-        now = t.old_logprobs or []
-        t.old_logprobs = [x + rng.uniform(-0.3, 0.3) for x in now]
-        t.ref_logprobs = [x + rng.uniform(-0.5, 0.5) for x in t.ref_logprobs or []]
-        t.rollout_logprobs = [x + rng.uniform(-0.3, 0.3) for x in t.old_logprobs]
-    lesson = lessons.lesson(rollout, used=plan.steps_per_generation + 1)  # the second step of the second pass
-    policy.accumulate(lessons.batches(lesson), lesson.threshold)
+    step = made_step(cfg, platform, policy, policy.scores)
+    everything = completions(plan.generation_batch_size, plan.num_generations)
+    table = everything.table
+    table["reward"] = table["advantage"]
+    table["end"][(table["position"] % 3 == 1) & (table["sample"] == 0)] = LENGTH
+    experience = begun(step, everything)
+    for key, sample in experience.samples.items():  # away from the present policy: ratios clipped, weights bounded
+        rng = random.Random(f"{key.position}/{key.sample}")
+        old = np.zeros(len(sample.logprobs), np.float32)
+        if experience.old is not None:
+            old = experience.old[key] = moved(experience.old[key], 0.3, rng)
+            experience.ref[key] = moved(experience.ref[key], 0.5, rng)
+        object.__setattr__(sample, "logprobs", moved(old, 0.3, rng))
+    experience.used = plan.steps_per_generation + 1  # the second step of the second pass
+    advantages, threshold, constant = step.settled(experience)
+    policy.accumulate(step.batches(experience, advantages), threshold)
     exporter = HfExporter(policy.chunks, platform.layer_spec, values=lambda p: p.main_grad)
     gradients = {name: value.clone().contiguous() for name, value in exporter.tensors()}
-    values = policy.update(lessons.batches(lesson), lesson.threshold)
-    values["loss"] += lesson.constant
-    return gradients, values | {"threshold": lesson.threshold, "trained": float(len(lesson.trained))}
+    values = policy.update(step.batches(experience, advantages), threshold)
+    values["loss"] += constant
+    trained = len(trained_rows(experience.steps[experience.number]))
+    return gradients, values | {"threshold": threshold, "trained": float(trained)}
+
+
+def moved(values, by, rng):
+    return np.array([x + rng.uniform(-by, by) for x in values.tolist()], np.float32)
 
 
 if __name__ == "__main__":

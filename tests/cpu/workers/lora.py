@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from gradients import gather_gradients, my_share, packed, trajectories
+from gradients import completions, files_of, gather_gradients, made_step, my_share, packed
 from onlayouts import each_layout
 
 
@@ -32,7 +32,6 @@ def two_steps(cfg, platform, folder):
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.movers import HfExporter
     from grpo_hpc.models.peft_folder import gather_adapters, write_adapter
-    from grpo_hpc.train import checkpoints
     from grpo_hpc.train.checkpoints import TrainerState
     from grpo_hpc.train.credit import set_token_weights
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
@@ -41,9 +40,9 @@ def two_steps(cfg, platform, folder):
         return gather_adapters(policy.chunks, platform.layer_spec, values)
 
     plan, policy = schedule(cfg), TrainedPolicy(cfg, platform)
-    everything = trajectories(plan.global_batch_size, plan.num_generations)
-    set_token_weights(cfg, plan, everything)
-    batches = packed(cfg, my_share(cfg, everything), platform)
+    everything = completions(plan.global_batch_size, plan.num_generations)
+    set_token_weights(cfg, plan, everything.table)
+    batches = packed(cfg, my_share(cfg, everything), platform, everything)
     start = policy.scores(batches)
     policy.update(batches)  # B is no longer zero, so A has a gradient
     assert all(one.equal(other) for one, other in zip(start, policy.base_scores(batches), strict=True))
@@ -57,9 +56,10 @@ def two_steps(cfg, platform, folder):
         write_adapter(folder / f"{cfg.name}-peft", between, policy.adapters, cfg.model.path)
         compare_with_peft(cfg, folder / f"{cfg.name}-peft", everything, gradients)
 
-    saved = checkpoints.save(folder / f"{cfg.name}-checkpoints", policy, TrainerState(step=1), platform)
+    files = files_of(made_step(cfg, platform, policy))
+    saved = files.save(folder / f"{cfg.name}-checkpoints", policy, TrainerState(step=1), platform)
     resumed = TrainedPolicy(cfg, platform)
-    checkpoints.load(saved, resumed, platform)
+    files.load(saved, resumed, platform)
     numbers, again = policy.update(batches), resumed.update(batches)
     assert numbers == again, (numbers, again)
     after, of_resumed = everywhere(policy), everywhere(resumed)
@@ -78,11 +78,12 @@ def compare_with_peft(cfg, adapter, everything, gradients):
 
     base = AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, adapter, is_trainable=True).eval()  # eval: no dropout
-    for t in everything:
-        tokens = torch.tensor([t.prompt_tokens + t.response_tokens])
-        logits = model(tokens).logits[0, len(t.prompt_tokens) - 1 : -1] / cfg.rollout.temperature
-        logprobs = logits.log_softmax(-1).gather(-1, torch.tensor(t.response_tokens)[:, None])[:, 0]
-        (-t.token_weight * t.advantage * logprobs.sum()).backward()
+    for row, sample in zip(everything.table, everything.samples.values(), strict=True):
+        tokens = torch.tensor(sample.tokens, dtype=torch.long)
+        logits = model(tokens[None]).logits[0, :-1][torch.tensor(sample.mask[1:])] / cfg.rollout.temperature
+        labels = torch.tensor(sample.response, dtype=torch.long)
+        logprobs = logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+        (-float(row["token_weight"] * row["advantage"]) * logprobs.sum()).backward()
     theirs = {n.replace(".default", ""): p.grad for n, p in model.named_parameters() if p.grad is not None}
     assert theirs.keys() == gradients.keys()
     latent = [(name,) for name in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")]

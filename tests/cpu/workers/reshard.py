@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from gradients import my_share, packed, trajectories
+from gradients import completions, files_of, made_step, my_share, packed
 
 
 def main() -> None:
@@ -17,7 +17,6 @@ def main() -> None:
 
     from grpo_hpc.config import load_run
     from grpo_hpc.config.batch import schedule
-    from grpo_hpc.train import checkpoints
     from grpo_hpc.train.checkpoints import TrainerState
     from grpo_hpc.train.megatron.parallel import init_model_parallel
     from grpo_hpc.train.megatron.platform import make_platform
@@ -28,14 +27,17 @@ def main() -> None:
     platform.init_distributed()
     init_model_parallel(cfg, platform)
     plan = schedule(cfg)
-    batches = packed(cfg, my_share(cfg, trajectories(plan.global_batch_size, plan.num_generations)), platform)
+    everything = completions(plan.global_batch_size, plan.num_generations)
+    batches = packed(cfg, my_share(cfg, everything), platform, everything)
     policy = TrainedPolicy(cfg, platform)
+    files = files_of(made_step(cfg, platform, policy))
     if what == "save":
         for _ in range(2):
             policy.update(batches)
-        checkpoints.save(folder / "saved", policy, TrainerState(step=2), platform, reshardable=True)
+        files.save(folder / "saved", policy, TrainerState(step=2), platform, reshardable=True)
     else:
-        assert checkpoints.load(folder / "cut", policy, platform) == TrainerState(step=2)
+        state = files.load(folder / "cut", policy, platform)
+        assert (state.step, state.experience, len(state.carried.table)) == (2, None, 0)
     for _ in range(2):
         policy.update(batches)
     tensors = {name: value.clone().contiguous() for name, value in policy.exporter.tensors()}

@@ -13,7 +13,8 @@ import sys
 from math import prod
 from pathlib import Path
 
-from gradients import my_share, packed
+import numpy as np
+from gradients import everybodys, my_share, packed, sampled
 
 
 def main() -> None:
@@ -24,10 +25,10 @@ def main() -> None:
     from grpo_hpc.config.batch import schedule, sequences_of
     from grpo_hpc.models.hf_folder import write_hf_folder
     from grpo_hpc.rollout import digest
-    from grpo_hpc.rollout.collect import gather_lists
     from grpo_hpc.rollout.engine import ColocateEngine, Request
-    from grpo_hpc.rollout.trajectory import Trajectory
+    from grpo_hpc.rollout.sample import keys_of
     from grpo_hpc.train.credit import set_token_weights
+    from grpo_hpc.train.experience import by_key
     from grpo_hpc.train.megatron.parallel import init_model_parallel
     from grpo_hpc.train.megatron.platform import make_platform
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
@@ -50,28 +51,20 @@ def main() -> None:
     assert (max(len(bucket) for bucket in buckets) > 1) == travels and len(buckets) > 4 * 2
 
     prompts = [[256, *range(60, 64 + n)] for n in range(plan.global_batch_size)]
-    requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
-    rollout = [
-        Trajectory(
-            str(n), n, 0, prompts[n], c.tokens, c.logprobs, c.finish_reason, 0, "", advantage=(-1.0) ** n * (1 + n)
-        )
-        for n, c in enumerate(engine.generate(requests))
-    ]
-    set_token_weights(cfg, plan, rollout)
+    requests = [Request(np.array(prompt), seed) for seed, prompt in enumerate(prompts)]
+    rollout = sampled(requests, engine.generate(requests))
+    rollout.table["advantage"] = [(-1.0) ** n * (1 + n) for n in range(len(prompts))]
+    set_token_weights(cfg, plan, rollout.table)
     share = my_share(cfg, rollout)
-    mine = [t for batch in share for t in batch]
-    scored = torch.cat(policy.scores(packed(cfg, share, platform)), dim=1)[0].tolist()
-    offset = 0
-    for t in mine:
-        t.old_logprobs = scored[offset : offset + len(t.response_tokens)]
-        offset += len(t.response_tokens)
-    worst = max(abs(a - b) for t in mine for a, b in zip(t.old_logprobs or [], t.rollout_logprobs, strict=True))
-    step = policy.update(packed(cfg, share, platform))
+    scores = policy.scores(packed(cfg, share, platform, rollout))
+    rollout.old = by_key(rollout.table, share, [values[0].cpu().numpy() for values in scores])
+    worst = max(float(np.abs(old - rollout.samples[key].logprobs).max()) for key, old in rollout.old.items())
+    step = policy.update(packed(cfg, share, platform, rollout))
 
-    before = [c.tokens for c in engine.generate(requests, greedy=True)]
+    before = [c.tokens.tolist() for c in engine.generate(requests, greedy=True)]
     engine.load_weights(policy.exporter.tensors(), 1)
-    after = [c.tokens for c in engine.generate(requests, greedy=True)]
-    per_rank = gather_lists([(worst, step["ratio/mean_abs_error"], before, after)])
+    after = [c.tokens.tolist() for c in engine.generate(requests, greedy=True)]
+    per_rank = everybodys((worst, step["ratio/mean_abs_error"], before, after))
     tensors = policy.exporter.tensors()
     if dist.get_rank() == 0:
         write_hf_folder(tensors, target / "export", Path(cfg.model.path), {"step": "1"}, torch.float32)
@@ -79,20 +72,20 @@ def main() -> None:
         (target / "result.json").write_text(json.dumps(found))
     for _ in tensors:
         pass
-    said = gather_lists([provoke(cfg, policy, engine, packed(cfg, share, platform), mine)])
+    mine = [key for rows in share for key in keys_of(rollout.table[rows])]
+    said = everybodys(provoke(cfg, policy, engine, packed(cfg, share, platform, rollout), rollout, mine))
     if dist.get_rank() == 0:
         (target / "provoked.json").write_text(json.dumps(said))
     if cfg.rollout.vllm_tensor_parallel_size == 1:  # once is enough
-        grown = gather_lists([turns(cfg, platform, policy, engine, packed(cfg, share, platform), requests[:2])])
+        grown = everybodys(turns(cfg, platform, policy, engine, packed(cfg, share, platform, rollout), requests[:2]))
         if dist.get_rank() == 0:
             (target / "grown.json").write_text(json.dumps(grown))
     dist.barrier()
     engine.close()
 
 
-def provoke(cfg, policy, engine, batches, mine):
+def provoke(cfg, policy, engine, batches, rollout, mine):
     """What is said when a tensor is damaged on its way, when the engine ignores a sync, when it gets a wrong matrix."""
-    import torch
 
     from grpo_hpc.errors import RolloutError
     from grpo_hpc.rollout.engine import Request
@@ -121,10 +114,11 @@ def provoke(cfg, policy, engine, batches, mine):
     engine._hand_over = real
 
     def compared():
-        sampled = [t for t in mine for t in [replaced(t, engine.probe([Request(t.prompt_tokens, 3)], 8)[0])]]
-        scores = torch.cat(policy.scores(packed(cfg, [sampled], policy._platform)), dim=1)[0]
-        parts = scores.split([len(t.response_tokens) for t in sampled])
-        return engine_check.check(cfg, sampled, [part.tolist() for part in parts])
+        prompts = [sample.tokens[~sample.mask] for sample in map(rollout.samples.get, mine)]
+        probed = sampled(requests := [Request(p, 3) for p in prompts], [engine.probe([r], 8)[0] for r in requests])
+        rows = np.arange(len(prompts))
+        scores = policy.scores(packed(cfg, [rows], policy._platform, probed))[0][0].cpu().numpy()
+        return engine_check.check(cfg, np.concatenate([s.logprobs for s in probed.samples.values()]), scores)
 
     engine.load_weights(policy.exporter.tensors(), 2)
     said["distance"] = compared()
@@ -179,12 +173,6 @@ def device_mib(platform):
             return process.usedGpuMemory / 2**20
     free, total = torch.cuda.mem_get_info()
     return (total - free) / 2**20
-
-
-def replaced(t, completion):
-    from dataclasses import replace
-
-    return replace(t, response_tokens=completion.tokens, rollout_logprobs=completion.logprobs, old_logprobs=None)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,12 @@ import sys
 from pathlib import Path
 from zlib import crc32
 
+import numpy as np
 import torch
-from gradients import gather_gradients, my_share, packed, trajectories
+from gradients import begun, completions, everybodys, files_of, gather_gradients, made_step, my_share, packed
 from onlayouts import each_layout
+
+from grpo_hpc.rollout.sample import keys_of
 
 
 def main() -> None:
@@ -41,28 +44,29 @@ def replay(cfg, platform):
     from grpo_hpc.models.dispatch import OneRankDispatcher
     from grpo_hpc.models.movers import HfExporter, local_parameters
     from grpo_hpc.models.routing import routing_load, routing_metrics
-    from grpo_hpc.rollout.trajectory import unpack_experts
-    from grpo_hpc.train.lessons import Lessons
-    from grpo_hpc.train.megatron.parallel import packing_of
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     plan, policy, rng = schedule(cfg), TrainedPolicy(cfg, platform), random.Random(3)
     several = cfg.parallel.expert_model_parallel_size * cfg.parallel.expert_tensor_parallel_size > 1
     layers = [module for module in policy.chunks[0].modules() if isinstance(module, MoELayer)]
     assert layers and all(isinstance(layer.token_dispatcher, OneRankDispatcher) != several for layer in layers)
-    everything = trajectories(plan.global_batch_size, plan.num_generations)
-    for t in everything:
-        t.reward = rng.random()
-    share = my_share(cfg, everything)
-    free = packed(cfg, share, platform)
-    Lessons(cfg, plan, platform, policy, None, packing_of(cfg)).prepare(everything)
-    tensors = {f"routing/{t.position}.{t.sample}": unpack_experts(t.routing, t.tokens - 1) for t in everything}
-    routing = [t.routing for t in everything]
+    everything = completions(plan.global_batch_size, plan.num_generations)
+    everything.table["reward"] = [rng.random() for _ in everything.table]
+    step = made_step(cfg, platform, policy)
+    experience = begun(step, everything)
+    share = experience.steps[0][step._exchange.data_rank]
+    routing = {key: value for part in everybodys(experience.routing) for key, value in part.items()}
+    assert routing.keys() == everything.samples.keys()
+    tensors = {f"routing/{k.position}.{k.sample}": torch.from_numpy(v.copy()) for k, v in routing.items()}
+
+    def batches(replayed):
+        experience.routing = {key: routing[key] for key in experience.samples} if replayed else None
+        return packed(cfg, share, platform, experience)
+
+    free = batches(False)
 
     def gradients(replayed):
-        for t, text in zip(everything, routing, strict=True):
-            t.routing = text if replayed else None
-        policy.accumulate(packed(cfg, share, platform))
+        policy.accumulate(batches(replayed))
         if cfg.parallel.use_distributed_optimizer:
             gather_gradients(policy.ddp)
         exporter = HfExporter(policy.chunks, platform.layer_spec, values=lambda p: p.main_grad)
@@ -83,7 +87,7 @@ def replay(cfg, platform):
     moved, moved_freely = gradients(True), gradients(False)
     assert all(not one.equal(other) for one, other in zip(scores, policy.scores(free), strict=True))
     if dist.get_world_size() == 1:
-        compare_with_transformers(cfg, policy, everything, routing, moved)
+        compare_with_transformers(cfg, policy, experience, routing, moved)
     for when, (found, _) in {"same": chosen, "moved": moved, "free": moved_freely}.items():
         tensors |= {f"{when}/{name}": value for name, value in found.items()}
     numbers = {f"{when}/{k}": v for when, (_, m) in {"same": chosen, "moved": moved}.items() for k, v in m.items()}
@@ -95,29 +99,29 @@ def biased(cfg, platform, folder):
     import torch.distributed as dist
 
     from grpo_hpc.config.batch import schedule
-    from grpo_hpc.train import checkpoints
     from grpo_hpc.train.checkpoints import TrainerState
     from grpo_hpc.train.credit import set_token_weights
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     plan, policy = schedule(cfg), TrainedPolicy(cfg, platform)
-    everything = trajectories(plan.global_batch_size, plan.num_generations)
-    set_token_weights(cfg, plan, everything)
+    everything = completions(plan.global_batch_size, plan.num_generations)
+    set_token_weights(cfg, plan, everything.table)
     share = my_share(cfg, everything)
-    batches = packed(cfg, share, platform)
+    batches = packed(cfg, share, platform, everything)
+    files = files_of(made_step(cfg, platform, policy))
     tensors, numbers = {}, {}
     for step in range(3):
         before, recorder = biases(policy), policy.recorder(batches)
         policy.scores(batches, recorder)
-        routing = recorder.texts(share)
+        routing = recorder.arrays()
         numbers |= {f"{step}/{name}": value for name, value in policy.update(batches).items()}
         tensors |= {f"{step}/{name}": value for name, value in biases(policy).items()}
         if dist.get_world_size() == 1:
-            check_biases(cfg, before, biases(policy), [t for batch in share for t in batch], routing)
+            check_biases(cfg, before, biases(policy), routing)
             if step == 0:
-                saved = checkpoints.save(folder / f"{cfg.name}-checkpoints", policy, TrainerState(step=1), platform)
+                saved = files.save(folder / f"{cfg.name}-checkpoints", policy, TrainerState(step=1), platform)
                 policy = TrainedPolicy(cfg, platform)
-                checkpoints.load(saved, policy, platform)
+                files.load(saved, policy, platform)
                 assert all(value.equal(tensors[f"0/{name}"]) for name, value in biases(policy).items())
     return tensors, numbers
 
@@ -125,34 +129,29 @@ def biased(cfg, platform, folder):
 def interrupted(cfg, platform, folder):
     """All steps of one rollout, and those after the first again by a policy that was restored behind it."""
     from grpo_hpc.config.batch import schedule
-    from grpo_hpc.train import checkpoints
     from grpo_hpc.train.checkpoints import TrainerState
-    from grpo_hpc.train.lessons import Lessons
-    from grpo_hpc.train.megatron.parallel import packing_of
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
-    def steps(policy, rollout, used):
-        lessons = Lessons(cfg, plan, platform, policy, None, packing_of(cfg))
-        if not used:
-            lessons.prepare(rollout)
-        for number in range(used, plan.steps_per_rollout):
-            lesson = lessons.lesson(rollout, number)
-            yield policy.update(lessons.batches(lesson), lesson.threshold)
+    def steps(step, experience, already):
+        for number in range(already, plan.steps_per_rollout):
+            yield step(experience, number).metrics
 
     plan, rng = schedule(cfg), random.Random(3)
-    rollout = trajectories(plan.generation_batch_size, plan.num_generations)
-    for t in rollout:
-        t.reward = rng.random()
+    everything = completions(plan.generation_batch_size, plan.num_generations)
+    everything.table["reward"] = [rng.random() for _ in everything.table]
     policy = TrainedPolicy(cfg, platform)
-    undisturbed = steps(policy, rollout, 0)
+    step = made_step(cfg, platform, policy)
+    files, experience = files_of(step), begun(step, everything)
+    undisturbed = steps(step, experience, 0)
     first = next(undisturbed)
-    half = TrainerState(step=1, rollout=rollout, rollout_used=1)
-    saved = checkpoints.save(folder / f"{cfg.name}-checkpoints", policy, half, platform)
+    half = TrainerState(step=1, position=4, experience=experience)
+    saved = files.save(folder / f"{cfg.name}-checkpoints", policy, half, platform)
     want = list(undisturbed)
     resumed = TrainedPolicy(cfg, platform)
-    state = checkpoints.load(saved, resumed, platform)
-    assert state == half and all(t.routing for t in state.rollout)
-    assert list(steps(resumed, state.rollout, state.rollout_used)) == want
+    again = made_step(cfg, platform, resumed)
+    state = files_of(again).load(saved, resumed, platform)
+    assert state.experience.used == 1 and state.experience.routing.keys() == state.experience.samples.keys()
+    assert list(steps(again, state.experience, 1)) == want
     for (name, one), (_, other) in zip(policy.exporter.tensors(), resumed.exporter.tensors(), strict=True):
         assert one.equal(other), name
     changed = {str(number): values["moe/replay_changed"] for number, values in enumerate([first, *want])}
@@ -163,19 +162,17 @@ def biases(policy):
     return {n: value.clone() for n, value in policy.exporter.tensors() if n.endswith("e_score_correction_bias")}
 
 
-def check_biases(cfg, before, after, everything, routing):
+def check_biases(cfg, before, after, routing):
     """Each expert is counted by hand, over all tokens of the step; its bias moves against its excess."""
-    from grpo_hpc.rollout.trajectory import unpack_experts
-
     moved = 0
     for place, (name, old) in enumerate(before.items()):
         count = [0] * len(old)
-        for t, text in zip(everything, routing, strict=True):
-            for row in unpack_experts(text, t.tokens - 1).tolist():
-                topk = len(row) // len(before)
-                for expert in row[place * topk : (place + 1) * topk]:
-                    count[expert] += 1
-        assert sum(count) == topk * sum(t.tokens - 1 for t in everything)
+        rows = np.concatenate(routing).tolist()  # on one rank no token is padding
+        for row in rows:
+            topk = len(row) // len(before)
+            for expert in row[place * topk : (place + 1) * topk]:
+                count[expert] += 1
+        assert sum(count) == topk * len(rows)
         for expert, times in enumerate(count):
             excess = times * len(count) - sum(count)
             rate = cfg.moe.moe_router_bias_update_rate * (0 if excess == 0 else -1 if excess > 0 else 1)
@@ -184,11 +181,9 @@ def check_biases(cfg, before, after, everything, routing):
     assert moved > len(before)
 
 
-def compare_with_transformers(cfg, policy, everything, routing, moved):
+def compare_with_transformers(cfg, policy, experience, routing, moved):
     """One sequence at a time, with the experts that were written down, and every loss as its formula says."""
     from transformers import AutoModelForCausalLM
-
-    from grpo_hpc.rollout.trajectory import unpack_experts
 
     model = AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32)
     weights = dict(policy.exporter.tensors())
@@ -198,16 +193,18 @@ def compare_with_transformers(cfg, policy, everything, routing, moved):
         gate.forward = lambda hidden, gate=gate: told(gate, hidden)
     topk, count = gates[0].top_k, gates[0].num_experts
     sums = {"moe/aux_loss": 0.0, "moe/z_loss": 0.0}
-    for t, text in zip(everything, routing, strict=True):
-        experts = unpack_experts(text, t.tokens - 1).long().view(t.tokens - 1, -1, topk)
+    for key, row in zip(keys_of(experience.table), experience.table, strict=True):
+        sample = experience.samples[key]
+        experts = torch.tensor(routing[key], dtype=torch.long).view(len(sample.tokens) - 1, -1, topk)
         for number, gate in enumerate(gates):
             gate.told = experts[:, number]
-        tokens = torch.tensor([t.prompt_tokens + t.response_tokens])[:, :-1]
-        logits = model(tokens).logits[0, len(t.prompt_tokens) - 1 :] / cfg.rollout.temperature
-        logprobs = logits.log_softmax(-1).gather(-1, torch.tensor(t.response_tokens)[:, None])[:, 0]
-        ratio = (logprobs - torch.tensor(t.old_logprobs)).exp()
-        gain = torch.minimum(ratio * t.advantage, ratio.clamp(0.8, 1.2) * t.advantage)
-        loss = -t.token_weight * gain.sum()
+        logits = model(torch.tensor(sample.tokens, dtype=torch.long)[None, :-1]).logits[0, sample.mask[1:]]
+        labels = torch.tensor(sample.response, dtype=torch.long)[:, None]
+        logprobs = (logits / cfg.rollout.temperature).log_softmax(-1).gather(-1, labels)[:, 0]
+        ratio = (logprobs - torch.tensor(experience.old[key])).exp()
+        advantage = float(row["advantage"])
+        gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+        loss = -float(row["token_weight"]) * gain.sum()
         for gate in gates:
             aux = torch.tensor(0.0)
             for expert in range(count):
@@ -215,9 +212,9 @@ def compare_with_transformers(cfg, policy, everything, routing, moved):
                 mean = gate.logits.softmax(-1)[:, expert].mean()
                 aux = aux + count / (topk * len(gate.told)) * sent * mean
             z = torch.stack([row.exp().sum().log() ** 2 for row in gate.logits]).mean()
-            loss = loss + (cfg.moe.moe_aux_loss_coeff * aux + cfg.moe.moe_z_loss_coeff * z) / len(everything)
-            sums["moe/aux_loss"] += float(aux) / len(everything) / len(gates)
-            sums["moe/z_loss"] += float(z) / len(everything) / len(gates)
+            loss = loss + (cfg.moe.moe_aux_loss_coeff * aux + cfg.moe.moe_z_loss_coeff * z) / len(experience.table)
+            sums["moe/aux_loss"] += float(aux) / len(experience.table) / len(gates)
+            sums["moe/z_loss"] += float(z) / len(experience.table) / len(gates)
         loss.backward()
     gradients, numbers = moved
     assert all(abs(numbers[name] - value) <= 1e-5 * value for name, value in sums.items()), (sums, numbers)

@@ -9,7 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from gradients import my_share, packed
+import numpy as np
+from gradients import everybodys, my_share, packed, sampled
 
 
 def main() -> None:
@@ -21,11 +22,10 @@ def main() -> None:
     from grpo_hpc.models.hf_folder import write_hf_folder
     from grpo_hpc.models.transport import ToFirstRank
     from grpo_hpc.rollout import digest, link
-    from grpo_hpc.rollout.collect import gather_lists
     from grpo_hpc.rollout.engine import Request
     from grpo_hpc.rollout.server_engine import ServerEngine
-    from grpo_hpc.rollout.trajectory import Trajectory
     from grpo_hpc.train.credit import set_token_weights
+    from grpo_hpc.train.experience import by_key
     from grpo_hpc.train.megatron.parallel import init_model_parallel
     from grpo_hpc.train.megatron.platform import make_platform
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
@@ -40,30 +40,27 @@ def main() -> None:
     said = {}
 
     prompts = [[256, *range(60, 64 + n)] for n in range(plan.global_batch_size)]
-    requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+    requests = [Request(np.array(prompt), seed) for seed, prompt in enumerate(prompts)]
     engine.version = 0
     said["before any weights"] = refusal(lambda: engine.generate(requests))
     first = engine.load_weights(policy.exporter.tensors(ToFirstRank()), 0)
     engine.version = 7
     said["of another step"] = refusal(lambda: engine.generate(requests[:1]))
     engine.version = 0
-    said["too long"] = refusal(lambda: engine.generate([requests[0], Request([1] * 4000, 0)]))
-    rollout = [
-        Trajectory(str(n), n, 0, prompts[n], c.tokens, c.logprobs, c.finish_reason, 0, "", advantage=(-1.0) ** n)
-        for n, c in enumerate(engine.generate(requests))
-    ]
-    everyone = gather_lists([[t.response_tokens for t in rollout]])
-    set_token_weights(cfg, plan, rollout)
+    said["too long"] = refusal(lambda: engine.generate([requests[0], Request(np.ones(4000, int), 0)]))
+    rollout = sampled(requests, engine.generate(requests))
+    rollout.table["advantage"] = [(-1.0) ** n for n in range(len(prompts))]
+    everyone = everybodys([sample.response.tolist() for sample in rollout.samples.values()])
+    set_token_weights(cfg, plan, rollout.table)
     share = my_share(cfg, rollout)
-    scored = torch.cat(policy.scores(packed(cfg, share, platform)), dim=1)[0].tolist()
-    rolled = [value for batch in share for t in batch for value in t.rollout_logprobs]
-    for t, values in zip((t for batch in share for t in batch), split(scored, share), strict=True):
-        t.old_logprobs = values
-    policy.update(packed(cfg, share, platform))
-    before = [c.tokens for c in engine.generate(requests, greedy=True)]
+    scores = policy.scores(packed(cfg, share, platform, rollout))
+    rollout.old = by_key(rollout.table, share, [values[0].cpu().numpy() for values in scores])
+    mismatch = max(float(np.abs(old - rollout.samples[key].logprobs).max()) for key, old in rollout.old.items())
+    policy.update(packed(cfg, share, platform, rollout))
+    before = [c.tokens.tolist() for c in engine.generate(requests, greedy=True)]
     engine.load_weights(policy.exporter.tensors(ToFirstRank()), 1)
-    after = [c.tokens for c in engine.generate(requests, greedy=True)]
-    probed = [c.tokens for c in engine.probe(requests[:2], 4)]
+    after = [c.tokens.tolist() for c in engine.generate(requests, greedy=True)]
+    probed = [c.tokens.tolist() for c in engine.probe(requests[:2], 4)]
 
     # tensors that change on their way: they are hashed, then sent as others
     real = link._hashing
@@ -76,28 +73,19 @@ def main() -> None:
     assert engine.version is None
     link._hashing = real
     again = engine.load_weights(policy.exporter.tensors(ToFirstRank()), 3)
-    last = [c.tokens for c in engine.generate(requests, greedy=True)]
+    last = [c.tokens.tolist() for c in engine.generate(requests, greedy=True)]
 
     tensors = policy.exporter.tensors()
     if dist.get_rank() == 0:
         write_hf_folder(tensors, target / "export", Path(cfg.model.path), {"step": "1"}, torch.float32)
     for _ in tensors:
         pass
-    mismatch = max(abs(a - b) for a, b in zip(scored, rolled, strict=True))
-    ranks = gather_lists([{"mismatch": mismatch, "before": before, "after": after, "last": last, "said": said}])
+    ranks = everybodys({"mismatch": mismatch, "before": before, "after": after, "last": last, "said": said})
     if dist.get_rank() == 0:
         found = {"prompts": prompts, "ranks": ranks, "sampled": everyone, "probed": probed, "bytes": first.bytes}
         found |= {"compared": first.compared, "again": again.compared, "most": digest.SAMPLED}
         (target / "result.json").write_text(json.dumps(found))
     dist.barrier()
-
-
-def split(values, share):
-    found, offset = [], 0
-    for t in (t for batch in share for t in batch):
-        found.append(values[offset : offset + len(t.response_tokens)])
-        offset += len(t.response_tokens)
-    return found
 
 
 def refusal(work):

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from grpo_hpc.models.movers import local_parameters
 from grpo_hpc.models.transport import ToFirstRank
-from grpo_hpc.rollout.collect import gather_lists
 from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
 
@@ -51,6 +50,8 @@ def received() -> Iterator[list[int]]:
 
 def check_export(policy: TrainedPolicy) -> None:
     """An export reaches the first rank alone; a sync sends no rank a byte that it has."""
+    from gradients import everybodys
+
     exporter = policy.exporter
     with received() as everywhere:
         want = {name: value.clone() for name, value in exporter.tensors()}
@@ -58,7 +59,7 @@ def check_export(policy: TrainedPolicy) -> None:
         got = {name: value.clone() for name, value in exporter.tensors(ToFirstRank())}
     streamed = {entry.name for bucket in exporter.buckets for entry in bucket}
     held = sum(p.nbytes for name, p in local_parameters(policy.chunks).items() if name in streamed)
-    facts = gather_lists([(held, sum(everywhere), sum(to_first), replica())])
+    facts = everybodys((held, sum(everywhere), sum(to_first), replica()))
     whole = facts[0][0] + facts[0][2]
     for rank, (own, in_sync, in_export, (dense, expert)) in enumerate(facts):
         assert own + in_sync == whole, f"rank {rank} holds {own} bytes of {whole} and was sent {in_sync}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from gradients import move_off_policy, my_share, packed, trajectories
+import numpy as np
+from gradients import completions, move_off_policy, my_share, packed
 
 
 def main() -> None:
@@ -24,21 +25,21 @@ def main() -> None:
     platform.init_distributed()
     init_model_parallel(cfg, platform)
     policy = TrainedPolicy(cfg, platform)
-    everything = trajectories(16, 4)
-    set_token_weights(cfg, schedule(cfg), everything)
+    everything = completions(16, 4)
+    table = everything.table
+    set_token_weights(cfg, schedule(cfg), table)
     mine = my_share(cfg, everything)
-    move_off_policy(policy.scores(packed(cfg, mine, platform)), [t for batch in mine for t in batch])
-    for t in everything:
-        t.advantage = 0.0 if t.position % 2 else t.advantage
+    move_off_policy(policy.scores(packed(cfg, mine, platform, everything)), mine, everything)
+    table["advantage"][table["position"] % 2 == 1] = 0.0
 
-    def gradients(chosen: list) -> dict[str, torch.Tensor]:
-        policy.accumulate(packed(cfg, my_share(cfg, chosen), platform))
+    def gradients(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        policy.accumulate(packed(cfg, my_share(cfg, everything, rows), platform, everything))
         exporter = HfExporter(policy.chunks, platform.layer_spec, values=lambda p: p.main_grad)
         return {name: value.clone() for name, value in exporter.tensors()}
 
-    chosen = with_gradient(everything, multiple_of=1)
+    chosen = with_gradient(table, multiple_of=1)
     assert len(chosen) == 8
-    whole, part = gradients(everything), gradients(chosen)
+    whole, part = gradients(np.arange(len(table))), gradients(chosen)
     for name, value in whole.items():
         assert value.any() and (part[name] - value).norm() <= 1e-5 * value.norm(), name
 
