@@ -56,7 +56,7 @@ def _made_once(new_group: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(new_group)
     def group(ranks: Sequence[int] | None = None, timeout: Any = None, backend: Any = None, **options: Any) -> Any:
-        key = (None if ranks is None else tuple(ranks), backend)
+        key = (None if ranks is None else tuple(ranks), backend, timeout)  # Megatron destroys its own
         if key not in made:
             made[key] = new_group(ranks, timeout, backend, **options)
         return made[key]
