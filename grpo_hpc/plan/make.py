@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.adapters import named_linears
-from grpo_hpc.config.batch import BatchSchedule, schedule
+from grpo_hpc.config.batch import BatchSchedule, refused_by_ms_swift, schedule, sizes_of
 from grpo_hpc.config.library import model_config
 from grpo_hpc.errors import PlanError
 from grpo_hpc.models.counting import count_active, count_parameters, require_linears
@@ -283,6 +283,10 @@ def _warnings(cfg: RunConfig, sizes: BatchSchedule, topology: Topology, shape: M
         )
     else:
         found += _length_warnings(cfg, shape)
+    found += [
+        f"ms-swift would refuse these batch sizes, which are sound here: {rule.symbols} = {rule.numbers}"
+        for rule in refused_by_ms_swift(sizes_of(cfg))
+    ]
     last = cfg.batch.train_iters - (sizes.rollouts - 1) * sizes.steps_per_rollout
     if last < sizes.steps_per_rollout:
         found.append(

@@ -189,13 +189,6 @@ def test_what_is_missing_is_named_exactly() -> None:
     assert "write train_iters = rows * num_generations * 2 // global_batch_size" in text
 
 
-def test_the_micro_batch_is_fitted_when_only_that_is_in_the_way() -> None:
-    found = import_run(from_files([RECIPES / "dense_vlm_colocate.sh"]))
-    row = next(row for row in found.rows if row.name == "micro_batch_size")
-    assert (row.fate, row.keys) == (Fate.CONVERTED, {"batch.micro_batch_size": 2})
-    assert "2 prompts" in row.note
-
-
 def test_hub_ids_and_folders(tmp_path: Path) -> None:
     hub = imported("--model", "Qwen/Qwen3-0.6B", "--dataset", "org/Rows#10")
     assert values(hub)["model.path"] == "models/Qwen3-0.6B"

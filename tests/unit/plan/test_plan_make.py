@@ -42,6 +42,21 @@ def test_a_plan_without_the_model_says_so() -> None:
     assert "no memory estimate" in shown(plan)
 
 
+def test_what_ms_swift_would_refuse_is_a_note() -> None:
+    sizes = (
+        "nodes=32",
+        "global_batch_size=512",
+        "num_generations=16",
+        "micro_batch_size=1",
+        "generation_batch_size=512",
+    )
+    plan = make_plan(shipped("qwen3_8b", *sizes, "steps_per_generation=null"))
+    assert plan.schedule.dp == 64 and plan.estimate is not None
+    (note,) = [warning for warning in plan.warnings if "ms-swift" in warning]
+    assert note.endswith("512 / 16 / (64 * 1) = 32 / 64, remainder 32")
+    assert not any("ms-swift" in warning for warning in make_plan(quickstart()).warnings)
+
+
 def test_a_model_folder_comes_before_the_planning_config(tmp_path: Path) -> None:
     config = json.loads(SMOLLM2.read_text()) | {"num_hidden_layers": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
