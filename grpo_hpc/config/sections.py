@@ -55,6 +55,9 @@ class Resources(Section):
     gpu: str = Field(
         default="h100", min_length=1, description="hardware to plan for: a profile's name, or a file made by measuring"
     )
+    distributed_timeout_minutes: float = Field(
+        default=30.0, gt=0, description="longest that a rank waits for the others in a collective of training"
+    )
 
 
 class Parallel(Section):
@@ -185,6 +188,11 @@ class Rollout(Section):
         "large, at most 512; absent: its share of a rollout, from 64 to 512",
     )
     vllm_enforce_eager: bool = Field(default=False, description="run vLLM without CUDA graphs")
+    rollout_timeout_minutes: float = Field(
+        default=120.0,
+        gt=0,
+        description="longest that a rank waits for a rollout: its own server's, or the other ranks'",
+    )
     sync_bucket_mib: float = Field(
         default=512.0, gt=0, description="weights on their way to vLLM that a rank holds whole at a time, in MiB"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -198,7 +199,7 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
     )
     warnings = [*_warnings(cfg, sizes, topology, shape)]
     if estimate is not None:
-        warnings += _estimate_warnings(estimate)
+        warnings += [*_estimate_warnings(estimate), *_timeout_warnings(cfg, estimate)]
     return Plan(
         cfg,
         topology,
@@ -311,6 +312,18 @@ def _length_warnings(cfg: RunConfig, shape: ModelShape) -> list[str]:
             f"rollout.vllm_max_model_len {longest} is beyond the model's longest sequence, {shape.max_position} tokens"
         ]
     return []
+
+
+def _timeout_warnings(cfg: RunConfig, estimate: Estimate) -> list[str]:
+    """An estimate may be off, and the longest of many rollouts is longer than the usual one."""
+    limit = cfg.rollout.rollout_timeout_minutes
+    rollout = 0.0 if estimate.times is None else estimate.times.seconds("rollout") / 60
+    if rollout <= limit / 2:
+        return []
+    return [
+        f"a rollout is estimated to take {rollout:,.0f} minutes, and no rank waits for one longer than "
+        f"rollout.rollout_timeout_minutes = {limit:g}: give at least {math.ceil(2 * rollout):,}"
+    ]
 
 
 def _estimate_warnings(estimate: Estimate) -> list[str]:

@@ -189,6 +189,14 @@ def test_what_is_missing_is_named_exactly() -> None:
     assert "write train_iters = rows * num_generations * 2 // global_batch_size" in text
 
 
+def test_the_limit_of_collectives_is_in_seconds_under_its_present_name_and_in_minutes_under_the_old_one() -> None:
+    key = "resources.distributed_timeout_minutes"
+    assert values(imported("--ddp_timeout", "5400"))[key] == 90.0
+    assert values(imported("--distributed_timeout_minutes", "45"))[key] == 45
+    assert fate(imported("--ddp_timeout", "long"), "ddp_timeout") is Fate.UNSUPPORTED
+    assert fate(imported("--ddp_timeout", "0"), "ddp_timeout") is Fate.UNSUPPORTED
+
+
 def test_hub_ids_and_folders(tmp_path: Path) -> None:
     hub = imported("--model", "Qwen/Qwen3-0.6B", "--dataset", "org/Rows#10")
     assert values(hub)["model.path"] == "models/Qwen3-0.6B"

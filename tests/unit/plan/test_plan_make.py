@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ def test_what_ms_swift_would_refuse_is_a_note() -> None:
     (note,) = [warning for warning in plan.warnings if "ms-swift" in warning]
     assert note.endswith("512 / 16 / (64 * 1) = 32 / 64, remainder 32")
     assert not any("ms-swift" in warning for warning in make_plan(quickstart()).warnings)
+
+
+def test_a_limit_that_is_short_for_a_rollout_is_a_note() -> None:
+    usual = make_plan(shipped("qwen3_8b"))
+    assert not any("rollout_timeout_minutes" in warning for warning in usual.warnings)
+    assert usual.estimate is not None and usual.estimate.times is not None
+    minutes = usual.estimate.times.seconds("rollout") / 60
+    short = make_plan(shipped("qwen3_8b", f"rollout_timeout_minutes={1.9 * minutes}"))
+    (note,) = [warning for warning in short.warnings if "rollout_timeout_minutes" in warning]
+    assert note.endswith(f"give at least {math.ceil(2 * minutes)}")
 
 
 def test_a_model_folder_comes_before_the_planning_config(tmp_path: Path) -> None:
