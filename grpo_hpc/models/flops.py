@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
+from grpo_hpc.models.counting import count_active, count_by_part
 from grpo_hpc.models.shape import ModelShape
 
-Count = TypeVar("Count", float, np.ndarray)
+if TYPE_CHECKING:
+    import numpy as np
+
+Count = TypeVar("Count", float, "np.ndarray")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def sequence_cost(shape: ModelShape) -> Cost:
     A multiplication and an addition are two operations. Latent attention has queries and keys of another width than
     values (DeepSeek-V2, arXiv 2405.04434); it is counted as it is trained, with keys and values expanded.
     """
-    c = shape.counts()
-    products = shape.active_parameters() - c.embedding - c.output - c.vision
+    c = count_by_part(shape)
+    products = count_active(shape) - c.embedding - c.output - c.vision
     width = shape.heads * ((shape.head_dim + shape.mla.v_dim) / 2 if shape.mla else shape.head_dim)
     return Cost(2.0 * products, 2.0 * shape.layers * width, 2.0 * (c.output or c.embedding))
