@@ -51,7 +51,7 @@ class Row:
 
 
 def _task(shape: ModelShape, completions: int, prompt: int, completion: int, average: int, reference: bool) -> Task:
-    return Task(shape, 2, 2, prompt, completion, average, completions, completions, 1, reference, True, 0)
+    return Task(shape, 2, 2, prompt, completion, average, completions, completions, 1, reference, True, 0, "disabled")
 
 
 def rows() -> list[Row]:

@@ -77,7 +77,23 @@ def problems(cfg: RunConfig) -> list[Problem]:
     if a.loss_type == "bnpo" and a.loss_scaling == "ms_swift" and cfg.batch.max_tokens_per_micro_batch is not None:
         text = "needs batch.micro_batch_size for loss_type bnpo: ms-swift averages over micro-batches of that size"
         found.append(Problem("algorithm.loss_scaling", text))
-    return found
+    return found + _part_of_the_vocabulary(cfg)
+
+
+def _part_of_the_vocabulary(cfg: RunConfig) -> list[Problem]:
+    """The engine's log-probabilities are of what it sampled from, the trainer's of the whole vocabulary."""
+    a, roll = cfg.algorithm, cfg.rollout
+    cuts = [f"top_p {roll.top_p:g}"] * (roll.top_p < 1) + [f"top_k {roll.top_k}"] * (roll.top_k > 0)
+    if not cuts:
+        return []
+    text = (
+        f"compares vLLM's log-probabilities with the trainer's, which differ under {' and '.join(cuts)} even for equal "
+        "weights: vLLM's are of the tokens that may be sampled, the trainer's of all, so the difference holds minus "
+        "the logarithm of the mass that was kept. Sample from all tokens (rollout.top_p: 1, rollout.top_k: -1), or "
+        "leave this key out"
+    )
+    keys = ("rollout_importance_sampling_mode", "off_policy_sequence_mask_delta")
+    return [Problem(f"algorithm.{key}", text) for key in keys if getattr(a, key) is not None]
 
 
 def _bounds(a: Algorithm) -> list[Problem]:

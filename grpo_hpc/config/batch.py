@@ -40,7 +40,6 @@ class BatchSchedule:
         num_generations: completions per prompt.
         prompts_per_rollout: prompts per rollout.
         prompts_per_step: prompts per optimizer step.
-        prompts_per_step_per_dp: prompts per optimizer step on one replica.
         completions_per_rank_per_rollout: completions that the vLLM engine of one rank generates per rollout; with
             vllm_tensor_parallel_size > 1 the ranks of one engine share them.
         rollouts: rollouts of the whole run; the last one may serve fewer steps than the others.
@@ -58,7 +57,6 @@ class BatchSchedule:
     num_generations: int
     prompts_per_rollout: int
     prompts_per_step: int
-    prompts_per_step_per_dp: int
     completions_per_rank_per_rollout: int
     rollouts: int
 
@@ -86,6 +84,7 @@ class Sizes(NamedTuple):
     vllm_mode: str
     vllm_server_nodes: int
     vllm_tensor_parallel_size: int
+    loss_scaling: str
 
     @property
     def world(self) -> int:
@@ -151,7 +150,6 @@ def schedule(cfg: RunConfig) -> BatchSchedule:
         raise ConfigError("\n".join(equations(broken)))
     dp, generation = sizes.world // sizes.footprint, sizes.generation
     steps = generation // sizes.global_batch_size
-    prompts_per_step = sizes.global_batch_size // sizes.num_generations
     return BatchSchedule(
         world_size=sizes.world,
         dp=dp,
@@ -164,8 +162,7 @@ def schedule(cfg: RunConfig) -> BatchSchedule:
         generation_batch_size=generation,
         num_generations=sizes.num_generations,
         prompts_per_rollout=generation // sizes.num_generations,
-        prompts_per_step=prompts_per_step,
-        prompts_per_step_per_dp=prompts_per_step // dp,
+        prompts_per_step=sizes.global_batch_size // sizes.num_generations,
         completions_per_rank_per_rollout=generation // (sizes.rollout_world // sizes.vllm_tensor_parallel_size),
         rollouts=-(-cfg.batch.train_iters // (steps * cfg.batch.num_iterations)),
     )
@@ -186,7 +183,7 @@ def equations(broken: Sequence[BrokenRule]) -> list[str]:
 
 def sizes_of(cfg: RunConfig) -> Sizes:
     """The keys of ``cfg`` that take part in the batch arithmetic."""
-    sections = (cfg.resources, cfg.parallel, cfg.batch, cfg.rollout)
+    sections = (cfg.resources, cfg.parallel, cfg.batch, cfg.rollout, cfg.algorithm)
     values = {key: getattr(part, key) for part in sections for key in Sizes._fields if key in type(part).model_fields}
     return Sizes(**values)
 
@@ -197,7 +194,9 @@ def broken_rules(s: Sizes) -> list[BrokenRule]:
         return broken
     if broken := _broken_generation(s):
         return broken
-    return [*_broken_step(s), *_broken_rollout(s)]
+    if broken := [*_broken_step(s), *_broken_rollout(s)]:
+        return broken
+    return refused_by_ms_swift(s) if s.loss_scaling == "ms_swift" else []
 
 
 def _broken_world(s: Sizes) -> list[BrokenRule]:
@@ -262,7 +261,7 @@ def _broken_generation(s: Sizes) -> list[BrokenRule]:
 
 
 def _broken_step(s: Sizes) -> list[BrokenRule]:
-    """Rules of one optimizer step: whole prompts, cut evenly over replicas and micro-batches."""
+    """Rules of one optimizer step: whole groups, and as many completions on every replica."""
     dp, micro, size, group = s.world // s.footprint, s.micro_batch_size, s.global_batch_size, s.num_generations
     found: list[BrokenRule] = []
     if rest := size % (micro * dp):
@@ -283,33 +282,32 @@ def _broken_step(s: Sizes) -> list[BrokenRule]:
                 ("global_batch_size", "num_generations"),
             )
         )
-        return found
-    prompts = size // group
-    if rest := prompts % dp:
-        found.append(
-            BrokenRule(
-                "the prompts of a step must be cut evenly over the data-parallel ranks",
-                "prompts per dp rank = global_batch_size / num_generations / dp",
-                f"{size} / {group} / {dp} = {prompts} / {dp}, remainder {rest}",
-                ("global_batch_size", "num_generations", "nproc_per_node"),
-            )
-        )
-    elif rest := prompts // dp % micro:
-        found.append(
-            BrokenRule(
-                "the prompts of a step on one data-parallel rank must be a multiple of micro_batch_size",
-                "(global_batch_size / num_generations / dp) / micro_batch_size",
-                f"({size} / {group} / {dp}) / {micro} = {prompts // dp} / {micro}, remainder {rest}",
-                ("micro_batch_size", "global_batch_size", "num_generations"),
-            )
-        )
     return found
+
+
+def refused_by_ms_swift(s: Sizes) -> list[BrokenRule]:
+    """The rule of ms-swift that it deals whole prompts to data-parallel ranks, in portions of ``micro_batch_size``.
+
+    Nothing here needs it: completions are dealt one by one. ``s`` keeps all other rules.
+    """
+    dp, micro, group = s.world // s.footprint, s.micro_batch_size, s.num_generations
+    prompts = s.generation // group
+    if not (rest := prompts % (dp * micro)):
+        return []
+    return [
+        BrokenRule(
+            "ms-swift deals the prompts of a rollout to the data-parallel ranks in portions of micro_batch_size",
+            "generation_batch_size / num_generations / (dp * micro_batch_size)",
+            f"{s.generation} / {group} / ({dp} * {micro}) = {prompts} / {dp * micro}, remainder {rest}",
+            ("micro_batch_size", "global_batch_size", "num_generations"),
+        )
+    ]
 
 
 def _broken_rollout(s: Sizes) -> list[BrokenRule]:
     """A rollout is cut evenly over the vLLM engines.
 
-    Whole groups and whole prompts per replica follow from the rules of a step, since a rollout is whole steps.
+    That it holds whole groups follows from the rules of a step, since a rollout is whole steps.
     """
     engines = s.rollout_world // s.vllm_tensor_parallel_size
     rest = s.generation % engines

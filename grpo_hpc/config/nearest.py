@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from math import lcm
 from typing import Any
 
 from grpo_hpc.config.batch import BrokenRule, Sizes, broken_rules, equations, sizes_of
@@ -54,25 +55,25 @@ def _candidates(sizes: Sizes, key: str) -> Iterator[int]:
     now = _now(sizes, key)
     if key == "global_batch_size":
         unit = _step_unit(sizes)
-        # nothing above generation_batch_size divides it
-        return _multiples(unit, now, max(_REACH, (sizes.generation_batch_size or 0) // unit + 1))
+        # nothing above generation_batch_size divides it, and engines ask for no more units than there are engines
+        return _multiples(unit, now, max(_REACH, sizes.rollout_world, (sizes.generation_batch_size or 0) // unit + 1))
     if key == "generation_batch_size":
         return _multiples(sizes.global_batch_size, now, _REACH)
-    per_replica = sizes.global_batch_size // max(1, sizes.world // sizes.footprint)
+    if key == "num_generations":
+        size = sizes.global_batch_size
+        return iter(sorted((v for v in range(2, size + 1) if size % v == 0), key=lambda value: abs(value - now)))
     limit = {
-        "micro_batch_size": per_replica,
-        "num_generations": per_replica,  # every replica needs a prompt
+        "micro_batch_size": sizes.global_batch_size // max(1, sizes.world // sizes.footprint),
         "steps_per_generation": now + _REACH,
         "nproc_per_node": now + _REACH,
     }.get(key, sizes.world)
-    lowest = 2 if key == "num_generations" else 1
-    return iter(sorted(range(lowest, limit + 1), key=lambda value: abs(value - now)))
+    return iter(sorted(range(1, limit + 1), key=lambda value: abs(value - now)))
 
 
 def _step_unit(sizes: Sizes) -> int:
     """What every valid global_batch_size is a multiple of."""
-    dp = max(1, sizes.world // sizes.footprint)
-    return sizes.num_generations * dp * sizes.micro_batch_size
+    replicas = max(1, sizes.world // sizes.footprint) * sizes.micro_batch_size
+    return lcm(sizes.num_generations, replicas)
 
 
 def _multiples(unit: int, now: int, reach: int) -> Iterator[int]:

@@ -56,7 +56,7 @@ class Resources(Section):
         default="h100", min_length=1, description="hardware to plan for: a profile's name, or a file made by measuring"
     )
     distributed_timeout_minutes: float = Field(
-        default=30, gt=0, description="longest that ranks wait for each other, or for weights to reach servers"
+        default=30.0, gt=0, description="longest that a rank waits for the others in a collective of training"
     )
 
 
@@ -159,9 +159,6 @@ class Rollout(Section):
     vllm_server_timeout: float = Field(
         default=600, gt=0, description="seconds after their start until which every vLLM server must answer"
     )
-    rollout_timeout_minutes: float = Field(
-        default=120, gt=0, description="longest that a rollout may take before its engine counts as lost"
-    )
     sleep_level: Literal[0, 1, 2] = Field(
         default=0, description="vLLM while training: 0 stays, 1 keeps its weights in host memory, 2 drops them"
     )
@@ -191,6 +188,11 @@ class Rollout(Section):
         "large, at most 512; absent: its share of a rollout, from 64 to 512",
     )
     vllm_enforce_eager: bool = Field(default=False, description="run vLLM without CUDA graphs")
+    rollout_timeout_minutes: float = Field(
+        default=120.0,
+        gt=0,
+        description="longest that a rank waits for a rollout: its own server's, or the other ranks'",
+    )
     sync_bucket_mib: float = Field(
         default=512.0, gt=0, description="weights on their way to vLLM that a rank holds whole at a time, in MiB"
     )

@@ -221,6 +221,17 @@ def sequence_parallel(given: Given, run: Run) -> Result:
     return Result(note="with tensor_model_parallel_size 1 there is nothing to cut", fate=Fate.IGNORED)
 
 
+def timeout(given: Given, run: Run) -> Result:
+    """Seconds under its present name, minutes under the old one."""
+    said = run.given(given.name)
+    if said is not None and said.name == "distributed_timeout_minutes":
+        return Result({"distributed_timeout_minutes": given.shown}, fate=Fate.TAKEN)
+    seconds = whole(given.values[0])
+    if seconds is None:
+        return Result(note="is no whole number of seconds", fate=Fate.UNSUPPORTED)
+    return Result({"distributed_timeout_minutes": seconds / 60}, f"{seconds} seconds")
+
+
 def servers(given: Given, run: Run) -> Result:
     """Hosts or URLs of servers become a number of nodes: one per host."""
     hosts = {re.sub(r"^\w+://|:\d+.*$", "", str(value)) for value in given.values}

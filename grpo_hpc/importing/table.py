@@ -70,7 +70,12 @@ _PARALLEL = (
     ),
     same("sequence_parallel", convert=convert.sequence_parallel),
     same("recompute_granularity", default="selective", convert=convert.recompute),
-    same("ddp_timeout", "distributed_timeout_minutes"),
+    converted(
+        "ddp_timeout",
+        convert.timeout,
+        "distributed_timeout_minutes, from seconds since 4.0; ms-swift's default is 208 days",
+        "distributed_timeout_minutes",
+    ),
     converted(
         "cp_partition_mode",
         only("zigzag", "sequences are cut zigzag", "sequences are cut zigzag"),

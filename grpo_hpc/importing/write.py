@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import gcd
 from textwrap import wrap
 from typing import Any
 
@@ -53,7 +52,6 @@ def import_run(source: Source) -> Imported:
     """Make the run file of ``source``."""
     translation = translate(source)
     _drop_meaningless(translation)
-    _fit_micro_batch(translation)
     problems = [_explained(p, translation.rows) for p in problems_of(_nested(translation.values))[0]]
     text = _text(source, translation, problems)
     return Imported(text, tuple(translation.rows), tuple(problems), tuple(source.notes))
@@ -79,29 +77,6 @@ def _drop_meaningless(translation: Translation) -> None:
             replace(row, fate=Fate.NO_EFFECT, keys={}, note=problem.text) if problem.key in row.keys else row
             for row in translation.rows
             if not (problem.key in row.keys and row.fate is Fate.DEFAULT)
-        ]
-
-
-def _fit_micro_batch(translation: Translation) -> None:
-    """Lower ``micro_batch_size`` to one that divides the prompts of a step, as the run file wants.
-
-    ms-swift looks at the prompts of a whole rollout instead. The size of a micro-batch changes no update here.
-    """
-    problems, cfg = problems_of(_nested({**_STAND_INS, **translation.values}))
-    if cfg is None or not problems:
-        return
-    par, res, batch = cfg.parallel, cfg.resources, cfg.batch
-    footprint = par.tensor_model_parallel_size * par.pipeline_model_parallel_size * par.context_parallel_size
-    prompts = batch.global_batch_size // batch.num_generations // max(res.nodes * res.nproc_per_node // footprint, 1)
-    size = gcd(prompts, batch.micro_batch_size)
-    key = "batch.micro_batch_size"
-    fitted = {**translation.values, key: size}
-    if prompts and size != batch.micro_batch_size and not problems_of(_nested({**_STAND_INS, **fitted}))[0]:
-        translation.values = fitted
-        note = f"must divide the {prompts} prompts that each data-parallel rank has in a step; no update changes by it"
-        translation.rows = [
-            replace(row, fate=Fate.CONVERTED, keys={key: size}, note=note) if key in row.keys else row
-            for row in translation.rows
         ]
 
 

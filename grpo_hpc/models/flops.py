@@ -1,4 +1,4 @@
-"""Forward operations of a sequence, from the shape of the model. The planner and packing both count with it."""
+"""Forward operations of a sequence, from the model's shape. Free of torch: planner and packing both count with it."""
 
 from __future__ import annotations
 

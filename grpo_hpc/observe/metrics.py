@@ -274,6 +274,10 @@ Each row has `step`, counted from 1, and `time`, in seconds since 1970. Evaluati
 number of steps made before them (0: the untrained model). A value that is not finite is written as `null`. Metrics of a
 rollout appear with the first optimizer step made from it. Unless a meaning says otherwise, values are over all ranks.
 
+`mismatch/*` compare vLLM with the trainer. With `top_p` below 1 or a `top_k`, vLLM's log-probabilities are of the
+tokens that may be sampled and the trainer's of all tokens: every difference of the two then holds the logarithm of the
+mass that was kept, up to 0.105 nat for each token at `top_p: 0.9`, besides what differs between the programs.
+
 This page is generated: `python -m grpo_hpc.observe.metrics > docs/metrics.md`.
 
 | name | unit | meaning |

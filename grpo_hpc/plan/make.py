@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.adapters import named_linears
-from grpo_hpc.config.batch import BatchSchedule, schedule
+from grpo_hpc.config.batch import BatchSchedule, refused_by_ms_swift, schedule, sizes_of
 from grpo_hpc.config.library import model_config
 from grpo_hpc.errors import PlanError
 from grpo_hpc.models.counting import count_active, count_parameters, require_linears
@@ -198,7 +199,7 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
     )
     warnings = [*_warnings(cfg, sizes, topology, shape)]
     if estimate is not None:
-        warnings += _estimate_warnings(estimate)
+        warnings += [*_estimate_warnings(estimate), *_timeout_warnings(cfg, estimate)]
     return Plan(
         cfg,
         topology,
@@ -283,6 +284,10 @@ def _warnings(cfg: RunConfig, sizes: BatchSchedule, topology: Topology, shape: M
         )
     else:
         found += _length_warnings(cfg, shape)
+    found += [
+        f"ms-swift would refuse these batch sizes, which are sound here: {rule.symbols} = {rule.numbers}"
+        for rule in refused_by_ms_swift(sizes_of(cfg))
+    ]
     last = cfg.batch.train_iters - (sizes.rollouts - 1) * sizes.steps_per_rollout
     if last < sizes.steps_per_rollout:
         found.append(
@@ -307,6 +312,18 @@ def _length_warnings(cfg: RunConfig, shape: ModelShape) -> list[str]:
             f"rollout.vllm_max_model_len {longest} is beyond the model's longest sequence, {shape.max_position} tokens"
         ]
     return []
+
+
+def _timeout_warnings(cfg: RunConfig, estimate: Estimate) -> list[str]:
+    """An estimate may be off, and the longest of many rollouts is longer than the usual one."""
+    limit = cfg.rollout.rollout_timeout_minutes
+    rollout = 0.0 if estimate.times is None else estimate.times.seconds("rollout") / 60
+    if rollout <= limit / 2:
+        return []
+    return [
+        f"a rollout is estimated to take {rollout:,.0f} minutes, and no rank waits for one longer than "
+        f"rollout.rollout_timeout_minutes = {limit:g}: give at least {math.ceil(2 * rollout):,}"
+    ]
 
 
 def _estimate_warnings(estimate: Estimate) -> list[str]:

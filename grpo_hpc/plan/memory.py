@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from grpo_hpc.plan.activations import LOGITS_CHUNK, in_flight, kept, stage_bytes
 from grpo_hpc.plan.hardware import Hardware
 from grpo_hpc.plan.parameter_counts import held, trained
+from grpo_hpc.plan.sample_traffic import sample_memory
 from grpo_hpc.plan.setup import Execution, Task
 from grpo_hpc.plan.topology import GROUPS
 
@@ -317,6 +318,7 @@ def _host(task: Task, execution: Execution, phases: list[Use]) -> Use:
     if execution.sleep_level == 1 and not execution.server_nodes:
         weights = math.ceil(task.parameters * task.engine_width / execution.engine_tp)
         terms.append(Term("sleeping vLLM weights", n * weights, f"{n} ranks * {weights / GIB:.2f} GiB"))
+    terms.append(Term("completions", *sample_memory(task, execution)))
     saving = sizes["weights"] + sizes["optimizer"]
     terms.append(Term("checkpoint staging", n * saving, f"{n} ranks * {saving / GIB:.2f} GiB while saving"))
     return Use("host", tuple(terms))

@@ -56,6 +56,10 @@ class Times:
     gpus: int
     mfu: float
 
+    def seconds(self, phase: str) -> float:
+        """Of the phase of that name."""
+        return next(found.seconds for found in self.phases if found.name == phase)
+
     @property
     def cycle(self) -> float:
         return sum(phase.seconds for phase in self.phases)

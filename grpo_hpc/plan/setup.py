@@ -32,6 +32,7 @@ class Task:
         reference: a frozen copy of the model is kept.
         old_logprobs: the policy's log-probabilities are computed before the steps of a rollout.
         lora_rank: of the adapters; 0 trains all parameters.
+        router_replay: whose choice of experts training follows, as in the run file.
     """
 
     shape: ModelShape
@@ -46,6 +47,7 @@ class Task:
     reference: bool
     old_logprobs: bool
     lora_rank: int
+    router_replay: str
 
     @cached_property
     def counts(self) -> ParameterCount:
@@ -207,6 +209,7 @@ def task_of(cfg: RunConfig, shape: ModelShape, schedule: BatchSchedule, average:
         reference=bool(a.beta),
         old_logprobs=several,
         lora_rank=cfg.tuner.lora_rank if lora else 0,
+        router_replay=cfg.moe.router_replay_mode,
     )
 
 

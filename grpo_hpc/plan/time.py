@@ -10,6 +10,7 @@ from __future__ import annotations
 from grpo_hpc.plan.hardware import Hardware
 from grpo_hpc.plan.rates import Phase, Times, forward_flops
 from grpo_hpc.plan.rollout_time import rollout
+from grpo_hpc.plan.sample_traffic import sample_exchange
 from grpo_hpc.plan.setup import Execution, Task
 from grpo_hpc.plan.sync_time import offload, sync
 from grpo_hpc.plan.train_time import logprob, training
@@ -20,7 +21,7 @@ def estimate(task: Task, execution: Execution, hardware: Hardware) -> Times:
     train = training(task, execution, hardware)
     phases = [
         Phase("sync", tuple(sync(task, execution, hardware))),
-        Phase("rollout", tuple(rollout(task, execution, hardware))),
+        Phase("rollout", (*rollout(task, execution, hardware), *sample_exchange(task, execution, hardware))),
         Phase("logprob", tuple(logprob(task, execution, hardware))),
         Phase("train", tuple(train)),
         Phase("offload", tuple(offload(task, execution, hardware))),
@@ -32,8 +33,9 @@ def estimate(task: Task, execution: Execution, hardware: Hardware) -> Times:
 
 
 def training_seconds(task: Task, execution: Execution, hardware: Hardware) -> float:
-    """Seconds of a cycle without rollout and offload."""
+    """Seconds of a cycle without sampling and offload."""
     parts = [
+        *sample_exchange(task, execution, hardware),
         *sync(task, execution, hardware),
         *logprob(task, execution, hardware),
         *training(task, execution, hardware),

@@ -33,6 +33,7 @@ def init_model_parallel(cfg: RunConfig, platform: Platform) -> None:
             context_parallel_size=parallel.context_parallel_size,
             expert_model_parallel_size=parallel.expert_model_parallel_size,
             expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
+            distributed_timeout_minutes=cfg.resources.distributed_timeout_minutes,
         )
         model_parallel_cuda_manual_seed(cfg.seed)
 

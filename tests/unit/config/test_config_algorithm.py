@@ -58,6 +58,14 @@ def mistakes(*overrides: str) -> str:
                 "top_entropy_quantile=0.2",
             )
         ),
+        (
+            ["top_p=0.9", "off_policy_sequence_mask_delta=0.1"],
+            ["algorithm.off_policy_sequence_mask_delta", "under top_p 0.9 even for equal weights"],
+        ),
+        (
+            ["top_p=0.9", "top_k=50", "rollout_importance_sampling_mode=token_mask"],
+            ["algorithm.rollout_importance_sampling_mode", "under top_p 0.9 and top_k 50"],
+        ),
         (["log_entropy=false"], ["entropy is always logged"]),
         (["top_entropy_quantile=0"], ["greater than 0"]),
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from math import lcm
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_hpc.config import RunConfig, nearest
-from grpo_hpc.config.batch import Sizes, broken_rules, engine_sequences, schedule, sizes_of
+from grpo_hpc.config.batch import Sizes, broken_rules, engine_sequences, refused_by_ms_swift, schedule, sizes_of
 from grpo_hpc.config.nearest import batch_problems, nearest_values, suggestions
 from grpo_hpc.config.sections import SECTION_OF
 from grpo_hpc.errors import ConfigError
@@ -28,6 +29,7 @@ NOW = Sizes(
     vllm_mode="colocate",
     vllm_server_nodes=1,
     vllm_tensor_parallel_size=1,
+    loss_scaling="exact",
 )
 
 
@@ -40,6 +42,7 @@ def config(sizes: Sizes, train_iters: int = 10) -> RunConfig:
         "parallel": {},
         "rollout": {},
         "batch": {"train_iters": train_iters},
+        "algorithm": {},
     }
     given = sizes._asdict()
     if sizes.vllm_mode == "colocate":
@@ -55,8 +58,25 @@ def test_the_worked_example_of_dense_colocate() -> None:
         config(NOW._replace(nproc_per_node=8, global_batch_size=128, steps_per_generation=4, micro_batch_size=2))
     )
     assert (s.world_size, s.dp, s.generation_batch_size, s.prompts_per_rollout) == (8, 8, 512, 64)
-    assert (s.prompts_per_step, s.prompts_per_step_per_dp, s.accumulation) == (16, 2, 8)
+    assert (s.prompts_per_step, s.accumulation) == (16, 8)
     assert (s.completions_per_rank_per_rollout, s.rollouts) == (64, 3)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "completions", "group", "on_each"),
+    [(8, 512, 16, 8), (64, 1024, 8, 2), (16, 512, 16, 4)],
+)
+def test_a_group_may_lie_on_several_ranks(nodes: int, completions: int, group: int, on_each: int) -> None:
+    """The last is DAPO's published recipe: mini-batches of 32 prompts times 16 completions on 128 GPUs."""
+    sizes = NOW._replace(
+        nodes=nodes, nproc_per_node=8, global_batch_size=completions, num_generations=group, micro_batch_size=2
+    )
+    s = schedule(config(sizes))
+    assert (s.dp, s.global_batch_size // s.dp, s.accumulation) == (8 * nodes, on_each, on_each // 2)
+    assert refused_by_ms_swift(sizes)
+    assert [rule.numbers for rule in broken_rules(sizes._replace(loss_scaling="ms_swift"))] == [
+        rule.numbers for rule in refused_by_ms_swift(sizes)
+    ]
 
 
 def test_either_of_generation_size_and_steps_may_be_given() -> None:
@@ -86,19 +106,25 @@ def test_an_engine_of_two_ranks_generates_for_both() -> None:
     ("change", "numbers", "wanted"),
     [
         ({"micro_batch_size": 3}, "64 / (3 * 2) = 64 / 6, remainder 4", "batch.micro_batch_size: 2 or 4 (now 3)"),
+        ({"micro_batch_size": 3}, "64 / 6, remainder 4", "batch.global_batch_size: 48 or 72 (now 64)"),
         (
-            {"micro_batch_size": 3},
-            "(64 / 8 / 2) / 3 = 4 / 3, remainder 1",
-            "batch.global_batch_size: 48 or 96 (now 64)",
+            {"loss_scaling": "ms_swift", "micro_batch_size": 8},
+            "64 / 8 / (2 * 8) = 8 / 16, remainder 8",
+            "batch.micro_batch_size: 4 (now 8)",
+        ),
+        (
+            {"loss_scaling": "ms_swift", "global_batch_size": 72},
+            "72 / 8 / (2 * 4) = 9 / 8, remainder 1",
+            "batch.global_batch_size: 64 or 128 (now 72)",
         ),
         ({"num_generations": 7}, "64 / 7, remainder 1", "batch.num_generations: 4 or 8 (now 7)"),
-        ({"global_batch_size": 72}, "72 / 8 / 2 = 9 / 2, remainder 1", "batch.global_batch_size: 64 or 128 (now 72)"),
+        ({"global_batch_size": 70}, "70 / 8, remainder 6", "batch.global_batch_size: 64 or 72 (now 70)"),
         (
             {"nproc_per_node": 8, "global_batch_size": 256, "expert_model_parallel_size": 3},
             "1 * 8 / (1 * 3 * 1) = 8 / 3, remainder 2",
             "parallel.expert_model_parallel_size: 2 or 4 (now 3)",
         ),
-        ({"nproc_per_node": 3}, "64 / 3, remainder 1", "resources.nproc_per_node: 2 (now 3)"),
+        ({"nproc_per_node": 3}, "64 / 3, remainder 1", "resources.nproc_per_node: 2 or 4 (now 3)"),
         (
             {"tensor_model_parallel_size": 3},
             "1 * 2 / (3 * 1 * 1) = 2 / 3, remainder 2",
@@ -134,8 +160,8 @@ def test_two_keys_are_proposed_when_one_is_not_enough() -> None:
     sizes = NOW._replace(tensor_model_parallel_size=3, vllm_tensor_parallel_size=5)
     lines = suggestions(sizes, broken_rules(sizes))
     assert lines[0] == "nearest values that fit, changing two keys:"
-    assert lines[1].split() == ["resources.nproc_per_node=15", "batch.global_batch_size=480"]
-    assert not broken_rules(sizes._replace(nproc_per_node=15, global_batch_size=480))
+    assert lines[1].split() == ["resources.nproc_per_node=15", "batch.global_batch_size=120"]
+    assert not broken_rules(sizes._replace(nproc_per_node=15, global_batch_size=120))
 
 
 def test_suggestions_for_large_runs_try_few_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +189,7 @@ any_sizes = st.builds(
     vllm_mode=st.sampled_from(["colocate", "server"]),
     vllm_server_nodes=st.integers(1, 3),
     vllm_tensor_parallel_size=st.integers(1, 3),
+    loss_scaling=st.sampled_from(["exact", "ms_swift"]),
 ).map(lambda s: s if s.vllm_mode == "server" else s._replace(vllm_server_nodes=1))
 fitting_sizes = st.builds(
     lambda tp, pp, dp, micro, group, k, steps: NOW._replace(
@@ -171,7 +198,7 @@ fitting_sizes = st.builds(
         pipeline_model_parallel_size=pp,
         micro_batch_size=micro,
         num_generations=group,
-        global_batch_size=group * dp * micro * k * tp * pp,
+        global_batch_size=lcm(group, dp * micro * tp * pp) * k,
         steps_per_generation=steps,
     ),
     tp=small, pp=small, dp=small, micro=small, group=st.integers(2, 9), k=small, steps=small,
@@ -186,9 +213,6 @@ def test_a_schedule_that_fits_satisfies_every_equation(sizes: Sizes, train_iters
     assert s.generation_batch_size == s.global_batch_size * s.steps_per_generation
     assert s.prompts_per_rollout * s.num_generations == s.generation_batch_size
     assert s.prompts_per_step * s.num_generations == s.global_batch_size
-    assert s.prompts_per_step_per_dp * s.dp == s.prompts_per_step
-    assert s.prompts_per_step_per_dp % s.micro_batch_size == 0
-    assert s.prompts_per_rollout % s.dp == 0
     assert s.completions_per_rank_per_rollout * s.world_size == s.generation_batch_size
     assert (s.rollouts - 1) * s.steps_per_generation < train_iters <= s.rollouts * s.steps_per_generation
 

@@ -189,11 +189,12 @@ def test_what_is_missing_is_named_exactly() -> None:
     assert "write train_iters = rows * num_generations * 2 // global_batch_size" in text
 
 
-def test_the_micro_batch_is_fitted_when_only_that_is_in_the_way() -> None:
-    found = import_run(from_files([RECIPES / "dense_vlm_colocate.sh"]))
-    row = next(row for row in found.rows if row.name == "micro_batch_size")
-    assert (row.fate, row.keys) == (Fate.CONVERTED, {"batch.micro_batch_size": 2})
-    assert "2 prompts" in row.note
+def test_the_limit_of_collectives_is_in_seconds_under_its_present_name_and_in_minutes_under_the_old_one() -> None:
+    key = "resources.distributed_timeout_minutes"
+    assert values(imported("--ddp_timeout", "5400"))[key] == 90.0
+    assert values(imported("--distributed_timeout_minutes", "45"))[key] == 45
+    assert fate(imported("--ddp_timeout", "long"), "ddp_timeout") is Fate.UNSUPPORTED
+    assert fate(imported("--ddp_timeout", "0"), "ddp_timeout") is Fate.UNSUPPORTED
 
 
 def test_hub_ids_and_folders(tmp_path: Path) -> None:

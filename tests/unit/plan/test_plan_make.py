@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,31 @@ def test_a_plan_without_the_model_says_so() -> None:
     assert plan.estimate is None
     assert "no memory estimate: no-such-folder/config.json is not on this machine" in plan.warnings[0]
     assert "no memory estimate" in shown(plan)
+
+
+def test_what_ms_swift_would_refuse_is_a_note() -> None:
+    sizes = (
+        "nodes=32",
+        "global_batch_size=512",
+        "num_generations=16",
+        "micro_batch_size=1",
+        "generation_batch_size=512",
+    )
+    plan = make_plan(shipped("qwen3_8b", *sizes, "steps_per_generation=null"))
+    assert plan.schedule.dp == 64 and plan.estimate is not None
+    (note,) = [warning for warning in plan.warnings if "ms-swift" in warning]
+    assert note.endswith("512 / 16 / (64 * 1) = 32 / 64, remainder 32")
+    assert not any("ms-swift" in warning for warning in make_plan(quickstart()).warnings)
+
+
+def test_a_limit_that_is_short_for_a_rollout_is_a_note() -> None:
+    usual = make_plan(shipped("qwen3_8b"))
+    assert not any("rollout_timeout_minutes" in warning for warning in usual.warnings)
+    assert usual.estimate is not None and usual.estimate.times is not None
+    minutes = usual.estimate.times.seconds("rollout") / 60
+    short = make_plan(shipped("qwen3_8b", f"rollout_timeout_minutes={1.9 * minutes}"))
+    (note,) = [warning for warning in short.warnings if "rollout_timeout_minutes" in warning]
+    assert note.endswith(f"give at least {math.ceil(2 * minutes)}")
 
 
 def test_a_model_folder_comes_before_the_planning_config(tmp_path: Path) -> None:

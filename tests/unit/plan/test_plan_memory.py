@@ -26,7 +26,7 @@ MOE = DENSE | {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok
 def task(config: dict[str, object] = DENSE, **changed: object) -> Task:
     start = Task(
         shape=shape_of(config), width=2, engine_width=2, prompt=100, completion=100, average=50, completions=64,
-        generation=64, steps=1, reference=False, old_logprobs=False, lora_rank=0,
+        generation=64, steps=1, reference=False, old_logprobs=False, lora_rank=0, router_replay="disabled",
     )  # fmt: skip
     return dataclasses.replace(start, **changed)
 
