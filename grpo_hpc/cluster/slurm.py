@@ -131,6 +131,11 @@ def _fields(job_id: str) -> dict[str, str]:
     return dict(word.partition("=")[::2] for word in shown.split())
 
 
+def ended_as(job_id: str) -> str | None:
+    """How a job ended that is over: the controller knows it at once, the accounting for longer; None without either."""
+    return state(job_id) or next(reversed(past_states(job_id)), None)
+
+
 def past_states(job_id: str) -> list[str]:
     """States of all starts of a job, the first start first, from the accounting; empty where there is none."""
     try:

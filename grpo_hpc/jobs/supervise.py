@@ -59,7 +59,7 @@ def _over(run_dir: RunDir, submission: Submission, allocation: slurm.Allocation)
     if past and past[-1].state in OVER:
         return f"attempt {past[-1].number} ended as {past[-1].state}"
     for job_id in takewhile(lambda job_id: job_id != allocation.job_id, submission.job_ids):
-        if "CANCELLED" in slurm.past_states(job_id)[-1:]:  # perhaps before its supervisor could write anything
+        if slurm.ended_as(job_id) == "CANCELLED":  # perhaps before its supervisor could write anything
             return f"job {job_id} of this submission was cancelled"
     return None
 

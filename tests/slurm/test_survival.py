@@ -35,7 +35,6 @@ def states(run: RunDir, attempts: int, seconds: float = 120) -> list[str]:
     return [attempt.state for attempt in ended(run, attempts, seconds)]
 
 
-@pytest.mark.short
 def test_a_killed_rank_is_a_crash_and_is_tried_again(submit):
     run = submit(fault={"kind": "kill", "rank": 3})
     first, second = ended(run, 2)
