@@ -25,7 +25,14 @@ ALLOWED = {
     "models": {"errors", "algo.logprob", "algo.mixing"},
     "checkpoint": {"errors", "models", "train.megatron.platform"},
     "rollout": {"addresses", "errors", "config", "data", "rewards", "algo.mixing", "train.megatron.platform"},
-    "plan": {"errors", "config", "models.shape", "models.flops", "models.read_shape", "models.counting"},
+    "plan": {
+        "errors",
+        "config",
+        "models.shape",
+        "models.flops",
+        "models.families.read_shape",
+        "models.families.counting",
+    },
     "cluster": {"errors", "files", "shipped", "config"},
     "runs": {"errors", "files", "config", "observe", "cluster.slurm", "cluster.job_states", "rewards.names"},
     "jobs": {
@@ -106,9 +113,9 @@ TORCH_FREE = [
     "jobs",
     "cli",
 ]
-TORCH_FREE += ["data", "observe", "rewards", "images"]
+TORCH_FREE += ["data", "observe", "rewards", "images", "models/families"]
 READ_WITHOUT_TORCH = ["algo/losses.py", "algo/estimators.py"]  # by the run file
-READ_WITHOUT_TORCH += [f"models/{name}.py" for name in ("shape", "read_shape", "counting", "weight_map", "layouts")]
+READ_WITHOUT_TORCH += [f"models/{name}.py" for name in ("shape", "flops", "weight_map", "layouts")]
 MOST_MODULES = 20
 
 

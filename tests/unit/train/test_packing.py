@@ -11,8 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from grpo_hpc.errors import ConfigError
+from grpo_hpc.models.families.counting import count_active, count_by_part
+from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.flops import Cost, sequence_cost
-from grpo_hpc.models.shape import read_shape
 from grpo_hpc.train.packing import Packing, RowLayout, packing_metrics, with_gradient
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "models"
@@ -130,8 +131,8 @@ def worst(costs):
 def test_cost_of_a_sequence():
     shape = read_shape(CONFIGS / "Qwen3-30B-A3B.json")
     cost = sequence_cost(shape)
-    counts = shape.counts()
-    active = shape.active_parameters() - counts.embedding - counts.output
+    counts = count_by_part(shape)
+    active = count_active(shape) - counts.embedding - counts.output
     assert cost == Cost(2.0 * active, 2.0 * 48 * 32 * 128, 2.0 * 151_936 * 2048)
     assert cost.of(1000.0, 10.0) == pytest.approx(2e3 * active + 393_216e6 + 6.22329856e9)
 
