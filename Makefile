@@ -1,5 +1,5 @@
 # The developer's interface: every target is a few lines; the work is done by scripts and the package.
-.PHONY: setup demo quickstart test test-gpu test-containers test-slurm test-slurm-short lint
+.PHONY: setup demo quickstart test test-gpu test-containers test-slurm lint
 
 py := .venv/bin/python
 gpu_py ?= python3
@@ -32,12 +32,6 @@ test-slurm: setup
 	@tools/slurm/install.sh
 	@tools/containers/install.sh podman apptainer docker
 	@$(py) -m pytest tests/slurm
-
-# Without root, or elsewhere than on Debian and Ubuntu, it says that it did nothing.
-test-slurm-short: setup
-	@tools/slurm/install.sh && code=0 || code=$$?; \
-	if [ $$code = 3 ]; then echo "NOT RUN: the short part of the Slurm tests, for the reason above" >&2; \
-	elif [ $$code = 0 ]; then $(py) -m pytest -m short tests/slurm; else exit $$code; fi
 
 lint: setup
 	@$(py) -m ruff check . && $(py) -m ruff format --check . && $(py) -m mypy

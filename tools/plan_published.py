@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from grpo_hpc.models.read_shape import read_shape, shape_of
+from grpo_hpc.models.families.read_shape import read_shape, shape_of
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.plan.hardware import read_hardware
 from grpo_hpc.plan.make import Estimate, estimate_of

@@ -45,7 +45,7 @@ def _of_hf(path: Path, tokens: Tensor) -> Tensor:
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    from grpo_hpc.models.read_shape import read_shape
+    from grpo_hpc.models.families.read_shape import read_shape
 
     auto = AutoModelForImageTextToText if read_shape(path).vision else AutoModelForCausalLM
     found: Tensor = auto.from_pretrained(path, dtype=torch.float32)(tokens).logits[0]
@@ -57,8 +57,8 @@ def _of_megatron(folder: Folder, tokens: Tensor) -> Tensor:
     from megatron.core import dist_checkpointing
 
     from grpo_hpc.models.attention import PackedSequences
+    from grpo_hpc.models.families.read_shape import read_shape
     from grpo_hpc.models.policy_model import PolicyModel, layer_spec, transformer_config
-    from grpo_hpc.models.read_shape import read_shape
     from grpo_hpc.train.megatron.platform import make_platform
 
     if folder.config is None:

@@ -25,7 +25,7 @@ from grpo_hpc.checkpoint.safetensors_file import plan_file, read_tensors
 from grpo_hpc.checkpoint.stored import Stored
 from grpo_hpc.checkpoint.to_megatron import check_tensors, hf_names
 from grpo_hpc.errors import CheckpointError
-from grpo_hpc.models.read_shape import read_shape
+from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.weight_map import Rule
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

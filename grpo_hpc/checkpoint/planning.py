@@ -21,8 +21,8 @@ from grpo_hpc.checkpoint.run import Plan
 from grpo_hpc.checkpoint.stored import FLOATING, ITEMSIZE, Block, Chunk, Size, Stored
 from grpo_hpc.checkpoint.torch_file import frame
 from grpo_hpc.errors import CheckpointError
-from grpo_hpc.models.counting import count_parameters
 from grpo_hpc.models.families import family
+from grpo_hpc.models.families.counting import count_parameters
 from grpo_hpc.models.shape import ModelShape
 
 _LARGEST_CHUNK = 512 * 2**20  # bytes; larger ones could not be shared among workers

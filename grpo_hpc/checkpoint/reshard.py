@@ -14,7 +14,7 @@ from grpo_hpc.checkpoint.run import Plan
 from grpo_hpc.checkpoint.stored import Size, Stored
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import weight_map
-from grpo_hpc.models.read_shape import read_shape
+from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.weight_map import Rule
 

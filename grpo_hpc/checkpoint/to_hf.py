@@ -16,7 +16,7 @@ from grpo_hpc.checkpoint.stored import Block, Size, Stored
 from grpo_hpc.checkpoint.to_megatron import hf_names
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import weight_map
-from grpo_hpc.models.read_shape import read_config, read_shape
+from grpo_hpc.models.families.read_shape import read_config, read_shape
 from grpo_hpc.models.shape import ModelShape
 
 SHARD_BYTES = 5 * 10**9

@@ -13,7 +13,7 @@ from grpo_hpc.checkpoint.run import Plan
 from grpo_hpc.checkpoint.stored import ITEMSIZE, Block, Stored
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import family, weight_map
-from grpo_hpc.models.read_shape import read_config, read_shape
+from grpo_hpc.models.families.read_shape import read_config, read_shape
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.weight_map import EXPERT, LAYER, Rule
 

@@ -13,7 +13,7 @@ from grpo_hpc.checkpoint.run import Work, check_all, copier, in_workers, residen
 from grpo_hpc.checkpoint.stored import Block
 from grpo_hpc.checkpoint.to_hf import wanted
 from grpo_hpc.errors import CheckpointError
-from grpo_hpc.models.read_shape import read_shape
+from grpo_hpc.models.families.read_shape import read_shape
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from pathlib import Path
 from grpo_hpc.errors import EnvironmentProblem
 
 _DEADLINE_S = 60
+_ACCOUNTED_S = 2  # less than Slurm waits between TERM and KILL
+_POLL_S = 0.2
+_ALIVE = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "CONFIGURING")
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,50 @@ def requeue(job_id: str) -> None:
 
 def state(job_id: str) -> str | None:
     """State of a job while Slurm's controller knows it, such as RUNNING; None afterwards."""
+    return _fields(job_id).get("JobState")
+
+
+def ending(allocation: Allocation) -> str | None:
+    """Slurm's word for how it ends this job; None while it lets it run, or does not answer.
+
+    Of a job whose processes are being ended ``scontrol`` says COMPLETING, whatever the reason is. A requeued one counts
+    one restart more, a preempted one has the time of that. The reason of any other is in the accounting within a
+    second; where there is none, a person has cancelled it: the time limit announces itself by a signal before.
+    """
+    job = _fields(allocation.job_id)
+    state = job.get("JobState")
+    if state is None or state in _ALIVE:
+        return None
+    if int(job.get("Restarts", 0)) > allocation.restart:
+        return "REQUEUED"
+    if job.get("PreemptTime", "None") != "None":
+        return "PREEMPTED"
+    return _accounted(allocation) if state == "COMPLETING" else state
+
+
+def _accounted(allocation: Allocation) -> str:
+    """How this start of the job ended, in the accounting's word; CANCELLED when it does not say so in time."""
+    deadline = time.monotonic() + _ACCOUNTED_S
+    while time.monotonic() < deadline:
+        found = past_states(allocation.job_id)[allocation.restart :][:1]
+        if found and found[0] not in (*_ALIVE, "PENDING", "COMPLETING"):
+            return found[0]
+        time.sleep(_POLL_S)
+    return "CANCELLED"
+
+
+def _fields(job_id: str) -> dict[str, str]:
+    """What the controller shows of a job; empty when it has forgotten it or does not answer."""
     try:
         shown = call(["scontrol", "show", "job", "-o", job_id])
     except EnvironmentProblem:
-        return None
-    fields = dict(word.partition("=")[::2] for word in shown.split())
-    return fields.get("JobState")
+        return {}
+    return dict(word.partition("=")[::2] for word in shown.split())
+
+
+def ended_as(job_id: str) -> str | None:
+    """How a job ended that is over: the controller knows it at once, the accounting for longer; None without either."""
+    return state(job_id) or next(reversed(past_states(job_id)), None)
 
 
 def past_states(job_id: str) -> list[str]:

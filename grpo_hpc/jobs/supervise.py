@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 from grpo_hpc.cluster import slurm
@@ -26,12 +27,13 @@ from grpo_hpc.jobs.prepare import stored_profile
 from grpo_hpc.jobs.serving.server_steps import Servers, serving
 from grpo_hpc.jobs.steps import Steps, wait
 from grpo_hpc.runs.attempts import OVER, Attempt, State, begin, failures_in_a_row, history
-from grpo_hpc.runs.ends import OF_SLURM, End, judge, of_texts, why_cancelled
+from grpo_hpc.runs.ends import OF_SLURM, End, judge, of_texts, why_cancelled, why_ended
 from grpo_hpc.runs.run_dir import RunDir
-from grpo_hpc.runs.submissions import submissions
+from grpo_hpc.runs.submissions import Submission, submissions
 
 _SERVERS_TELL_S = 5  # a trainer that lost its servers may end before their step does
-_EARLY = "asked to stop before training began"
+_SERVERS = "servers"  # why the trainer shall stop: it has lost them
+_EARLY = "told to stop before training began"
 
 
 def supervise(run_dir: RunDir, allocation: slurm.Allocation) -> int:
@@ -40,27 +42,40 @@ def supervise(run_dir: RunDir, allocation: slurm.Allocation) -> int:
     Returns:
         0 when the run is over and well or goes on, 2 when a person has to mend something, 1 otherwise.
     """
-    profile = stored_profile(run_dir)
-    submission = submissions(run_dir)[-1]
-    settle(run_dir)
-    past = [attempt for attempt in history(run_dir) if attempt.submission == submission.number]
-    if past and past[-1].state in OVER:
-        print(f"nothing to do: attempt {past[-1].number} ended as {past[-1].state}", flush=True)
-        return 0
-    attempt = begin(
-        run_dir, submission.executor, allocation.nodes, submission.number, allocation.job_id, allocation.restart
-    )
     if run_dir.why_stop() != "cancelled":  # a stop from before this start has been obeyed
         run_dir.stop.unlink(missing_ok=True)
     with _wishes(run_dir) as wishes:
-        try:
-            end, code = _run_steps(run_dir, profile, attempt, allocation, wishes)
-        except GrpoHpcError as error:
-            end, code = End("error", str(error).replace("\n", " ")), EXIT_USER_ERROR
-        attempt = attempt.end(run_dir, end.state, end.reason, code)
-        print(f"attempt {attempt.number}: {end.state}: {end.reason}", flush=True)
-        goes_on = _go_on(run_dir, profile, allocation, attempt)
-    if end.state in ("success", "stopped", "cancelled") or goes_on:
+        submission = submissions(run_dir)[-1]
+        settle(run_dir)
+        if over := _over(run_dir, submission, allocation):
+            print(f"nothing to do: {over}", flush=True)
+            return 0
+        return _attempt(run_dir, submission, allocation, wishes)
+
+
+def _over(run_dir: RunDir, submission: Submission, allocation: slurm.Allocation) -> str | None:
+    """Why a submission has nothing more to do; None while it has."""
+    past = [attempt for attempt in history(run_dir) if attempt.submission == submission.number]
+    if past and past[-1].state in OVER:
+        return f"attempt {past[-1].number} ended as {past[-1].state}"
+    for job_id in takewhile(lambda job_id: job_id != allocation.job_id, submission.job_ids):
+        if slurm.ended_as(job_id) == "CANCELLED":  # perhaps before its supervisor could write anything
+            return f"job {job_id} of this submission was cancelled"
+    return None
+
+
+def _attempt(run_dir: RunDir, submission: Submission, allocation: slurm.Allocation, wishes: _Wishes) -> int:
+    profile = stored_profile(run_dir)
+    attempt = begin(
+        run_dir, submission.executor, allocation.nodes, submission.number, allocation.job_id, allocation.restart
+    )
+    try:
+        end, code = _run_steps(run_dir, profile, attempt, allocation, wishes)
+    except GrpoHpcError as error:
+        end, code = End("error", str(error).replace("\n", " ")), EXIT_USER_ERROR
+    attempt = attempt.end(run_dir, end.state, end.reason, code)
+    print(f"attempt {attempt.number}: {end.state}: {end.reason}", flush=True)
+    if _go_on(run_dir, profile, allocation, attempt) or end.state in ("success", "stopped", "cancelled"):
         return 0
     return EXIT_USER_ERROR if end.state == "error" else 1
 
@@ -127,7 +142,7 @@ def _check_and_train(steps: Steps, profile: Profile, folder: Path, wishes: _Wish
     if profile.preflight.enabled:
         with steps.start("check", folder / "check.log") as process:
             code = wait(process, profile.preflight.seconds, steps.run_dir.stop.exists)
-        if asked := _who_asked(steps, wishes, folder / "check.log"):
+        if asked := _who_asked(steps, wishes, folder / "check.log", bool(code)):
             return End(asked, _EARLY), code or 0
         code = TOOK_TOO_LONG if code is None else code
         if found := bad_node(folder, steps.allocation.nodes, cfg, profile.preflight, code):
@@ -136,7 +151,7 @@ def _check_and_train(steps: Steps, profile: Profile, folder: Path, wishes: _Wish
         return _train(steps, folder, wishes)
     with serving(steps, folder) as servers:
         problem = servers.await_ready(cfg.rollout.vllm_server_timeout, steps.run_dir.stop.exists)
-        if asked := _who_asked(steps, wishes, folder / "servers.log"):
+        if asked := _who_asked(steps, wishes, folder / "servers.log", bool(problem)):
             return End(asked, _EARLY), 0
         if problem:
             return of_texts(problem) or End("crash", problem), 1
@@ -146,7 +161,8 @@ def _check_and_train(steps: Steps, profile: Profile, folder: Path, wishes: _Wish
 def _train(steps: Steps, folder: Path, wishes: _Wishes) -> tuple[End, int]:
     with _training(steps, folder) as (process, offset):
         code = process.wait()
-    return _judge(steps, folder, offset, code, wishes), code
+    asked = _who_asked(steps, wishes, RunDir.launcher_log(folder), bool(code))
+    return _judge(steps, folder, offset, code, asked), code
 
 
 def _train_with(servers: Servers, steps: Steps, profile: Profile, folder: Path, wishes: _Wishes) -> tuple[End, int]:
@@ -155,14 +171,15 @@ def _train_with(servers: Servers, steps: Steps, profile: Profile, folder: Path, 
         # told to stop, Slurm ends the servers at once, and that is no failure of theirs
         code = wait(process, until=lambda: not wishes.asked and servers.failure())
         if code is None:
-            steps.run_dir.ask_to_stop("servers")
+            steps.run_dir.ask_to_stop(_SERVERS)
             wait(process, profile.save_before_s)
         elif code and not wishes.asked:
             wait(servers.process, _SERVERS_TELL_S)  # did the trainer fail because of them?
-    problem = None if code == 0 or wishes.asked else servers.failure()
+    asked = _who_asked(steps, wishes, RunDir.launcher_log(folder), code != 0)
+    problem = None if code == 0 or asked else servers.failure()
     if problem:
         return of_texts(problem) or End("crash", problem), code or 1
-    return _judge(steps, folder, offset, code or 0, wishes), code or 0
+    return _judge(steps, folder, offset, code or 0, asked), code or 0
 
 
 @contextmanager
@@ -174,24 +191,26 @@ def _training(steps: Steps, folder: Path) -> Iterator[tuple[subprocess.Popen[byt
         yield process, offset
 
 
-def _judge(steps: Steps, folder: Path, offset: int, code: int, wishes: _Wishes) -> End:
+def _judge(steps: Steps, folder: Path, offset: int, code: int, asked: State | None) -> End:
     resources = steps.run_dir.config().resources
     logs = [RunDir.rank_log(folder, rank) for rank in range(resources.nodes * resources.nproc_per_node)]
-    launcher_log = RunDir.launcher_log(folder)
-    return judge(code, _who_asked(steps, wishes, launcher_log), steps.run_dir.events, offset, launcher_log, logs)
+    return judge(code, asked, steps.run_dir.events, offset, RunDir.launcher_log(folder), logs)
 
 
-def _who_asked(steps: Steps, wishes: _Wishes, log: Path) -> State | None:
-    """Why the attempt was told to stop: Slurm's signal, scancel, or a person's file."""
+def _who_asked(steps: Steps, wishes: _Wishes, log: Path, failed: bool) -> State | None:
+    """Why the attempt was told to stop: Slurm's signal, scancel, or a person's file.
+
+    Args:
+        log: of the step that ended.
+        failed: that step failed: if Slurm is ending the job, it has begun with the step, and its signal may follow.
+    """
     why = steps.run_dir.why_stop()
     if why == "cancelled":
         return "cancelled"
-    if wishes.asked == "preempted":  # so far it was TERM and no more; a step that Slurm ended has a line about it
-        cancelled = slurm.state(steps.allocation.job_id) == "CANCELLED"
-        return why_cancelled(log) or ("cancelled" if cancelled else "preempted")
-    if wishes.asked is None and why is not None:
-        return "stopped"
-    return wishes.asked
+    word = slurm.ending(steps.allocation) if failed or wishes.asked == "preempted" else None
+    if asked := why_ended(wishes.asked, word, why_cancelled(log)):
+        return asked
+    return None if why in (None, _SERVERS) else "stopped"
 
 
 def _environment(profile: Profile, attempt: Attempt, allocation: slurm.Allocation) -> dict[str, str]:

@@ -33,8 +33,8 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.models.counting import linears
 from grpo_hpc.models.dropout import Dropout, Masks
+from grpo_hpc.models.families.counting import linears
 from grpo_hpc.models.movers import dense_place, expert_place, local_parameters
 from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.models.shape import ModelShape

@@ -1,4 +1,4 @@
-"""The shape of a model: plain sizes, read by :mod:`grpo_hpc.models.read_shape`. The planner has it, too."""
+"""The shape of a model: plain sizes (:mod:`grpo_hpc.models.families.read_shape` reads them). Free of torch."""
 
 from __future__ import annotations
 

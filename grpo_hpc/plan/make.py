@@ -13,8 +13,8 @@ from grpo_hpc.config.adapters import named_linears
 from grpo_hpc.config.batch import BatchSchedule, refused_by_ms_swift, schedule, sizes_of
 from grpo_hpc.config.library import model_config
 from grpo_hpc.errors import PlanError
-from grpo_hpc.models.counting import count_active, count_parameters, require_linears
-from grpo_hpc.models.read_shape import read_shape
+from grpo_hpc.models.families.counting import count_active, count_parameters, require_linears
+from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.shape import ModelShape, require_engine, require_experts
 from grpo_hpc.plan import memory, time
 from grpo_hpc.plan.hardware import Hardware, read_hardware

@@ -11,7 +11,7 @@ from functools import cache, cached_property
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule, engine_sequences
-from grpo_hpc.models.counting import ParameterCount, count_active, count_by_part, count_parameters
+from grpo_hpc.models.families.counting import ParameterCount, count_active, count_by_part, count_parameters
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.plan.topology import Degrees
 

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from grpo_hpc.models.counting import count_active, count_parameters
+from grpo_hpc.models.families.counting import count_active, count_parameters
 from grpo_hpc.plan.explain import batch_lines
 from grpo_hpc.plan.make import Estimate, Plan
 from grpo_hpc.plan.measured_errors import accuracy

@@ -106,6 +106,22 @@ def why_cancelled(launcher_log: Path) -> State | None:
     return reasons.get(found[1])
 
 
+def why_ended(asked: State | None, word: str | None, line: State | None) -> State | None:
+    """Why an attempt was told to end; None when it was not.
+
+    Args:
+        asked: what Slurm's first signal meant; ``preempted`` is TERM, which comes with every other reason, too.
+        word: Slurm's own for how it ends the job; None while it lets it run.
+        line: :func:`why_cancelled`. Where it gives no reason it says little: Slurm ends a step with such a line when
+            one of its tasks has failed.
+    """
+    if asked == "timeout":
+        return asked
+    if word is None:
+        return (line or asked) if asked else None
+    return line if line not in (None, "cancelled") else OF_SLURM.get(word, "cancelled")
+
+
 def _line_of(text: str, match: re.Match[str]) -> str:
     start = text.rfind("\n", 0, match.start()) + 1
     end = text.find("\n", match.end())

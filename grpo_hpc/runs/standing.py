@@ -156,7 +156,8 @@ def judge_state(
 def _gone(submission: Submission, last: Attempt | None, jobs: JobStates, why_stop: str | None) -> tuple[str, str]:
     """State of a run of which Slurm has no job any more, though no attempt says that it is over."""
     if last is None or last.job_id is None:
-        job_id, since = submission.job_ids[-1], 0
+        cancelled = (job_id for job_id in submission.job_ids if "CANCELLED" in jobs.past.get(job_id, [])[-1:])
+        job_id, since = next(cancelled, submission.job_ids[-1]), 0  # what came behind it found nothing to do
     else:
         job_id, since = last.job_id, last.restart + (last.state != "running")
     states = jobs.past.get(job_id, [])[since:]

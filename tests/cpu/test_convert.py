@@ -26,7 +26,7 @@ from grpo_hpc.checkpoint.to_hf import plan_to_hf
 from grpo_hpc.checkpoint.to_megatron import hf_names, plan_to_megatron
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import weight_map
-from grpo_hpc.models.read_shape import shape_of
+from grpo_hpc.models.families.read_shape import shape_of
 
 ROOT = Path(__file__).parents[2]
 MOE = {"qwen3_moe", "qwen3_moe+dense", "mixtral", "deepseek_v3", "olmoe"}

@@ -13,8 +13,8 @@ from runfiles import write_run
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from grpo_hpc.models.counting import count_parameters
-from grpo_hpc.models.read_shape import shape_of
+from grpo_hpc.models.families.counting import count_parameters
+from grpo_hpc.models.families.read_shape import shape_of
 
 FAMILIES = [
     ("llama", True),

@@ -86,11 +86,11 @@ def contained(runtime: str, request: pytest.FixtureRequest) -> dict[str, Any]:
     return {"runtime": runtime, "image": image, "binds": binds, "environment": {"PYTHONPATH": str(ROOT)}}
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 120, pause: float = 0.3) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}\n{slurm.call(['squeue'])}"
-        time.sleep(0.3)
+        time.sleep(pause)
 
 
 def empty_queue() -> None:

@@ -43,7 +43,7 @@ def main(run: RunDir) -> int:
         look_at_servers(run, attempt)
     while step < told["steps"]:
         if rank == 0:
-            ask_servers(attempt, told.get("keeps_on", False))
+            ask_servers(attempt, told.get("asks", "/v1/completions"), told.get("keeps_on", False))
         misbehave(told.get("fault", {}), attempt.name, step, rank)
         if together.any(bool(signalled) or run.stop.exists()):
             save(run, step, rank, together)
@@ -97,13 +97,13 @@ class Together:
             raise ConnectionError("connection closed by peer") from None
 
 
-def ask_servers(attempt: Path, keeps_on: bool) -> None:
+def ask_servers(attempt: Path, path: str, keeps_on: bool) -> None:
     """One request to each server, as a trainer would sample from all of them; ``keeps_on`` when one is dead."""
     if not RunDir.servers_file(attempt).exists():
         return
     key = RunDir.api_key(attempt).read_text()
     for server in json.loads(RunDir.servers_file(attempt).read_text())["servers"]:
-        request = Request(f"{server['url']}/v1/completions", headers={"Authorization": f"Bearer {key}"})
+        request = Request(server["url"] + path, headers={"Authorization": f"Bearer {key}"})
         try:
             with urlopen(request, timeout=10) as answer, (attempt / "served.txt").open("a") as file:
                 file.write(f"{server['url']} {answer.read().decode()}\n")

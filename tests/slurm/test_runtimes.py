@@ -8,7 +8,7 @@ import pytest
 from lightruns import contained, ended, everything
 
 
-@pytest.mark.parametrize("runtime", [pytest.param("none", marks=pytest.mark.short), "podman", "apptainer", "docker"])
+@pytest.mark.parametrize("runtime", ["none", "podman", "apptainer", "docker"])
 @pytest.mark.parametrize("executor", ["slurm", "submitit"])
 def test_two_nodes_with_two_ranks_each(submit, runtime, executor, request, tmp_path):
     secrets = tmp_path / "secrets"

@@ -1,4 +1,4 @@
-"""Server mode: trainer and servers on nodes of their own in one job. The servers are a stand-in that speaks HTTP."""
+"""Server mode: trainer and servers on nodes of their own in one job. All servers but one are stand-ins."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_two_jobs_with_servers_share_their_nodes(submit):
     assert len(set(urls)) == 8
 
 
-def test_vllm_itself_comes_up(tmp_path):
+def test_a_real_server_comes_up_and_answers(tmp_path):
     save_tiny_model(tmp_path / "model", layers=2)
     sections = {
         "resources": {"nodes": 1, "nproc_per_node": 1},
@@ -145,9 +145,14 @@ def test_vllm_itself_comes_up(tmp_path):
     }
     profile = {"memory": "6000M", "environment": {"OMP_NUM_THREADS": "1"}}
     run = prepare(tmp_path, "vllm", sections, profile, "runs", server=SERVER)
-    (run.path / "payload.json").write_text(json.dumps({"steps": 1, "pause": 0, "keeps_on": True}))
+    (run.path / "payload.json").write_text(json.dumps({"steps": 1, "pause": 0, "asks": "/v1/models"}))
     queue(run, stored_profile(run))
     (attempt,) = ended(run, 1, 240)
     assert attempt.state == "success", everything(run)
     assert json.loads((attempt.folder(run) / "key_seen.json").read_text()) == {"mode": "0o600", "told": []}
-    assert "Application startup complete" in RunDir.server_log(attempt.folder(run), 0).read_text()
+    url, said = (attempt.folder(run) / "served.txt").read_text().split(maxsplit=1)
+    assert json.loads(said)["data"] == [{"id": str(tmp_path / "model"), "max_model_len": 64}]
+    assert (
+        f"serving {tmp_path}/model at {url.removeprefix('http://')}"
+        in RunDir.server_log(attempt.folder(run), 0).read_text()
+    )

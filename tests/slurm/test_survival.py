@@ -15,6 +15,8 @@ from grpo_hpc.jobs.executors import start
 from grpo_hpc.jobs.prepare import move_run, stored_profile
 from grpo_hpc.runs.attempts import history
 from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.standing import standing
+from grpo_hpc.runs.submissions import submissions
 
 
 def steps(run: RunDir) -> list[str]:
@@ -33,7 +35,6 @@ def states(run: RunDir, attempts: int, seconds: float = 120) -> list[str]:
     return [attempt.state for attempt in ended(run, attempts, seconds)]
 
 
-@pytest.mark.short
 def test_a_killed_rank_is_a_crash_and_is_tried_again(submit):
     run = submit(fault={"kind": "kill", "rank": 3})
     first, second = ended(run, 2)
@@ -157,12 +158,17 @@ def test_a_run_goes_on_with_any_executor(submit):
     assert [int(line.split()[1]) for line in steps(run)] == list(range(1, 61))
 
 
-def test_a_cancel_in_the_check_is_final_too(submit):
-    run = submit(profile={"preflight": {"enabled": True, "free_gib": 0.01}}, steps=500, pause=0.1)
-    wait_for(lambda: (run.latest / "check.log").exists(), "the check")
-    slurm.call(["scancel", job(run)])
-    (first,) = ended(run, 1)
-    assert first.state == "cancelled", everything(run)
+@pytest.mark.parametrize("moment", ["slurm-{job}.log", "latest/check.log", "latest/launcher.log"])
+def test_a_cancel_while_a_step_starts_is_final_too(submit, moment):
+    """The second job of the chain, which is not cancelled, finds nothing to do."""
+    chain = {"requeue": False, "chain": 2, "preflight": {"enabled": True, "free_gib": 0.01}}
+    run = submit(profile=chain, steps=500, pause=0.1)
+    first, second = submissions(run)[-1].job_ids
+    wait_for(lambda: (run.path / moment.format(job=first)).exists(), moment, pause=0.01)
+    slurm.call(["scancel", first])
+    wait_for(lambda: slurm.state(second) == "COMPLETED", "the second job")
+    assert {attempt.state for attempt in history(run)} <= {"cancelled"}, everything(run)
+    assert standing(run).state == "cancelled", everything(run)
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,24 +22,54 @@ ALLOWED = {
     "data": {"errors"},
     "observe": {"errors", "files"},
     "rewards": {"errors"},
-    "models": {"errors", "algo"},
+    "models": {"errors", "algo.logprob", "algo.mixing"},
     "checkpoint": {"errors", "models", "train.megatron.platform"},
     "rollout": {"addresses", "errors", "config", "data", "rewards", "algo.mixing", "train.megatron.platform"},
-    "plan": {"errors", "config", "models.shape", "models.flops"},
+    "plan": {
+        "errors",
+        "config",
+        "models.shape",
+        "models.flops",
+        "models.families.read_shape",
+        "models.families.counting",
+    },
     "cluster": {"errors", "files", "shipped", "config"},
-    "runs": {"errors", "files", "config", "observe", "cluster", "rewards.names"},
+    "runs": {"errors", "files", "config", "observe", "cluster.slurm", "cluster.job_states", "rewards.names"},
     "jobs": {
-        "addresses",
         "errors",
         "files",
         "shipped",
         "config",
-        "cluster",
+        "cluster.profile",
+        "cluster.secrets",
+        "cluster.slurm",
         "runs",
-        "data",
-        "rewards",
-        "observe",
-        "models.shape",
+        "observe.events",
+        "observe.live",
+        "jobs.checks.node_reports",
+        "jobs.serving.server_steps",
+    },
+    "jobs.checks": {
+        "errors",
+        "files",
+        "config",
+        "cluster.profile",
+        "runs.run_dir",
+        "runs.attempts",
+        "data.rows",
+        "rewards.registry",
+    },
+    "jobs.serving": {
+        "addresses",
+        "files",
+        "config",
+        "runs.run_dir",
+        "runs.crash",
+        "runs.ends",
+        "jobs.ports",
+        "jobs.processes",
+        "jobs.steps",
+        "jobs.checks.node_reports",
     },
     "train": {
         "errors",
@@ -68,49 +100,90 @@ ALLOWED = {
         "checkpoint",
     },
 }
+TORCH_FREE = [
+    "errors",
+    "addresses",
+    "shipped",
+    "files",
+    "config",
+    "plan",
+    "importing",
+    "cluster",
+    "runs",
+    "jobs",
+    "cli",
+]
+TORCH_FREE += ["data", "observe", "rewards", "images", "models/families"]
+READ_WITHOUT_TORCH = ["algo/losses.py", "algo/estimators.py"]  # by the run file
+READ_WITHOUT_TORCH += [f"models/{name}.py" for name in ("shape", "flops", "weight_map", "layouts")]
+MOST_MODULES = 20
 
 
-def imports(file: Path, top_level_only: bool = False) -> set[str]:
+@cache
+def imports(file: Path, lazy: bool = True, types: bool = True) -> frozenset[str]:
+    """What a module imports, ``from a import b`` as ``a.b``.
+
+    Args:
+        lazy: also what functions import.
+        types: also what only a type checker reads.
+    """
     tree = ast.parse(file.read_text())
-    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+    unread = set() if types else {inner for node in typing for at in node.body for inner in ast.walk(at)}
     found = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
+    for node in ast.walk(tree) if lazy else tree.body:
+        if isinstance(node, ast.Import) and node not in unread:
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom) and node.module and node not in unread:
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
+
+
+def part_of(file: Path) -> str:
+    """The part of :data:`ALLOWED` that a module belongs to: of several that fit, the innermost folder."""
+    name = ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+    return max((part for part in ALLOWED if f"{name}.".startswith(f"{part}.")), key=len, default="")
 
 
 def files(part: str) -> list[Path]:
+    """Modules of a part, with those of parts inside it."""
     folder = PACKAGE / part
     return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{part}.py"]
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        "errors",
-        "addresses",
-        "shipped",
-        "config",
-        "importing",
-        "plan",
-        "files",
-        "cluster",
-        "runs",
-        "jobs",
-        "cli",
-        "data",
-        "observe",
-        "rewards",
-        "images",
-    ],
-)
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    named = {".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts): file for file in PACKAGE.rglob("*.py")}
+    return {name.removesuffix(".__init__"): file for name, file in named.items()}
+
+
+@cache
+def crossing(file: Path) -> set[str]:
+    """What a module imports from parts of the package other than its own, without the package's name."""
+    part = part_of(file)
+    found = {name.removeprefix("grpo_hpc.") for name in imports(file) if name.startswith("grpo_hpc.")}
+    return {name for name in found if part_of(PACKAGE / f"{name.replace('.', '/')}.py") != part}
+
+
+def reaches(arrow: str, name: str) -> bool:
+    return f"{name}.".startswith(f"{arrow}.")
+
+
+def circles(arrows: dict[str, set[str]]) -> list[set[str]]:
+    """Sets of names, each of which leads to all others of its set; of names that follow each other in a circle."""
+    reached = {name: set(following) for name, following in arrows.items()}
+    for middle in arrows:  # Warshall, 1962
+        for name, found in reached.items():
+            if middle in found:
+                reached[name] = found | reached[middle]
+    return [{other for other in reached[name] if name in reached[other]} for name in arrows if name in reached[name]]
+
+
+@pytest.mark.parametrize("part", TORCH_FREE)
 def test_torch_free(part):
-    registries = [PACKAGE / "algo" / f"{name}.py" for name in ("losses", "estimators")]  # the run file reads them
-    for file in files(part) + registries:
-        heavy = {name for name in imports(file, top_level_only=True) if name.split(".")[0] in HEAVY}
+    for file in files(part) + [PACKAGE / name for name in READ_WITHOUT_TORCH]:
+        heavy = {name for name in imports(file, lazy=False) if name.split(".")[0] in HEAVY}
         assert not heavy, f"{file} imports {heavy}"
 
 
@@ -128,15 +201,53 @@ def test_algo_imports_torch_alone():
 
 @pytest.mark.parametrize("part", ALLOWED)
 def test_arrows(part):
-    for file in files(part):
-        for name in imports(file):
-            if not name.startswith("grpo_hpc."):
-                continue
-            target = name.removeprefix("grpo_hpc.")
-            own = target.split(".")[0] == part
-            assert own or any(f"{target}.".startswith(f"{arrow}.") for arrow in ALLOWED[part]), f"{file} imports {name}"
+    for file in modules().values():
+        wrong = {n for n in crossing(file) if not any(reaches(arrow, n) for arrow in ALLOWED[part])}
+        assert part_of(file) != part or not wrong, f"{file} imports {wrong}"
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_every_arrow_is_used(part):
+    used = set().union(*(crossing(file) for file in modules().values() if part_of(file) == part))
+    unused = {arrow for arrow in ALLOWED[part] if not any(reaches(arrow, name) for name in used)}
+    assert not unused, f"nothing in {part} imports {unused}: take the arrow away"
 
 
 def test_every_part_is_listed():
     parts = {path.stem for path in PACKAGE.iterdir() if (path / "__init__.py").exists() or path.suffix == ".py"}
-    assert parts - {"__init__"} == set(ALLOWED)
+    assert parts - {"__init__"} == {part for part in ALLOWED if "." not in part}
+
+
+def test_no_circle_of_imports():
+    """What is imported lazily counts; what only a type checker imports does not."""
+    known = modules()
+    arrows = {
+        name: {
+            found
+            for wanted in imports(file, types=False)
+            if (found := module_of(wanted, known)) not in (None, name, "grpo_hpc")
+        }
+        for name, file in known.items()
+    }
+    assert sum(map(len, arrows.values())) > len(arrows), "imports are found at all"
+    assert circles(arrows) == []
+
+
+def module_of(name: str, known: dict[str, Path]) -> str | None:
+    """The module that ``from module import name`` reads: the one of that name, else the one that holds it."""
+    return name if name in known else name.rpartition(".")[0] if name.rpartition(".")[0] in known else None
+
+
+def test_a_circle_is_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [{"b", "c"}, {"b", "c"}]
+
+
+def test_no_two_modules_share_a_name():
+    names = Counter(file.stem for file in modules().values())
+    twins = {name for name, count in names.items() if count > 1} - {"__init__", "__main__"}
+    assert not twins
+
+
+def test_no_folder_is_a_drawer():
+    counts = Counter(file.parent for file in modules().values() if file.stem != "__init__")
+    assert {str(folder): count for folder, count in counts.items() if count > MOST_MODULES} == {}

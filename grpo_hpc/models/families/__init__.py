@@ -1,6 +1,7 @@
 """The supported model families. A family is one file: how its config.json is read, weight map, Megatron options.
 
-All of it is free of torch. To add a family, write its file and name it in ``_FAMILIES``.
+Beside them: how a configuration is read with them, and what their weight maps add up to. All of it is free of torch.
+To add a family, write its file and name it in ``_FAMILIES``.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from torch import Tensor
 from grpo_hpc.config import RunConfig
 from grpo_hpc.control import Control
 from grpo_hpc.models.attention import PackedSequences
+from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.flops import sequence_cost
-from grpo_hpc.models.read_shape import read_shape
 from grpo_hpc.train.megatron.expert_options import router_options
 from grpo_hpc.train.megatron.platform import Platform
 from grpo_hpc.train.micro_batches import PackedBatch

@@ -16,12 +16,12 @@ from torch import Tensor
 from grpo_hpc.algo.measure import MAXIMA, SUMS, measure, step_values
 from grpo_hpc.algo.objective import TokenData
 from grpo_hpc.config import RunConfig
+from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.grouped import grouped_experts
 from grpo_hpc.models.hf_folder import HfFolder
 from grpo_hpc.models.lora import adapters_off, merged_values
 from grpo_hpc.models.movers import HfExporter, load_hf
 from grpo_hpc.models.policy_model import PolicyModel, layer_spec, transformer_config
-from grpo_hpc.models.read_shape import read_shape
 from grpo_hpc.models.routing import move_biases, routing_load, routing_metrics
 from grpo_hpc.models.shape import require_experts
 from grpo_hpc.train.megatron.chosen_objective import objective_of

@@ -12,8 +12,8 @@ from torch import Tensor
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.adapters import named_linears, target_linears
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.models.counting import require_linears
 from grpo_hpc.models.families import weight_map
+from grpo_hpc.models.families.counting import require_linears
 from grpo_hpc.models.lora import Adapters, add_adapters
 from grpo_hpc.models.movers import local_parameters
 from grpo_hpc.models.policy_model import PolicyModel

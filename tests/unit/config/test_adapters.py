@@ -8,8 +8,8 @@ import pytest
 
 from grpo_hpc.config.adapters import named_linears, target_linears
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.models.counting import linears, require_linears
-from grpo_hpc.models.read_shape import read_shape
+from grpo_hpc.models.families.counting import linears, require_linears
+from grpo_hpc.models.families.read_shape import read_shape
 
 MODELS = Path(__file__).parents[3] / "configs" / "models"
 

@@ -10,7 +10,7 @@ import pytest
 
 from grpo_hpc.config import load_run
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.models.read_shape import read_shape
+from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.shape import require_engine, require_experts
 from grpo_hpc.plan.make import make_plan
 from tools.bench.random_model import SHAPES

@@ -12,8 +12,8 @@ import pytest
 from grpo_hpc.cli import main
 from grpo_hpc.config import load_run
 from grpo_hpc.config.library import model_config, purpose, run_files
-from grpo_hpc.models.counting import count_parameters
-from grpo_hpc.models.read_shape import read_shape
+from grpo_hpc.models.families.counting import count_parameters
+from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.plan.make import make_plan
 
 ROOT = Path(__file__).parents[3]

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_hpc.errors import CheckpointError
-from grpo_hpc.models.counting import count_active, count_by_part, count_layer, count_parameters
 from grpo_hpc.models.families import weight_map
+from grpo_hpc.models.families.counting import count_active, count_by_part, count_layer, count_parameters
+from grpo_hpc.models.families.read_shape import shape_of
 from grpo_hpc.models.layouts import Copy, GateUp, Qkv, Rows, Shard, SplitColumns, Vocabulary
-from grpo_hpc.models.read_shape import shape_of
 from grpo_hpc.models.weight_map import entries
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from grpo_hpc.models.families import weight_map
-from grpo_hpc.models.read_shape import shape_of
+from grpo_hpc.models.families.read_shape import shape_of
 from grpo_hpc.plan.activations import in_flight, kept, stage_bytes
 from grpo_hpc.plan.hardware import profile_names, read_hardware
 from grpo_hpc.plan.make import make_plan

@@ -1,6 +1,6 @@
 """Scripts: one golden file for every executor and runtime, and hostile values that are really run.
 
-After a change that is meant: ``GOLDEN=write pytest tests/unit/jobs/test_jobs_render.py``, then read the difference.
+After a change that is meant: ``GOLDEN=write pytest tests/unit/jobs/test_render.py``, then read the difference.
 """
 
 from __future__ import annotations

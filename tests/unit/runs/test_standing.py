@@ -113,6 +113,8 @@ RUNNING, WAITING = JobStates({"7": QueuedJob("RUNNING")}), JobStates({"7": Queue
         (TWO, [attempt("error")], JobStates({"8": QueuedJob("PENDING")}), None, "queued"),
         # a chain: one job ended, the next waits behind it
         (CHAIN, [attempt("timeout")], JobStates({"8": QueuedJob("PENDING")}), None, "queued"),
+        # a chain whose first job was cancelled before it had begun
+        (CHAIN, [], JobStates(past={"7": ["CANCELLED"], "8": ["COMPLETED"]}), None, "cancelled"),
     ],
 )
 def test_the_state_under_slurm(submission, attempts, jobs, stop, expected) -> None:

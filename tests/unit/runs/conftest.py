@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from grpo_hpc.cli import main
 from grpo_hpc.config import load_run
 from grpo_hpc.jobs.prepare import create_run
 from grpo_hpc.plan.make import make_plan
@@ -105,15 +104,3 @@ def waited() -> Callable[[Callable[[], object]], None]:
             time.sleep(0.05)
 
     return wait
-
-
-@pytest.fixture
-def cli() -> Callable[..., int]:
-    """The command line; gives its exit code."""
-
-    def call(*args: object) -> int:
-        with pytest.raises(SystemExit) as caught:
-            main([str(arg) for arg in args])
-        return int(str(caught.value.code))
-
-    return call

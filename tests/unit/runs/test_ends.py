@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from grpo_hpc.observe.events import EventLog
-from grpo_hpc.runs.ends import End, judge, why_cancelled
+from grpo_hpc.runs.ends import End, judge, why_cancelled, why_ended
 from grpo_hpc.runs.run_dir import RunDir
 
 STEP = "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-11-23T04:02:16"
@@ -91,3 +91,22 @@ def test_why_slurm_ended_a_step(tmp_path, why, state):
     (tmp_path / "launcher.log").write_text(f"{STEP}{why} ***\n")
     assert why_cancelled(tmp_path / "launcher.log") == state
     assert why_cancelled(tmp_path / "none.log") is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "word", "line", "why"),
+    [
+        (None, None, None, None),
+        (None, None, "cancelled", None),  # a task of the step failed, and Slurm ended the others
+        (None, "CANCELLED", None, "cancelled"),  # the step was refused before the signal came
+        (None, "REQUEUED", "cancelled", "preempted"),
+        ("preempted", None, None, "preempted"),  # the job may use its time of grace
+        ("preempted", None, "timeout", "timeout"),
+        ("preempted", "CANCELLED", None, "cancelled"),
+        ("preempted", "REQUEUED", "node_failure", "node_failure"),
+        ("preempted", "PREEMPTED", "cancelled", "preempted"),
+        ("timeout", "CANCELLED", None, "timeout"),
+    ],
+)
+def test_why_an_attempt_was_told_to_end(asked, word, line, why):
+    assert why_ended(asked, word, line) == why
