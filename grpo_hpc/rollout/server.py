@@ -29,7 +29,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from grpo_hpc.errors import EXIT_USER_ERROR
-from grpo_hpc.rollout.engine import RETURNED, completion_of
+from grpo_hpc.rollout.engine import RETURNED, WITHOUT_READING, completion_of
 from grpo_hpc.rollout.engine_worker import JOIN, RECEIVE, PolicyReceiver
 
 KEY = "VLLM_API_KEY"
@@ -240,6 +240,7 @@ def main(words: list[str]) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     args = EngineArgs.from_cli_args(told)
     args.worker_extension_cls, args.disable_log_stats = EXTENSION, True
+    vars(args).update(WITHOUT_READING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     engine = LLMEngine.from_engine_args(args)
     try:
