@@ -124,6 +124,11 @@ class ColocateEngine:
         if replayed_layers:
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(_second_runner_returns_experts()))
             options |= {"enable_return_routed_experts": True}
+        if shape.vision is not None and find_spec("torchvision") is None:
+            raise RolloutError(
+                f"vLLM needs torchvision for {shape.family}, and it is not installed here",
+                "Install the release that belongs to this torch; `make setup` does it for the CPU set.",
+            )
         options |= WITHOUT_READING
         self._replayed_layers = list(replayed_layers)
         from vllm import LLM  # takes seconds, and reads its environment on import
