@@ -118,7 +118,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         residency = Residency(r.sleep_level, r.offload_model, r.offload_optimizer)
         colocation = Colocation(residency, platform, policy, reference or (), clock)
         replayed = policy.chunks[0].shape.moe_layers if cfg.moe.router_replay_mode == "R3" else ()
-        engine = _engine(run_dir, cfg, platform, replayed)
+        engine = _engine(run_dir, cfg, platform, control, replayed)
         colocation.attach(engine)
         longest = engine.max_model_len - cfg.rollout.max_completion_length
         reporter.rewind(state.step)
@@ -157,12 +157,15 @@ def _reference_scores(
     return lambda batches: forward_scores(reference, freely_routed(batches), platform)
 
 
-def _engine(run_dir: RunDir, cfg: RunConfig, platform: Platform, replayed: Sequence[int]) -> Engine:
+def _engine(
+    run_dir: RunDir, cfg: RunConfig, platform: Platform, control: Control, replayed: Sequence[int]
+) -> Engine:
     if cfg.rollout.vllm_mode == "colocate":
         return ColocateEngine(cfg, platform, replayed)
     attempt = run_dir.latest_attempt()
     servers = json.loads(RunDir.servers_file(attempt).read_text())["servers"]
-    return ServerEngine(cfg, platform, [server["url"] for server in servers], RunDir.api_key(attempt).read_text())
+    urls = [server["url"] for server in servers]
+    return ServerEngine(cfg, platform, urls, RunDir.api_key(attempt).read_text(), control)
 
 
 def _prompts(path: str, cfg: RunConfig, tokenizer: Tokenizer, longest: int, events: EventLog | None) -> Prompts:

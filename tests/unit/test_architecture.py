@@ -24,6 +24,7 @@ ALLOWED = {
     "checkpoint": {"errors", "models", "train.megatron.platform"},
     "rollout": {
         "addresses",
+        "control",
         "errors",
         "config",
         "data",
@@ -50,6 +51,7 @@ ALLOWED = {
         "models.shape",
     },
     "train": {
+        "control",
         "errors",
         "config",
         "algo",
