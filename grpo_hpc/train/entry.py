@@ -157,9 +157,7 @@ def _reference_scores(
     return lambda batches: forward_scores(reference, freely_routed(batches), platform)
 
 
-def _engine(
-    run_dir: RunDir, cfg: RunConfig, platform: Platform, control: Control, replayed: Sequence[int]
-) -> Engine:
+def _engine(run_dir: RunDir, cfg: RunConfig, platform: Platform, control: Control, replayed: Sequence[int]) -> Engine:
     if cfg.rollout.vllm_mode == "colocate":
         return ColocateEngine(cfg, platform, replayed)
     attempt = run_dir.latest_attempt()

@@ -1,5 +1,7 @@
 """Save after two optimizer steps, load into a fresh policy, and go on with both: they must stay equal to the bit.
 
+A reference model that was copied before that must still be what the model folder holds.
+
 Arguments: output folder, run files for this number of ranks. Prints what differs and fails.
 """
 
