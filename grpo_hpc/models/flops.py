@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
-from grpo_hpc.models.counting import count_active, count_by_part
+from grpo_hpc.models.families.counting import count_active, count_by_part
 from grpo_hpc.models.shape import ModelShape
 
 if TYPE_CHECKING:

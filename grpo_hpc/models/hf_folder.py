@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -47,6 +48,17 @@ class HfFolder:
         Raises:
             CheckpointError: there is no such tensor.
         """
+        return self._slice(name)
+
+    def size(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape, from the head of its file.
+
+        Raises:
+            CheckpointError: there is no such tensor.
+        """
+        return tuple(self._slice(name).get_shape())
+
+    def _slice(self, name: str) -> Any:
         if name not in self._files:
             raise CheckpointError(f"tensor {name!r} is missing from {self.path}")
         return self._files[name].get_slice(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import groupby
 
@@ -78,26 +78,50 @@ def dense_place() -> Shard:
 
 
 def load_hf(chunks: Sequence[PolicyModel], folder: HfFolder, layer_spec: str) -> None:
-    """Fill this rank's parameters, reading only its slices.
+    """Fill this rank's parameters; collective.
+
+    Data-parallel ranks hold the same: each of them reads a part, of about as many bytes, and hands it to the others.
 
     Raises:
-        CheckpointError: a tensor is missing, unused or of another shape, or a parameter has no rule.
+        CheckpointError: on every rank: a tensor is missing, unused or of another shape, or a parameter has no rule.
     """
     parameters, shape = local_parameters(chunks), chunks[0].shape
     table = entries(weight_map(shape), layer_spec)
     _check_names(shape, table, set(parameters), folder)
-    for entry in table:
-        parameter = parameters.get(entry.name)
-        if parameter is None:
-            continue
-        value = entry.layout.to_megatron([folder.slice(name) for name in entry.hf_names], shard_of(entry))
-        if value.shape != parameter.shape:
+    held = [entry for entry in table if entry.name in parameters]
+    for entry in held:
+        _check_shapes(entry, folder)
+    for entry, reader in zip(held, _readers(held, parameters), strict=True):
+        parameter, group = parameters[entry.name].detach(), _replicas(entry)
+        if group.rank() == reader:
+            parameter.copy_(entry.layout.to_megatron([folder.slice(name) for name in entry.hf_names], shard_of(entry)))
+        if group.size() > 1:
+            dist.broadcast(parameter, group=group, group_src=reader)
+
+
+def _readers(held: list[Entry], parameters: Mapping[str, Tensor]) -> Iterator[int]:
+    """Who reads each parameter, out of those that hold it: whoever has read the least so far. They all agree."""
+    read: dict[bool, list[int]] = {}
+    for entry in held:
+        so_far = read.setdefault(entry.rule.experts > 0, [0] * _replicas(entry).size())
+        reader = so_far.index(min(so_far))
+        so_far[reader] += parameters[entry.name].nbytes
+        yield reader
+
+
+def _replicas(entry: Entry) -> dist.ProcessGroup:
+    """The ranks that hold the same part of the parameter."""
+    if entry.rule.experts:
+        return mpu.get_expert_data_parallel_group()
+    return mpu.get_data_parallel_group(with_context_parallel=True)
+
+
+def _check_shapes(entry: Entry, folder: HfFolder) -> None:
+    for name, wanted in zip(entry.hf_names, entry.layout.hf_shapes, strict=True):
+        if folder.size(name) != wanted:
             raise CheckpointError(
-                f"{', '.join(entry.hf_names)} in {folder.path} give {entry.name} the shape {tuple(value.shape)}, "
-                f"but its config.json asks for {tuple(parameter.shape)}"
+                f"{name} in {folder.path} has the shape {folder.size(name)}, but its config.json asks for {wanted}"
             )
-        with torch.no_grad():
-            parameter.copy_(value)
 
 
 def _check_names(shape: ModelShape, table: list[Entry], parameters: set[str], folder: HfFolder) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 
 from grpo_hpc.observe.jsonl import JsonLines, read_from
 
+PROGRESS_S = 1.0
+"""Seconds between two notes of progress: each opens a file that may lie on a network."""
+
 
 class EventLog:
     """Appends events, each with its time ``t`` (seconds since the epoch) and its kind ``event``.
@@ -19,14 +22,18 @@ class EventLog:
 
     def __init__(self, path: str | Path) -> None:
         self._lines = JsonLines(path)
+        self._told = -PROGRESS_S
 
     def phase(self, name: str, step: int) -> None:
         """Phase ``name`` of optimizer step ``step`` begins."""
         self._write("phase", name=name, step=step)
 
     def progress(self, done: int, total: int) -> None:
-        """``done`` of ``total`` parts of the present phase are finished."""
-        self._write("progress", done=done, total=total)
+        """``done`` of ``total`` parts of the present phase are finished; what follows too soon is left out."""
+        now = time.monotonic()
+        if now - self._told >= PROGRESS_S:
+            self._told = now
+            self._write("progress", done=done, total=total)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Metrics of step ``step``; names as in :data:`grpo_hpc.observe.metrics.METRICS`."""

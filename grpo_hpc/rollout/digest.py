@@ -96,13 +96,17 @@ class EngineTensors:
     """The weights inside a vLLM model, by name; those of an expert by ``...w13.<number>`` and ``...w2.<number>``.
 
     It stays true while weights are replaced: names are looked up in modules when they are read.
+
+    Args:
+        synced: Hugging Face names of what is sent; what else the model has is not compared.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, synced: Iterable[str]) -> None:
         self._modules = dict(model.named_modules())
         self._mapper = getattr(model, "hf_to_vllm_mapper", None)
         self._packed = {part: whole for whole, parts in _packed_modules(model).items() for part in parts}
         self._own_names: dict[str, str] = {}
+        self._synced = list(synced)
 
     def name(self, hf_name: str) -> str:
         """Where the engine keeps a Hugging Face tensor; a name that it does not have means it cannot be compared."""
@@ -121,18 +125,17 @@ class EngineTensors:
 
     @cached_property
     def names(self) -> list[str]:
-        """Everything that can be compared, in a fixed order."""
-        found = []
+        """Everything that is sent and can be compared, in a fixed order."""
+        return sorted({self.name(hf_name) for hf_name in self._synced} & set(self._readable()))
+
+    def _readable(self) -> Iterator[str]:
         for path, module in self._modules.items():
-            if "visual" in path:  # a vision tower is not trained, so it is not sent
-                continue
             if _weight(module) is not None and not _repeats_heads(module):
-                found.append(f"{path}.weight")
+                yield f"{path}.weight"
             experts = getattr(module, "w13_weight", None)
             if isinstance(experts, Tensor) and getattr(module, "w2_weight", None) is not None:
                 at = path.removesuffix(".routed_experts")
-                found += [f"{at}.{part}.{n}" for n in range(len(experts)) for part in ("w13", "w2")]
-        return sorted(found)
+                yield from (f"{at}.{part}.{n}" for n in range(len(experts)) for part in ("w13", "w2"))
 
     def read(self, name: str) -> Tensor:
         """This rank's part of a tensor."""

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from grpo_hpc.config.batch import sequences_of
 from grpo_hpc.errors import RolloutError
+from grpo_hpc.models.families import synced_names
+from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.rollout.digest import EngineTensors, compare, sample
 from grpo_hpc.rollout.loading import Loading
 from grpo_hpc.rollout.precision import for_engine
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
 # flat: a few lists for each completion, where vLLM would otherwise make two objects for every token
 RETURNED: dict[str, Any] = {"logprobs": 0, "flat_logprobs": True, "detokenize": False}
 """What vLLM is asked to say of every token."""
+
+WITHOUT_READING: dict[str, Any] = {"load_format": "dummy", "language_model_only": True}
+"""How vLLM starts: the first weight sync brings every weight. A vision tower, which no sync brings, it is not
+given: rows are text."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +117,19 @@ class ColocateEngine:
     fed_by_every_rank = True
 
     def __init__(self, cfg: RunConfig, platform: Platform, replayed_layers: Sequence[int] = ()) -> None:
-        r = cfg.rollout
+        r, shape = cfg.rollout, read_shape(cfg.model.path)
         options = platform.engine_options() | r.engine_memory(cfg.resources.device)
         options |= {"enforce_eager": True} if r.vllm_enforce_eager else {}
         options |= {"max_num_seqs": sequences_of(cfg)}  # vLLM captures CUDA graphs by it
         if replayed_layers:
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(_second_runner_returns_experts()))
             options |= {"enable_return_routed_experts": True}
+        if shape.vision is not None and find_spec("torchvision") is None:
+            raise RolloutError(
+                f"vLLM needs torchvision for {shape.family}, and it is not installed here",
+                "Install the release that belongs to this torch; `make setup` does it for the CPU set.",
+            )
+        options |= WITHOUT_READING
         self._replayed_layers = list(replayed_layers)
         from vllm import LLM  # takes seconds, and reads its environment on import
 
@@ -135,7 +147,7 @@ class ColocateEngine:
             disable_log_stats=True,
             **options,
         )
-        self._held: EngineTensors = self._llm.apply_model(EngineTensors)[0]
+        self._held: EngineTensors = self._llm.apply_model(partial(EngineTensors, synced=synced_names(shape)))[0]
         self._loading = Loading()
         self._cached = False  # whether there may be keys and values under these weights
         self._in_place: bool = platform.is_cuda and self._llm.apply_model(loads_in_place)[0]
@@ -261,6 +273,11 @@ def _computes_as_loaded(module: Any) -> bool:
     return known and type(module).__name__ != "MLAAttention"
 
 
+def language_model(model: Any) -> Any:
+    """The part of a vLLM ``model`` that reads and writes text; all of it, where there is no other."""
+    return model.get_language_model() if hasattr(model, "get_language_model") else model
+
+
 def _second_runner_returns_experts() -> bool:
     """Of vLLM's two model runners one returns experts: the first until it got a connector for them, then the second."""
     return find_spec("vllm.config.aux_output") is not None
@@ -274,12 +291,14 @@ def ranks_of_one_engine() -> dist.ProcessGroup:
 
 
 def refresh_tied_head(model: Any) -> None:
-    """Make a tied output matrix follow its embedding.
+    """Make a tied output matrix on a CPU follow its embedding.
 
     vLLM reloads the layers that it is sent tensors for. A tied output layer is sent none: its weight is the
     embedding's, but on a CPU it multiplies by a packed copy made when the model was loaded, which this makes anew.
     """
-    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+    head = language_model(model).lm_head
+    if head.weight.device.type == "cpu":
+        head.quant_method.process_weights_after_loading(head)
 
 
 def completion_of(output: Any, replayed_layers: list[int]) -> Completion:

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from grpo_hpc.errors import RolloutError
+from grpo_hpc.models.families import synced_names
+from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.rollout.digest import EngineTensors, compare, sample
 from grpo_hpc.rollout.engine import forget_packed_experts, loads_in_place, ranks_of_one_engine, refresh_tied_head
 from grpo_hpc.rollout.link import Link
@@ -18,10 +20,11 @@ JOIN, RECEIVE = "join_trainer", "receive_policy"
 
 
 class PolicyReceiver:
-    """Mixed into vLLM's own worker, whose attributes these are: ``rank``, ``device``, ``model_runner``."""
+    """Mixed into vLLM's own worker, whose attributes these are."""
 
     rank: int
     device: Any
+    model_config: Any
     model_runner: Any
     reload_weights: Any
 
@@ -30,7 +33,8 @@ class PolicyReceiver:
         model = self.model_runner.get_model()
         in_place = self.device.type == "cuda" and loads_in_place(model)
         link = Link(host, port, first_rank + self.rank, size, self.device, timeout_s)
-        self._policy_ends = (link, EngineTensors(model), Loading() if in_place else None)
+        held = EngineTensors(model, synced_names(read_shape(self.model_config.model)))
+        self._policy_ends = (link, held, Loading() if in_place else None)
 
     def receive_policy(self, seed: int) -> dict[str, Any]:
         """Replace all weights by what the trainer broadcasts, and compare a sample of them with it.

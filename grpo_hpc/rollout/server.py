@@ -2,7 +2,7 @@
 
 It answers whoever has the key in ``VLLM_API_KEY``, and nobody else, with JSON:
 
-    GET  /health     {} while the engine works
+    GET  /health     {"step_s": seconds since the engine began its present step, 0 between steps}
     GET  /v1/models  {"data": [{"id": the model, "max_model_len": tokens}]}
     POST /generate   {"prompts", "seeds", "options"} -> {"version", "completions": [[tokens, logprobs, finish_reason]]}
     POST /forget     {} -> {}, without cached keys and values
@@ -21,6 +21,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -29,7 +30,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from grpo_hpc.errors import EXIT_USER_ERROR
-from grpo_hpc.rollout.engine import RETURNED, completion_of
+from grpo_hpc.rollout.engine import RETURNED, WITHOUT_READING, completion_of
 from grpo_hpc.rollout.engine_worker import JOIN, RECEIVE, PolicyReceiver
 
 KEY = "VLLM_API_KEY"
@@ -72,6 +73,7 @@ class Service:
         self._running: dict[str, tuple[_Batch, int]] = {}  # by the engine's name of a completion
         self._version: int | None = None
         self._joined: tuple[str, int] | None = None
+        self._step_began: float | None = None
 
     def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request; called from any thread, waits for it.
@@ -98,9 +100,21 @@ class Service:
                 waiting.append(self._asked.get())
             while waiting and (waiting[0].path == "/generate" or not self._running):
                 self._begin(waiting.popleft())
-            for output in self._engine.step() if self._running else ():
+            for output in self._step() if self._running else ():
                 if output.finished:
                     self._finish(output)
+
+    @property
+    def health(self) -> dict[str, Any]:
+        """What somebody who waits for an answer may ask: whether the engine moves."""
+        began = self._step_began
+        return {"step_s": 0.0 if began is None else time.monotonic() - began}
+
+    def _step(self) -> list[Any]:
+        self._step_began = time.monotonic()
+        outputs: list[Any] = self._engine.step()
+        self._step_began = None
+        return outputs
 
     def _begin(self, asked: _Asked) -> None:
         try:
@@ -177,7 +191,7 @@ def serve(service: Service, host: str, port: int, key: str) -> ThreadingHTTPServ
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            found = {"/health": {}, "/v1/models": service.model}.get(self.path)
+            found = {"/health": service.health, "/v1/models": service.model}.get(self.path)
             self._guarded(lambda _: found)
 
         def do_POST(self) -> None:
@@ -240,6 +254,7 @@ def main(words: list[str]) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     args = EngineArgs.from_cli_args(told)
     args.worker_extension_cls, args.disable_log_stats = EXTENSION, True
+    vars(args).update(WITHOUT_READING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     engine = LLMEngine.from_engine_args(args)
     try:

@@ -1,11 +1,16 @@
-"""Sampling from vLLM servers on other nodes (:mod:`grpo_hpc.rollout.server`)."""
+"""Sampling from vLLM servers on other nodes (:mod:`grpo_hpc.rollout.server`).
+
+Every wait ends: a request after its limit from the run file, and sooner when a server does not say that it works.
+Threads that wait for a server are left behind when another is lost, and end with the process.
+"""
 
 from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
@@ -15,10 +20,10 @@ from urllib.request import Request as HttpRequest
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from grpo_hpc.addresses import own_address
+from grpo_hpc.control import Control
 from grpo_hpc.errors import RolloutError, ServersLost
 from grpo_hpc.rollout.engine import Completion, Request, Synced, sampling
 from grpo_hpc.rollout.link import Link
@@ -29,7 +34,10 @@ if TYPE_CHECKING:
     from grpo_hpc.config import RunConfig
     from grpo_hpc.train.megatron.platform import Platform
 
-_TIMEOUT_S = 300.0  # for the slowest end of a weight sync
+_PROBE_S = 15.0  # seconds between two questions whether a server works, while an answer is waited for
+_PROBE_LIMIT_S = 60.0  # seconds that it has to say so
+
+Answer = dict[str, Any]
 
 
 class ServerEngine:
@@ -38,15 +46,18 @@ class ServerEngine:
     Args:
         urls: of the servers.
         key: that they ask for.
+        control: how ranks agree whether servers took their weights.
     """
 
     fed_by_every_rank = False
 
-    def __init__(self, cfg: RunConfig, platform: Platform, urls: Sequence[str], key: str) -> None:
+    def __init__(self, cfg: RunConfig, platform: Platform, urls: Sequence[str], key: str, control: Control) -> None:
         self._cfg, self._seed, self._device = cfg.rollout, cfg.seed, platform.device
         self._dtype = getattr(torch, cfg.rollout.vllm_dtype)
-        self._urls, self._key = list(urls), key
-        self._mine = share_of(self._urls, dist.get_rank(), dist.get_world_size())
+        self._rollout_limit_s = 60 * cfg.rollout.rollout_timeout_minutes
+        self._limit_s = 60 * cfg.resources.distributed_timeout_minutes
+        self._urls, self._key, self._control = list(urls), key, control
+        self._mine = share_of(self._urls, control.rank, control.size)
         self._link: Link | None = None
         self.version: int | None = None
 
@@ -76,17 +87,18 @@ class ServerEngine:
             raise RolloutError("the inference servers were asked to sample before the policy's weights were sent")
         servers = len(self._mine)
         ends = [len(requests) * number // servers for number in range(servers + 1)]
-        with ThreadPoolExecutor(servers) as pool:
-            asked = [
-                pool.submit(self._ask, url, requests[start:end], options)
-                for url, start, end in zip(self._mine, ends[:-1], ends[1:], strict=True)
-                if start < end
-            ]
-            return [completion for answer in asked for completion in answer.result()]
+        asked = {
+            url: _in_background(self._ask, url, requests[start:end], options)
+            for url, start, end in zip(self._mine, ends[:-1], ends[1:], strict=True)
+            if start < end
+        }
+        self._await(asked, "/generate")
+        return [completion for answer in asked.values() for completion in answer.result()]
 
     def _ask(self, url: str, requests: Sequence[Request], options: dict[str, Any]) -> list[Completion]:
         prompts, seeds = [np.asarray(r.prompt_tokens).tolist() for r in requests], [r.seed for r in requests]
-        told = self._call(url, "/generate", {"prompts": prompts, "seeds": seeds, "options": options})
+        body = {"prompts": prompts, "seeds": seeds, "options": options}
+        told = self._call(url, "/generate", body, self._rollout_limit_s)
         if told["version"] != self.version:
             raise RolloutError(f"{url} sampled from weights of step {told['version']}, not {self.version}")
         return [
@@ -102,21 +114,20 @@ class ServerEngine:
             ServersLost: on every rank: a server is gone.
         """
         self.version = None
-        told: list[Any] = [None]
-        dist.barrier()  # what a rank asks of a server that already waits for weights would wait for ever
-        if dist.get_rank() == 0:
+        # what a rank asks of a server that already waits for weights would wait for ever
+        self._control.wait("all ranks to have their completions")
+        outcome: Synced | RolloutError | None = None
+        if self._control.first:
             generator = torch.Generator(self._device).manual_seed(self._seed + version)
             try:
-                told[0] = self._send(for_engine(tensors, self._dtype, generator), version)
+                outcome = self._send(for_engine(tensors, self._dtype, generator), version)
             except RolloutError as error:
-                told[0] = error
+                outcome = error
         for _ in tensors:  # the stream is collective: every rank must reach its end
             pass
-        dist.broadcast_object_list(told)
-        if isinstance(told[0], RolloutError):
-            raise told[0]
+        synced = self._control.from_first(lambda: _or_raise(outcome), "weights to reach the vLLM servers")
         self.version = version
-        return told[0]
+        return synced
 
     def _send(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> Synced:
         """Broadcast to all servers while each of them is asked to receive."""
@@ -126,35 +137,65 @@ class ServerEngine:
         if self._link is None:
             listening = _listening(self._urls[0])
             self._host, self._port = listening.getsockname()
-        told = {"host": self._host, "port": self._port, "size": size, "timeout_s": _TIMEOUT_S}
+        told = {"host": self._host, "port": self._port, "size": size, "timeout_s": self._limit_s}
         told |= {"seed": seed, "version": version}
-        with ThreadPoolExecutor(len(self._urls)) as pool:
-            answers = [
-                pool.submit(self._call, url, "/weights", told | {"first_rank": 1 + ranks * number})
-                for number, url in enumerate(self._urls)
-            ]
-            try:
-                if self._link is None:
-                    self._link = Link(self._host, self._port, 0, size, self._device, _TIMEOUT_S, listening)
-                self._link.send(tensors, seed, int(self._cfg.sync_bucket_mib * 2**20))
-            except RuntimeError as error:  # torch: an end is gone or late
-                self._link = None
-                raise ServersLost(f"weights did not reach the vLLM servers: {error}") from None
-        found = [answer.result() for answer in answers]
+        answers = {
+            url: _in_background(self._call, url, "/weights", told | {"first_rank": 1 + ranks * number})
+            for number, url in enumerate(self._urls)
+        }
+        try:
+            if self._link is None:
+                self._link = Link(self._host, self._port, 0, size, self._device, self._limit_s, listening)
+            self._link.send(tensors, seed, int(self._cfg.sync_bucket_mib * 2**20))
+        except RuntimeError as error:  # torch: an end is gone or late
+            self._link = None
+            raise ServersLost(
+                f"weights did not reach the vLLM servers within {self._limit_s:g} s "
+                f"(resources.distributed_timeout_minutes): {error}"
+            ) from None
+        self._await(answers, "/weights")
+        found = [answer.result() for answer in answers.values()]
         return Synced(found[0]["bytes"], min(answer["compared"] for answer in found))
 
-    def _call(self, url: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        data = None if body is None else json.dumps(body).encode()
+    def _await(self, answers: Mapping[str, Future[Any]], path: str) -> None:
+        """Until all are there, or one is an error.
+
+        Raises:
+            ServersLost: also when a server that has not answered yet does not work.
+        """
+        waiting = set(answers.values())
+        while waiting:
+            done, waiting = wait(waiting, _PROBE_S, FIRST_EXCEPTION)
+            for answer in done:
+                answer.result()
+            for url in (url for url, answer in answers.items() if answer in waiting):
+                self._probe(url, path)
+
+    def _probe(self, url: str, path: str) -> None:
+        """Ask whether a server works, while it is waited for."""
+        told = self._call(url, "/health", limit_s=_PROBE_LIMIT_S)
+        if told["step_s"] > self._limit_s:
+            raise ServersLost(
+                f"the vLLM server {url} has not answered {path}: it has been in one step of its engine for "
+                f"{told['step_s']:.0f} s; resources.distributed_timeout_minutes allows {self._limit_s:g} s"
+            )
+
+    def _call(self, url: str, path: str, body: Answer | None = None, limit_s: float | None = None) -> Answer:
+        """The answer to one request, after at most ``limit_s`` seconds without a word."""
+        data, limit_s = None if body is None else json.dumps(body).encode(), limit_s or self._limit_s
         request = HttpRequest(url + path, data, {"Authorization": f"Bearer {self._key}"})
         try:
             # nodes of one job talk to each other directly, whatever proxy leads out of the cluster
-            with build_opener(ProxyHandler({})).open(request) as answer:
+            with build_opener(ProxyHandler({})).open(request, timeout=limit_s) as answer:
                 return dict(json.loads(answer.read()))
         except HTTPError as error:
             said = json.loads(error.read() or b"{}").get("error", "")
             raise RolloutError(f"the vLLM server {url} refused {path} ({error.code}): {said}") from None
         except (URLError, OSError, HTTPException) as error:
-            raise ServersLost(f"the vLLM server {url} does not answer: {getattr(error, 'reason', error)}") from None
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, TimeoutError):
+                raise ServersLost(f"the vLLM server {url} has not answered {path} within {limit_s:g} s") from None
+            raise ServersLost(f"the vLLM server {url} does not answer {path}: {reason}") from None
 
     def sleep(self) -> None:
         """Servers have their GPUs for themselves."""
@@ -165,6 +206,26 @@ class ServerEngine:
     def close(self) -> None:
         """The job ends the servers."""
         self.version = None
+
+
+def _in_background(work: Callable[..., Any], *given: Any) -> Future[Any]:
+    """What ``work`` returns, from a thread that nobody has to wait for, not even the end of the process."""
+    found: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work(*given))
+        except Exception as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return found
+
+
+def _or_raise(outcome: Synced | RolloutError | None) -> Any:
+    if isinstance(outcome, RolloutError):
+        raise outcome
+    return outcome
 
 
 def share_of(items: Sequence[Any], part: int, parts: int) -> list[Any]:

@@ -15,29 +15,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from megatron.core import dist_checkpointing
-
 from grpo_hpc.control import Control
 from grpo_hpc.errors import CheckpointError
-from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.rollout.collect import Collected, nothing_collected
 from grpo_hpc.train.experience import Experience
-from grpo_hpc.train.megatron.platform import Platform
-from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
+from grpo_hpc.train.megatron.distributed_checkpoint import DistributedCheckpoint
 from grpo_hpc.train.rollout_files import Place, write_rollout
 
 MANIFEST = "manifest.json"
-_REFERENCE = "reference."
-# How the distributed optimizer is saved, by whether a checkpoint must be readable in other layouts. If not, every rank
-# keeps its shard as it is; if so, the shards of a parameter are gathered, which costs time and memory at every save.
-_SHARDING = {False: "dp_reshardable", True: "fully_reshardable"}
 
 
 @dataclass
@@ -57,54 +47,39 @@ class TrainerState:
     carried: Collected = field(default_factory=nothing_collected)
 
 
-def save(
-    folder: Path,
-    policy: TrainedPolicy,
-    state: TrainerState,
-    platform: Platform,
-    control: Control,
-    place: Place,
-    reference: Sequence[PolicyModel] | None = None,
-    reshardable: bool = False,
-) -> Path:
-    """Write ``folder/step_N``; collective. Nothing is written when that checkpoint is there already.
-
-    Args:
-        reference: a reference model that is saved too, because it moves.
-        reshardable: the optimizer's state can be loaded in another parallel layout.
-    """
+def save(folder: Path, contents: DistributedCheckpoint, state: TrainerState, control: Control, place: Place) -> Path:
+    """Write ``folder/step_N``; collective. Nothing is written when that checkpoint is there already."""
     target = folder / f"step_{state.step:08d}"
-    if is_complete(target):
-        return target
     building = target.with_name(target.name + ".tmp")
 
-    def clear() -> None:
+    def begin() -> bool:
+        if is_complete(target):
+            return False
         shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(target, ignore_errors=True)
         (building / "megatron").mkdir(parents=True)
         (building / "rollout").mkdir()
+        return True
 
-    _on_first_rank(clear)
+    if not control.from_first(begin, "the first rank to begin a checkpoint"):
+        return target
     write_rollout(building / "rollout", state.experience, state.carried, place)
-    with platform.megatron():
-        state_dict = _sharded_state(policy, reference, _SHARDING[reshardable], loading=False)
-        dist_checkpointing.save(state_dict, str(building / "megatron"))
+    contents.save(building / "megatron")
 
     def finish() -> None:
         (building / "state.json").write_text(json.dumps({"step": state.step, "position": state.position}) + "\n")
         _write_manifest(building, state.step)
         building.rename(target)
 
-    _on_first_rank(finish)
+    control.from_first(finish, "the first rank to complete a checkpoint")
     return target
 
 
 def load(
     checkpoint: Path,
-    policy: TrainedPolicy,
-    platform: Platform,
+    contents: DistributedCheckpoint,
+    control: Control,
     rollout: Callable[[Path], tuple[Experience | None, Collected]],
-    reference: Sequence[PolicyModel] | None = None,
 ) -> TrainerState:
     """Restore model and optimizer in place and return the trainer's state; collective.
 
@@ -112,8 +87,18 @@ def load(
         rollout: reads the folder that has what is left of a rollout (:func:`read_rollout`).
 
     Raises:
-        CheckpointError: it is incomplete, or of an older version and in the middle of a rollout.
+        CheckpointError: on every rank: it is incomplete, or of an older version and in the middle of a rollout.
     """
+    record = control.from_first(lambda: _record(checkpoint), "the first rank to look at a checkpoint")
+    folder = checkpoint / "rollout"
+    left = rollout(folder) if record["rollout"] else (None, nothing_collected())
+    state = TrainerState(record["step"], record["position"], *left)
+    contents.load(checkpoint / "megatron", state.step)
+    return state
+
+
+def _record(checkpoint: Path) -> dict[str, Any]:
+    """What a complete checkpoint says of the trainer, and whether it has a folder ``rollout``."""
     if not is_complete(checkpoint):
         raise CheckpointError(f"{checkpoint} is not a complete checkpoint (its manifest is missing or does not match)")
     record = json.loads((checkpoint / "state.json").read_text())
@@ -122,23 +107,12 @@ def load(
             f"{checkpoint} was saved by an older version in the middle of a rollout, in a form that is not read now",
             "Resume from a checkpoint between two rollouts, or finish this one with the version that wrote it.",
         )
-    folder = checkpoint / "rollout"
-    left = rollout(folder) if folder.is_dir() else (None, nothing_collected())
-    state = TrainerState(record["step"], record["position"], *left)
-    with platform.megatron(), torch.no_grad():  # in fp32 the optimizer's main parameters are views of the model's
-        saved = str(checkpoint / "megatron")
-        sharding = dist_checkpointing.load_common_state_dict(saved)["optimizer"].get("param_state_sharding_type")
-        state_dict = _sharded_state(policy, reference, sharding or _SHARDING[False], loading=True)
-        loaded = dist_checkpointing.load(state_dict, saved)
-        policy.load([loaded[name] for name in _names("model", policy.chunks)], loaded["optimizer"], state.step)
-        for name, chunk in zip(_names("reference", reference or ()), reference or (), strict=True):
-            chunk.load_state_dict({k.removeprefix(_REFERENCE): v for k, v in loaded[name].items()})
-    return state
+    return {"step": record["step"], "position": record["position"], "rollout": (checkpoint / "rollout").is_dir()}
 
 
 def newest(folder: Path) -> Path | None:
-    """The complete checkpoint with the most steps, if there is one."""
-    return max((path for path in _checkpoints(folder) if is_complete(path)), default=None)
+    """The complete checkpoint with the most steps, if there is one. One rank looks, or they might not see the same."""
+    return next((path for path in sorted(_checkpoints(folder), reverse=True) if is_complete(path)), None)
 
 
 def prune(folder: Path, keep: int | None) -> None:
@@ -165,29 +139,6 @@ def _checkpoints(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step_*") if path.is_dir() and path.suffix != ".tmp"]
 
 
-def _names(what: str, chunks: Sequence[Any]) -> list[str]:
-    return [f"{what}{number}" for number in range(len(chunks))]
-
-
-def _sharded_state(
-    policy: TrainedPolicy, reference: Sequence[PolicyModel] | None, sharding: str, loading: bool
-) -> dict[str, Any]:
-    metadata = {"distrib_optim_sharding_type": sharding}
-    policy.settle()
-    parts = [_trained(policy, chunk.sharded_state_dict(metadata=metadata)) for chunk in policy.chunks]
-    models = dict(zip(_names("model", policy.chunks), parts, strict=True))
-    optimizer = policy.optimizer.sharded_state_dict(models, is_loading=loading, metadata=metadata)
-    references = [chunk.sharded_state_dict(prefix=_REFERENCE, metadata=metadata) for chunk in reference or ()]
-    return {**models, "optimizer": optimizer, **dict(zip(_names("reference", references), references, strict=True))}
-
-
-def _trained(policy: TrainedPolicy, entries: dict[str, Any]) -> dict[str, Any]:
-    """All of ``entries``, or the adapters alone where they are what is trained."""
-    if policy.adapters is None:
-        return entries
-    return {name: entry for name, entry in entries.items() if name.endswith((".lora_a", ".lora_b"))}
-
-
 def _write_manifest(folder: Path, step: int) -> None:
     files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     part = folder / (MANIFEST + ".part")
@@ -196,9 +147,3 @@ def _write_manifest(folder: Path, step: int) -> None:
         out.flush()
         os.fsync(out.fileno())
     part.rename(folder / MANIFEST)
-
-
-def _on_first_rank(action: Callable[[], None]) -> None:
-    if dist.get_rank() == 0:
-        action()
-    dist.barrier()

@@ -33,10 +33,11 @@ from grpo_hpc.train import checkpoints
 from grpo_hpc.train.checkpoints import TrainerState
 from grpo_hpc.train.colocation import Colocation
 from grpo_hpc.train.loop import Parts, Trainer
+from grpo_hpc.train.megatron.distributed_checkpoint import DistributedCheckpoint
 from grpo_hpc.train.megatron.parallel import init_model_parallel, packing_of, place_of
 from grpo_hpc.train.megatron.pipeline import forward_scores
 from grpo_hpc.train.megatron.platform import Platform, make_platform
-from grpo_hpc.train.megatron.trained_policy import TrainedPolicy, build_model
+from grpo_hpc.train.megatron.trained_policy import TrainedPolicy, copy_of
 from grpo_hpc.train.replay import freely_routed
 from grpo_hpc.train.rollout_files import read_rollout
 from grpo_hpc.train.rollout_source import RolloutSource
@@ -67,7 +68,7 @@ def main(run_dir: RunDir) -> int:
 def _train(run_dir: RunDir, events: EventLog | None) -> None:
     cfg = run_dir.config()
     platform = make_platform(cfg.resources.device)
-    platform.init_distributed()
+    platform.init_distributed(cfg.resources.distributed_timeout_minutes)
     trainer = _assemble(run_dir, cfg, platform, events)
     try:
         complete = trainer.run()
@@ -92,28 +93,32 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
     clock, plan = PhaseClock(platform, events), schedule(cfg)
     with clock.phase("start"):
         reporter = _reporter(run_dir, cfg, events)  # first: a package or a key that is missing is known at once
-        control = Control(timedelta(minutes=cfg.rollout.rollout_timeout_minutes))
-        stop = StopRequest(run_dir.stop, platform)
+        # ranks wait here for the one whose rollout ends last, perhaps because a limit struck it
+        limit = cfg.rollout.rollout_timeout_minutes + cfg.resources.distributed_timeout_minutes
+        control = Control(timedelta(minutes=limit))
+        stop = StopRequest(run_dir.stop, control)
         init_model_parallel(cfg, platform)
         pool = start_rewards(cfg)
         tokenizer = Tokenizer(cfg.model.path)
         policy = TrainedPolicy(cfg, platform, clock.progress)
         second = cfg.algorithm.beta > 0 and policy.adapters is None  # else it is the policy without adapters
-        reference = [chunk.eval() for chunk in build_model(cfg, platform)] if second else None
+        reference = copy_of(policy.chunks, cfg, platform) if second else None  # before a checkpoint moves the policy
+        contents = DistributedCheckpoint(
+            policy, platform, reference if cfg.algorithm.sync_ref_model else None, cfg.checkpoint.reshardable
+        )
         exchange, place = Exchange(control, mpu.get_data_parallel_rank()), place_of(control)
         scores = _reference_scores(cfg, policy, reference, platform)
         step = Step(cfg, plan, platform, policy, scores, packing_of(cfg), exchange, control, place, clock)
-        newest = checkpoints.newest(run_dir.checkpoints)
+        newest = control.from_first(lambda: checkpoints.newest(run_dir.checkpoints), "the newest checkpoint's name")
         state = TrainerState()
         if newest:
-            moving = reference if cfg.algorithm.sync_ref_model else None
             left = partial(read_rollout, exchange=exchange, deal=step.deal, place=place)
-            state = checkpoints.load(newest, policy, platform, left, moving)
+            state = checkpoints.load(newest, contents, control, left)
         r = cfg.rollout
         residency = Residency(r.sleep_level, r.offload_model, r.offload_optimizer)
         colocation = Colocation(residency, platform, policy, reference or (), clock)
         replayed = policy.chunks[0].shape.moe_layers if cfg.moe.router_replay_mode == "R3" else ()
-        engine = _engine(run_dir, cfg, platform, replayed)
+        engine = _engine(run_dir, cfg, platform, control, replayed)
         colocation.attach(engine)
         longest = engine.max_model_len - cfg.rollout.max_completion_length
         reporter.rewind(state.step)
@@ -122,6 +127,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         parts = Parts(
             policy=policy,
             reference=reference,
+            contents=contents,
             engine=engine,
             colocation=colocation,
             collector=collector,
@@ -151,12 +157,13 @@ def _reference_scores(
     return lambda batches: forward_scores(reference, freely_routed(batches), platform)
 
 
-def _engine(run_dir: RunDir, cfg: RunConfig, platform: Platform, replayed: Sequence[int]) -> Engine:
+def _engine(run_dir: RunDir, cfg: RunConfig, platform: Platform, control: Control, replayed: Sequence[int]) -> Engine:
     if cfg.rollout.vllm_mode == "colocate":
         return ColocateEngine(cfg, platform, replayed)
     attempt = run_dir.latest_attempt()
     servers = json.loads(RunDir.servers_file(attempt).read_text())["servers"]
-    return ServerEngine(cfg, platform, [server["url"] for server in servers], RunDir.api_key(attempt).read_text())
+    urls = [server["url"] for server in servers]
+    return ServerEngine(cfg, platform, urls, RunDir.api_key(attempt).read_text(), control)
 
 
 def _prompts(path: str, cfg: RunConfig, tokenizer: Tokenizer, longest: int, events: EventLog | None) -> Prompts:

@@ -25,6 +25,7 @@ from grpo_hpc.train import checkpoints, engine_check
 from grpo_hpc.train.checkpoints import TrainerState
 from grpo_hpc.train.colocation import Colocation
 from grpo_hpc.train.experience import Experience
+from grpo_hpc.train.megatron.distributed_checkpoint import DistributedCheckpoint
 from grpo_hpc.train.megatron.optimizer import DTYPES
 from grpo_hpc.train.megatron.platform import Platform
 from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
@@ -49,6 +50,7 @@ class Parts:
 
     policy: TrainedPolicy
     reference: list[PolicyModel] | None  # None without a KL term, and where it is the policy without its adapters
+    contents: DistributedCheckpoint
     engine: Engine
     colocation: Colocation
     collector: Collector
@@ -198,24 +200,12 @@ class Trainer:
         """Write a checkpoint of the present state and drop those beyond ``save_total_limit``."""
         self._parts.colocation.enter(Use.TRAIN)
         with self._clock.phase("save"):
-            path = checkpoints.save(
-                self._checkpoints,
-                self._parts.policy,
-                self.state,
-                self._platform,
-                self._parts.control,
-                self._parts.place,
-                self._moving_reference(),
-                self._cfg.checkpoint.reshardable,
-            )
-            if self._parts.control.first:
+            parts = self._parts
+            path = checkpoints.save(self._checkpoints, parts.contents, self.state, parts.control, parts.place)
+            if parts.control.first:
                 checkpoints.prune(self._checkpoints, self._cfg.checkpoint.save_total_limit)
         self._clock.take()
         return path
-
-    def _moving_reference(self) -> list[PolicyModel] | None:
-        """The reference model when it is not what the run started from."""
-        return self._parts.reference if self._cfg.algorithm.sync_ref_model else None
 
     def export(self, target: Path) -> None:
         """Write the policy as a Hugging Face folder, or its adapters as a peft folder, in the training precision."""

@@ -8,9 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
+from grpo_hpc.control import Control
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.train.megatron.platform import Platform
 from grpo_hpc.train.memory_meter import MemoryMeter
@@ -52,8 +50,8 @@ class StopRequest:
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
-    def __init__(self, file: Path, platform: Platform) -> None:
-        self._file, self._platform = file, platform
+    def __init__(self, file: Path, control: Control) -> None:
+        self._file, self._control = file, control
         self._signalled = False
         for number in self.SIGNALS:
             signal.signal(number, self._note)
@@ -63,7 +61,5 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """True on every rank as soon as one rank was asked; collective."""
-        asked = self._signalled or (dist.get_rank() == 0 and self._file.exists())
-        flag = torch.tensor(float(asked), device=self._platform.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
+        asked = self._signalled or (self._control.first and self._file.exists())
+        return self._control.any(asked, "all ranks to say whether the run shall stop")

@@ -17,6 +17,18 @@ def test_resumed_steps_are_equal_to_the_bit(tiny, tmp_path):
         keys = {"use_distributed_optimizer": False, "nproc_per_node": 4} | case.keys
         runs.append(write_run(tmp_path, tiny(*MODELS[case.model]), name=case.name, **keys))
     run_ranks("checkpoint", 4, tmp_path, *runs)
+    for name in RESUMED:
+        check_shares(written(tmp_path / name / "step_00000002" / "megatron", 4))
+
+
+def written(folder, ranks):
+    """Bytes of model and optimizer that each rank wrote."""
+    return [sum(file.stat().st_size for file in folder.glob(f"__{rank}_*.distcp")) for rank in range(ranks)]
+
+
+def check_shares(sizes):
+    """What replicas hold alike they write in parts."""
+    assert min(sizes) > 0.5 * sum(sizes) / len(sizes), sizes
 
 
 def fake_checkpoint(folder, step, files=("state.json",)):

@@ -22,34 +22,47 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def outcome(request, tiny, tmp_path_factory):
-    """What the worker found, and the model that it exported after one large update; the embedding is tied."""
+    """What the worker found, the model that it exported after one large update, and what it was before.
+
+    The embedding is tied.
+    """
     from transformers import AutoModelForCausalLM
 
-    folder = tmp_path_factory.mktemp("rollout")
-    run = write_run(folder, tiny("qwen2", tied=True), lr=3e-2, vllm_max_model_len=128, **LAYOUTS[request.param])
+    folder, start = tmp_path_factory.mktemp("rollout"), tiny("qwen2", tied=True)
+    run = write_run(folder, start, lr=3e-2, vllm_max_model_len=128, **LAYOUTS[request.param])
     run_ranks("rollout", 2, run, folder)
     model = AutoModelForCausalLM.from_pretrained(folder / "export", dtype=torch.float32)
     result = json.loads((folder / "result.json").read_text())
     result["provoked"] = json.loads((folder / "provoked.json").read_text())
     result["grown"] = json.loads((folder / "grown.json").read_text()) if request.param == "dp2" else None
-    return result, model
+    return result, model, AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
 
 
 def test_first_update_is_on_policy(outcome):
-    result, _ = outcome
+    result = outcome[0]
     for worst_mismatch, ratio_error, _, _ in result["ranks"]:
         assert worst_mismatch <= 1e-3, "rollout log-probabilities against training log-probabilities"
         assert ratio_error <= 1e-6
 
 
 def test_after_a_sync_greedy_output_is_that_of_the_exported_model(outcome):
-    result, model = outcome
+    result, model, _ = outcome
     for _, _, before, after in result["ranks"]:
         assert after != before, "the update must show, or this test proves nothing"
-        for prompt, tokens in zip(result["prompts"], after, strict=True):
-            with torch.no_grad():
-                logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
-            assert logits.argmax(-1).tolist() == tokens
+        assert_greedy(model, result["prompts"], after)
+
+
+def test_an_engine_that_read_no_weights_has_those_of_the_first_sync(outcome):
+    result, _, start = outcome
+    for _, _, before, _ in result["ranks"]:
+        assert_greedy(start, result["prompts"], before)
+
+
+def assert_greedy(model, prompts, completions):
+    for prompt, tokens in zip(prompts, completions, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        assert logits.argmax(-1).tolist() == tokens
 
 
 def test_ranks_agree(outcome):
@@ -58,7 +71,7 @@ def test_ranks_agree(outcome):
 
 
 def test_every_matrix_inside_the_engine_is_compared_with_what_was_sent(outcome):
-    result, model = outcome
+    result, model, _ = outcome
     layers = model.config.num_hidden_layers
     assert result["compared"] == 2 + 6 * layers, "embedding, last norm; qkv, o, gate and up, down, two norms"
     assert result["bytes"] == sum(p.numel() * 4 for p in model.parameters())

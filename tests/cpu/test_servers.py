@@ -85,7 +85,7 @@ def wait_for(url: str, process: subprocess.Popen, folder: Path) -> None:
     while time.monotonic() < deadline:
         assert process.poll() is None, "\n".join(log.read_text()[-3000:] for log in folder.glob("*.log"))
         try:
-            assert ask(f"{url}/health") == {}
+            assert ask(f"{url}/health") == {"step_s": 0.0}
             return
         except URLError:
             time.sleep(0.5)
@@ -143,7 +143,7 @@ def test_seeds_alone_decide_what_is_sampled(outcome):
 
 def test_weights_are_compared_on_their_way_and_inside_the_servers(outcome):
     result, model = outcome
-    assert result["most"] - 1 <= min(result["compared"], result["again"]), "a tied head is sampled, but not sent"
+    assert result["compared"] == result["again"] == result["most"]
     assert result["bytes"] == sum(p.numel() * 4 for p in model.parameters())
 
 

@@ -91,11 +91,14 @@ def test_the_canary_has_one_limit(given, limit, side):
         assert f"canary_tolerance is {limit:g}" in error.value.message and "Likely causes" in error.value.hint
 
 
-def test_experts_that_the_engine_packs_are_packed_again_at_every_sync(tmp_path):
-    """vLLM leaves them as they were loaded when it reloads them on a CPU; the canary would end the run."""
-    model = save_tiny_model(tmp_path / "model", "mixtral", False, layers=2)
-    done = call("submit", new_run(tmp_path, model, "packed", nproc_per_node=1, train_iters=2, save_total_limit=None))
+@pytest.mark.parametrize(("family", "tied"), [("mixtral", False), ("qwen2_5_vl", False), ("qwen3_vl", True)])
+def test_every_kind_of_model_goes_through_a_run_and_its_engine_follows(family, tied, tmp_path):
+    """Experts that vLLM packs on a CPU are packed again at every sync, or the canary would end the run; families with
+    a vision tower train on rows of text alone."""
+    model = save_tiny_model(tmp_path / "model", family, tied, layers=2)
+    keys = {"nproc_per_node": 1, "train_iters": 2, "steps_per_generation": 1, "save_total_limit": None, "lr": 3e-2}
+    done = call("submit", new_run(tmp_path, model, "run", **keys))
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = metrics(tmp_path / "runs" / "packed")
+    rows = metrics(tmp_path / "runs" / "run")
     assert sorted(rows) == [1, 2]
     assert all(row["mismatch/logprob_abs_diff"] < 1e-4 for row in rows.values())

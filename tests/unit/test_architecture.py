@@ -24,7 +24,17 @@ ALLOWED = {
     "rewards": {"errors"},
     "models": {"errors", "algo.logprob", "algo.mixing"},
     "checkpoint": {"errors", "models", "train.megatron.platform"},
-    "rollout": {"addresses", "errors", "config", "data", "rewards", "algo.mixing", "train.megatron.platform"},
+    "rollout": {
+        "addresses",
+        "control",
+        "errors",
+        "config",
+        "data",
+        "rewards",
+        "algo.mixing",
+        "models.families",
+        "train.megatron.platform",
+    },
     "plan": {
         "errors",
         "config",
@@ -72,6 +82,7 @@ ALLOWED = {
         "jobs.checks.node_reports",
     },
     "train": {
+        "control",
         "errors",
         "config",
         "algo",

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 lock=tools/env/cpu.lock
 stamp=.venv/.lock-sha256
-wanted=$(cat "$lock" pyproject.toml tools/env/setup.sh | sha256sum | cut -d' ' -f1)
+wanted=$(cat "$lock" pyproject.toml tools/env/setup.sh tools/env/torchvision_cpu.py | sha256sum | cut -d' ' -f1)
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && exit 0
 
 stop() { printf 'set-up stopped: %s\n' "$1" >&2; shift; [ $# -eq 0 ] || printf '  %s\n' "$@" >&2; exit 2; }
@@ -40,6 +40,8 @@ if ! .venv/bin/python -c "import importlib.metadata as m; assert m.version('torc
 fi
 echo "installing $(grep -vc '^#' "$lock") pinned packages (about 3.6 GB, two minutes)"
 $pip install -qq --no-deps --requirement "$lock"
+$pip install -qq --no-deps "torchvision==0.28.0" # not in the lock: images of CPUs do without it
+.venv/bin/python tools/env/torchvision_cpu.py || stop "torchvision does not import, and vLLM needs it for families with a vision tower"
 $pip install -qq --no-deps --editable .
 .venv/bin/python - <<'P'
 import torch

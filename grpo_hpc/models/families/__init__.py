@@ -11,7 +11,7 @@ from importlib import import_module
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families.family import Family
 from grpo_hpc.models.shape import ModelShape
-from grpo_hpc.models.weight_map import Rule
+from grpo_hpc.models.weight_map import Rule, entries
 
 _FAMILIES = (
     "llama",
@@ -48,4 +48,10 @@ def weight_map(shape: ModelShape) -> list[Rule]:
     return family(shape.family).rules(shape)
 
 
-__all__ = ["Family", "family", "weight_map"]
+def synced_names(shape: ModelShape) -> frozenset[str]:
+    """Hugging Face names of what a weight sync sends: everything but a vision tower, which is not trained."""
+    rows = entries([rule for rule in weight_map(shape) if rule.part != "vision"], "local")
+    return frozenset(name for entry in rows if entry.exported for name in entry.hf_names)
+
+
+__all__ = ["Family", "family", "synced_names", "weight_map"]

@@ -20,7 +20,7 @@ from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.grouped import grouped_experts
 from grpo_hpc.models.hf_folder import HfFolder
 from grpo_hpc.models.lora import adapters_off, merged_values
-from grpo_hpc.models.movers import HfExporter, load_hf
+from grpo_hpc.models.movers import HfExporter, load_hf, local_parameters
 from grpo_hpc.models.policy_model import PolicyModel, layer_spec, transformer_config
 from grpo_hpc.models.routing import move_biases, routing_load, routing_metrics
 from grpo_hpc.models.shape import require_experts
@@ -44,10 +44,25 @@ from grpo_hpc.train.replay import RoutingRecorder, freely_routed
 
 
 def build_model(cfg: RunConfig, platform: Platform) -> list[PolicyModel]:
-    """This rank's parts of the model in ``cfg.model.path``, with their weights.
+    """This rank's parts of the model in ``cfg.model.path``, with their weights; collective.
 
     It is one part, or several chunks of layers when pipeline stages interleave.
     """
+    chunks = _bare_model(cfg, platform)
+    load_hf(chunks, HfFolder(cfg.model.path), platform.layer_spec)
+    return chunks
+
+
+def copy_of(chunks: Sequence[PolicyModel], cfg: RunConfig, platform: Platform) -> list[PolicyModel]:
+    """A second model with the weights of ``chunks``, for evaluation: nothing is read or sent."""
+    ours, copied = local_parameters(chunks), _bare_model(cfg, platform)
+    with torch.no_grad():
+        for name, parameter in local_parameters(copied).items():
+            parameter.copy_(ours[name])
+    return [chunk.eval() for chunk in copied]
+
+
+def _bare_model(cfg: RunConfig, platform: Platform) -> list[PolicyModel]:
     shape = read_shape(cfg.model.path)
     require_experts(shape, cfg.moe.chosen())
     stages = mpu.get_virtual_pipeline_model_parallel_world_size()
@@ -60,7 +75,6 @@ def build_model(cfg: RunConfig, platform: Platform) -> list[PolicyModel]:
             if model.routing is not None:
                 model.routing.on(platform.device)
             chunks.append(model.to(platform.device))
-    load_hf(chunks, HfFolder(cfg.model.path), platform.layer_spec)
     return chunks
 
 

@@ -84,16 +84,17 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     from grpo_hpc.train.colocation import Colocation
     from grpo_hpc.train.entry import _Read, _reference_scores
     from grpo_hpc.train.loop import Parts, Trainer
-    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy, build_model
+    from grpo_hpc.train.megatron.distributed_checkpoint import DistributedCheckpoint
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy, copy_of
     from grpo_hpc.train.watch import StopRequest
 
     engine.version = None  # the weights of the last run are not this one's
     tokenizer, policy = Tokenizer(cfg.model.path), TrainedPolicy(cfg, platform)
-    reference = [chunk.eval() for chunk in build_model(cfg, platform)] if cfg.algorithm.beta else None
+    reference = copy_of(policy.chunks, cfg, platform) if cfg.algorithm.beta else None
     step = made_step(cfg, platform, policy, _reference_scores(cfg, policy, reference, platform))
     control, place, clock, state = step._control, step._scorer._place, step._clock, TrainerState()
+    moving = reference if cfg.algorithm.sync_ref_model else None
     if begin is not None:
-        moving = reference if cfg.algorithm.sync_ref_model else None
         state = files_of(step).load(checkpoints / f"step_{begin:08d}", policy, platform, reference=moving)
     before = {name: value.clone() for name, value in policy.exporter.tensors()}
     recorder = Recorder()
@@ -106,6 +107,7 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     parts = Parts(
         policy=policy,
         reference=reference,
+        contents=DistributedCheckpoint(policy, platform, moving),
         engine=engine,
         colocation=colocation,
         collector=collector,
@@ -115,7 +117,7 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
         control=control,
         place=place,
         clock=clock,
-        stop=StopRequest(checkpoints / "stop", platform),
+        stop=StopRequest(checkpoints / "stop", control),
         reporter=recorder,
     )
     trainer = Trainer(cfg, schedule(cfg), platform, parts, state, checkpoints)

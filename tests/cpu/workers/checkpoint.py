@@ -1,10 +1,13 @@
 """Save after two optimizer steps, load into a fresh policy, and go on with both: they must stay equal to the bit.
 
+A reference model that was copied before that must still be what the model folder holds.
+
 Arguments: output folder, run files for this number of ranks. Prints what differs and fails.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +25,14 @@ def main() -> None:
     import torch
 
     from grpo_hpc.config.batch import schedule
+    from grpo_hpc.train import checkpoints
     from grpo_hpc.train.checkpoints import TrainerState
-    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy, build_model, copy_of
 
     folder = Path(sys.argv[1])
     for cfg, platform in each_layout(sys.argv[2:]):
+        if dist.get_rank():
+            checkpoints.is_complete = only_the_first_rank
         plan = schedule(cfg)
         everything = completions(plan.global_batch_size, plan.num_generations)
         batches = packed(cfg, my_share(cfg, everything), platform, everything)
@@ -40,11 +46,16 @@ def main() -> None:
         half_used = TrainerState(step=2, position=7, experience=experience, carried=carried(everything))
         saved = files.save(folder / cfg.name, policy, half_used, platform)
         resumed = TrainedPolicy(cfg, platform)
+        reference = copy_of(resumed.chunks, cfg, platform)
         state = files.load(saved, resumed, platform)
         assert (state.step, state.position) == (2, 7)
         assert_same(state.experience, experience)
         assert np.array_equal(state.carried.table, half_used.carried.table)
         assert_same_samples(state.carried.samples, half_used.carried.samples)
+        with counted_reading() as read:
+            again = build_model(cfg, platform)
+        check_reading(sum(read), again)
+        check_reference(reference, again, resumed)
         assert all(s.text == f"text {k.sample}" for k, s in state.carried.scored.items())
         for step in (3, 4):
             before, after = policy.update(batches), resumed.update(batches)
@@ -95,6 +106,56 @@ def assert_same_samples(found, want):
     assert found.keys() == want.keys()
     for key, sample in want.items():
         assert all(np.array_equal(value, getattr(found[key], name)) for name, value in vars(sample).items()), key
+
+
+def only_the_first_rank(_):
+    raise AssertionError("another rank looked whether a checkpoint is complete")
+
+
+@contextlib.contextmanager
+def counted_reading():
+    """Inside, the bytes of every slice of a model folder are written down."""
+    from grpo_hpc.models.hf_folder import HfFolder
+
+    real, sizes = HfFolder.slice, []
+
+    class Counted:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def __getitem__(self, index):
+            part = self.tensor[index]
+            sizes.append(part.nbytes)
+            return part
+
+    HfFolder.slice = lambda folder, name: Counted(real(folder, name))
+    yield sizes
+    HfFolder.slice = real
+
+
+def check_reading(read: int, chunks) -> None:
+    """Ranks that hold the same divide the reading of it among them."""
+    from megatron.core import parallel_state as mpu
+
+    from grpo_hpc.models.movers import local_parameters
+
+    sharers = {True: mpu.get_expert_data_parallel_world_size(), False: mpu.get_data_parallel_world_size(True)}
+    sizes = {name: parameter.nbytes for name, parameter in local_parameters(chunks).items()}
+    fair = sum(size / sharers[".experts." in name] for name, size in sizes.items())
+    assert 0 < read <= fair + 2 * max(sizes.values()), f"{read} bytes were read, {fair} would be fair"
+
+
+def check_reference(reference, read, resumed) -> None:
+    """The copy of a policy is what a second read gives, whatever a checkpoint does to the policy afterwards."""
+    import torch
+
+    from grpo_hpc.models.movers import local_parameters
+
+    copied, wanted, moved = (local_parameters(chunks) for chunks in (reference, read, resumed.chunks))
+    assert copied.keys() == wanted.keys() == moved.keys()
+    for name, value in copied.items():
+        assert torch.equal(value, wanted[name]), f"{name} of the reference model"
+    assert any(not torch.equal(value, moved[name]) for name, value in copied.items()), "the policy must have moved"
 
 
 if __name__ == "__main__":

@@ -119,17 +119,20 @@ class files_of:
 
     def save(self, folder: Any, policy: Any, state: Any, platform: Platform, **options: Any) -> Any:
         from grpo_hpc.train import checkpoints
+        from grpo_hpc.train.megatron.distributed_checkpoint import DistributedCheckpoint
 
-        return checkpoints.save(folder, policy, state, platform, self._control, self._place, **options)
+        contents = DistributedCheckpoint(policy, platform, **options)
+        return checkpoints.save(folder, contents, state, self._control, self._place)
 
     def load(self, checkpoint: Any, policy: Any, platform: Platform, **options: Any) -> Any:
         from functools import partial
 
         from grpo_hpc.train import checkpoints
+        from grpo_hpc.train.megatron.distributed_checkpoint import DistributedCheckpoint
         from grpo_hpc.train.rollout_files import read_rollout
 
         left = partial(read_rollout, exchange=self._step._exchange, deal=self._step.deal, place=self._place)
-        return checkpoints.load(checkpoint, policy, platform, left, **options)
+        return checkpoints.load(checkpoint, DistributedCheckpoint(policy, platform, **options), self._control, left)
 
 
 def begun(step: Any, everything: Experience) -> Experience:

@@ -40,7 +40,9 @@ def main() -> None:
     init_model_parallel(cfg, platform)
     policy = TrainedPolicy(cfg, platform)
     engine = ColocateEngine(cfg, platform)
-    assert engine._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs == sequences_of(cfg)
+    vllm = engine._llm.llm_engine.vllm_config
+    assert vllm.scheduler_config.max_num_seqs == sequences_of(cfg) and vllm.load_config.load_format == "dummy"
+    assert "before the policy's weights were synchronised" in refusal(engine, Request([256], 0))
     digest.SAMPLED = 1000  # all of them
     synced = engine.load_weights(policy.exporter.tensors(), 0)
     buckets = list(policy.exporter.buckets)
@@ -82,6 +84,16 @@ def main() -> None:
             (target / "grown.json").write_text(json.dumps(grown))
     dist.barrier()
     engine.close()
+
+
+def refusal(engine, request):
+    from grpo_hpc.errors import RolloutError
+
+    try:
+        engine.generate([request])
+    except RolloutError as error:
+        return str(error)
+    return "nothing was refused"
 
 
 def provoke(cfg, policy, engine, batches, rollout, mine):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ def main() -> None:
 
     from grpo_hpc.config import load_run
     from grpo_hpc.config.batch import schedule
+    from grpo_hpc.control import Control
     from grpo_hpc.models.hf_folder import write_hf_folder
     from grpo_hpc.models.transport import ToFirstRank
     from grpo_hpc.rollout import digest, link
@@ -36,7 +38,7 @@ def main() -> None:
     platform.init_distributed()
     init_model_parallel(cfg, platform)
     policy = TrainedPolicy(cfg, platform)
-    engine = ServerEngine(cfg, platform, urls, key)
+    engine = ServerEngine(cfg, platform, urls, key, Control(timedelta(minutes=5)))
     said = {}
 
     prompts = [[256, *range(60, 64 + n)] for n in range(plan.global_batch_size)]

@@ -29,6 +29,16 @@ def test_events_are_followed_from_an_offset(tmp_path):
     assert end == path.stat().st_size
 
 
+def test_progress_is_noted_once_a_second_at_most(tmp_path, monkeypatch):
+    now = 5.0
+    monkeypatch.setattr("grpo_hpc.observe.events.time.monotonic", lambda: now)
+    log = EventLog(tmp_path / "events.jsonl")
+    for done in range(1, 9):
+        log.progress(done, 8)
+        now += 0.4
+    assert [event["done"] for event in read_events(tmp_path / "events.jsonl")[0]] == [1, 4, 7]
+
+
 def test_a_half_written_line_waits_and_a_damaged_one_is_passed_over(tmp_path):
     path = tmp_path / "events.jsonl"
     path.write_bytes(b'{"event": "a"}\n\xff{]\n{"event": "b"}\n{"event": ')

@@ -11,9 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.models.counting import count_active, count_by_part
+from grpo_hpc.models.families.counting import count_active, count_by_part
+from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.flops import Cost, sequence_cost
-from grpo_hpc.models.read_shape import read_shape
 from grpo_hpc.train.packing import Packing, RowLayout, packing_metrics, with_gradient
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "models"

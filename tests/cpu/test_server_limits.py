@@ -1,0 +1,136 @@
+"""Servers that are not lost and do not answer either: every wait ends, and says what was waited for."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from contextlib import contextmanager
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from grpo_hpc.control import Control
+from grpo_hpc.errors import ServersLost
+from grpo_hpc.rollout import server_engine
+from grpo_hpc.rollout.engine import Request
+from grpo_hpc.rollout.server_engine import ServerEngine
+
+FOR_EVER = 1000.0  # minutes: pytest's own limit would strike first
+
+
+@pytest.fixture(scope="module")
+def control():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Control(timedelta(minutes=1))
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def silent():
+    """Accepts whoever comes and never says a word."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@contextmanager
+def answering(**answers):
+    """A server that answers ``path="JSON"``, and nothing else, ever."""
+    end = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            said = answers.get(self.path.strip("/"))
+            if said is None:
+                self.rfile.read(int(self.headers.get("Content-Length", "0")))
+                end.wait()
+                return
+            text = json.dumps(said).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_POST = do_GET
+
+        def log_message(self, format, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads, server.block_on_close = True, False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        end.set()
+        server.shutdown()
+        server.server_close()
+
+
+def engine(control, *urls, rollout_minutes=FOR_EVER, minutes=FOR_EVER):
+    rollout = SimpleNamespace(
+        rollout_timeout_minutes=rollout_minutes,
+        vllm_dtype="float32",
+        vllm_tensor_parallel_size=1,
+        sync_bucket_mib=1.0,
+        max_completion_length=4,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=-1,
+    )
+    cfg = SimpleNamespace(rollout=rollout, resources=SimpleNamespace(distributed_timeout_minutes=minutes), seed=1)
+    made = ServerEngine(cfg, SimpleNamespace(device=torch.device("cpu")), urls, "a key", control)
+    made.version = 0
+    return made
+
+
+def test_a_rollout_has_a_limit_of_its_own(control, silent):
+    with pytest.raises(ServersLost, match=rf"{silent} has not answered /generate within 1 s"):
+        engine(control, silent, rollout_minutes=1 / 60).generate([Request([1], 0)])
+
+
+def test_everything_else_has_another(control, silent):
+    with pytest.raises(ServersLost, match="has not answered /v1/models within 1 s"):
+        _ = engine(control, silent, minutes=1 / 60).max_model_len
+
+
+def test_a_node_that_is_gone_is_known_long_before_the_limit(control, silent, monkeypatch):
+    monkeypatch.setattr(server_engine, "_PROBE_S", 0.1)
+    monkeypatch.setattr(server_engine, "_PROBE_LIMIT_S", 1.0)
+    with (
+        answering(health={"step_s": 0.0}) as working,
+        pytest.raises(ServersLost, match=rf"{silent} has not answered /health within 1 s"),
+    ):
+        engine(control, working, silent).generate([Request([1], 0), Request([2], 1)])
+
+
+def test_an_engine_that_hangs_is_known_long_before_the_limit(control, monkeypatch):
+    monkeypatch.setattr(server_engine, "_PROBE_S", 0.1)
+    with (
+        answering(health={"step_s": 61.0}) as stuck,
+        pytest.raises(ServersLost, match=r"has not answered /generate: it has been in one step .* for 61 s; .* 60 s"),
+    ):
+        engine(control, stuck, minutes=1.0).generate([Request([1], 0)])
+
+
+def test_weights_that_a_server_does_not_take_end_the_wait(control, silent):
+    lost = engine(control, silent, minutes=1 / 60)
+    with pytest.raises(ServersLost, match="weights did not reach the vLLM servers within 1 s"):
+        lost.load_weights(iter([("a", torch.zeros(3))]), 1)
+    assert lost.version is None
+
+
+def test_no_thread_keeps_the_process_from_ending(control, silent, monkeypatch):
+    monkeypatch.setattr(server_engine, "_PROBE_S", 0.1)
+    monkeypatch.setattr(server_engine, "_PROBE_LIMIT_S", 0.5)
+    before = set(threading.enumerate())
+    with pytest.raises(ServersLost):
+        engine(control, silent).generate([Request([1], 0)])
+    left = set(threading.enumerate()) - before
+    assert left and all(thread.daemon for thread in left)
