@@ -22,13 +22,14 @@ from torch import Tensor
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.models.attention import PackedSdpaAttention, tell_of_padding
 from grpo_hpc.models.dispatch import sort_once
-from grpo_hpc.models.dropout import Masks
+from grpo_hpc.models.context import MicroBatchContext, entered
 from grpo_hpc.models.families import family
 from grpo_hpc.models.grouped import group_experts
 from grpo_hpc.models.head import LogprobHead, Scoring
 from grpo_hpc.models.latent import complete_key_gradients
 from grpo_hpc.models.layouts import padded_vocabulary
 from grpo_hpc.models.norm import RmsNorm, TokenNorm
+from grpo_hpc.models.patches import recompute_in_context
 from grpo_hpc.models.routing import NO_BALANCE, Balance, route_by_policy
 from grpo_hpc.models.shape import ModelShape
 
@@ -135,10 +136,10 @@ class PolicyModel(GPTModel):
     Args:
         vp_stage: which of this rank's model chunks it is, when pipeline stages interleave.
         balance: weights of the losses that keep experts evenly used.
+        entropy_gradient: the entropies have a gradient, too.
 
     Attributes:
         routing: what its routers share; None without experts.
-        masks: what the dropout of its adapters shares.
     """
 
     def __init__(
@@ -149,7 +150,9 @@ class PolicyModel(GPTModel):
         temperature: float,
         vp_stage: int | None = None,
         balance: Balance = NO_BALANCE,
+        entropy_gradient: bool = False,
     ) -> None:
+        recompute_in_context()
         super().__init__(
             config=config,
             transformer_layer_spec=spec,
@@ -166,9 +169,7 @@ class PolicyModel(GPTModel):
             rope_scaling_factor=shape.rope_scaling_factor or 1.0,
         )
         self.shape = shape
-        self.temperature = temperature
-        self.entropy_gradient = False  # the second row of the output has a gradient too
-        self.masks = Masks()
+        self._temperature, self._entropy_gradient = temperature, entropy_gradient
         self.routing = route_by_policy(self, shape, balance)
         if config.tensor_model_parallel_size > 1:
             complete_key_gradients(self)
@@ -183,6 +184,15 @@ class PolicyModel(GPTModel):
         if self.post_process:
             self.output_layer.__class__ = LogprobHead
 
+    def forward(self, *args: Any, context: MicroBatchContext | None = None, **kwargs: Any) -> Tensor:
+        """As Megatron's, for the micro-batch of ``context``.
+
+        Without it tokens are routed freely and adapters may have no dropout in training.
+        """
+        with entered(context):
+            output: Tensor = super().forward(*args, **kwargs)
+        return output
+
     def _postprocess(
         self, hidden_states: Tensor, *, labels: Tensor | None, loss_mask: Tensor | None, **others: Any
     ) -> Tensor:
@@ -190,7 +200,7 @@ class PolicyModel(GPTModel):
             return super()._postprocess(hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **others)
         shared = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         scoring = Scoring(
-            labels.flatten(), loss_mask.flatten(), self.shape.vocab, self.temperature, shared, self.entropy_gradient
+            labels.flatten(), loss_mask.flatten(), self.shape.vocab, self._temperature, shared, self._entropy_gradient
         )
         scores: Tensor = self.output_layer(hidden_states, scoring=scoring)
         return scores

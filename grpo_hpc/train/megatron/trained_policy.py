@@ -22,7 +22,7 @@ from grpo_hpc.models.lora import adapters_off, merged_values
 from grpo_hpc.models.movers import HfExporter, load_hf
 from grpo_hpc.models.policy_model import PolicyModel, layer_spec, transformer_config
 from grpo_hpc.models.read_shape import read_shape
-from grpo_hpc.models.routing import move_biases, routing_load, routing_metrics
+from grpo_hpc.models.routing import move_biases, policy_routers, routing_load, routing_metrics
 from grpo_hpc.models.shape import require_experts
 from grpo_hpc.train.megatron.chosen_objective import objective_of
 from grpo_hpc.train.megatron.expert_options import balance_of
@@ -56,7 +56,8 @@ def build_model(cfg: RunConfig, platform: Platform) -> list[PolicyModel]:
         chunks = []
         for stage in [None] if stages is None else range(stages):
             spec = layer_spec(config, platform.layer_spec, shape, stage)
-            model = PolicyModel(shape, config, spec, cfg.rollout.temperature, stage, balance_of(cfg))
+            bonus = cfg.algorithm.entropy_coef != 0.0
+            model = PolicyModel(shape, config, spec, cfg.rollout.temperature, stage, balance_of(cfg), bonus)
             if model.routing is not None:
                 model.routing.on(platform.device)
             chunks.append(model.to(platform.device))
@@ -92,8 +93,6 @@ class TrainedPolicy:
         self.adapters = adapters_of(cfg)
         choose_trained(cfg, self.chunks, platform.layer_spec)
         self._routing = [chunk.routing for chunk in self.chunks if chunk.routing is not None]
-        for chunk in self.chunks:
-            chunk.entropy_gradient = cfg.algorithm.entropy_coef != 0.0
         self._objective = objective_of(cfg)
         with platform.megatron():
             self.ddp = data_parallel(cfg, self.chunks)
@@ -143,7 +142,8 @@ class TrainedPolicy:
 
     def recorder(self, batches: Sequence[PackedBatch]) -> RoutingRecorder:
         """Writes down which experts tokens go to in :meth:`scores`."""
-        return RoutingRecorder(self.chunks[0].shape, batches)
+        layers = [router.place for chunk in self.chunks for router in policy_routers(chunk)]
+        return RoutingRecorder(self.chunks[0].shape, batches, layers)
 
     def base_scores(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
         """:meth:`scores` without adapters: those of the model that the run started from."""
@@ -160,15 +160,14 @@ class TrainedPolicy:
             what :func:`grpo_hpc.algo.measure.measure` says of each micro-batch; empty but on the last stage.
         """
         loss = partial(self._loss, threshold)
+        step = crc32(f"{self._cfg.seed}/{self._schedule.num_steps}".encode())
         with self._platform.megatron():
-            for model in self.chunks:
-                model.masks.step = crc32(f"{self._cfg.seed}/{self._schedule.num_steps}".encode())
             for chunk in self.ddp:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
             for state in self._routing:
                 state.take()  # what a pass that was no step left there
-            return run_schedule(self.ddp, batches, loss, forward_only=False, progress=self._progress)
+            return run_schedule(self.ddp, batches, loss, forward_only=False, progress=self._progress, step=step)
 
     def update(self, batches: Sequence[PackedBatch], threshold: float = -torch.inf) -> dict[str, float]:
         """One optimizer step; returns its metrics, over all tokens of all ranks."""
