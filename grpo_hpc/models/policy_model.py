@@ -21,8 +21,8 @@ from torch import Tensor
 
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.models.attention import PackedSdpaAttention, tell_of_padding
-from grpo_hpc.models.dispatch import sort_once
 from grpo_hpc.models.context import MicroBatchContext, entered
+from grpo_hpc.models.dispatch import sort_once
 from grpo_hpc.models.families import family
 from grpo_hpc.models.grouped import group_experts
 from grpo_hpc.models.head import LogprobHead, Scoring

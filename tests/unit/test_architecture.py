@@ -20,7 +20,7 @@ ALLOWED = {
     "data": {"errors"},
     "observe": {"errors", "files"},
     "rewards": {"errors"},
-    "models": {"errors", "algo"},
+    "models": {"control", "errors", "algo"},
     "checkpoint": {"errors", "models", "train.megatron.platform"},
     "rollout": {"addresses", "errors", "config", "data", "rewards", "algo.mixing", "train.megatron.platform"},
     "plan": {"errors", "config", "models.shape", "models.flops"},
@@ -40,6 +40,7 @@ ALLOWED = {
         "models.shape",
     },
     "train": {
+        "control",
         "errors",
         "config",
         "algo",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor
 from grpo_hpc.algo.measure import MAXIMA, SUMS, measure, step_values
 from grpo_hpc.algo.objective import TokenData
 from grpo_hpc.config import RunConfig
+from grpo_hpc.control import Control
+from grpo_hpc.errors import TrainingDiverged
 from grpo_hpc.models.grouped import grouped_experts
 from grpo_hpc.models.hf_folder import HfFolder
 from grpo_hpc.models.lora import adapters_off, merged_values
@@ -29,11 +32,14 @@ from grpo_hpc.train.megatron.expert_options import balance_of
 from grpo_hpc.train.megatron.optimizer import (
     DTYPES,
     allocate_state,
+    clip_and_step,
     data_parallel,
     follow_loaded_state,
+    gradient_norm,
     load_what_belongs,
     lr_schedule,
     optimizer_config,
+    set_step_counter,
 )
 from grpo_hpc.train.megatron.parallel import model_options
 from grpo_hpc.train.megatron.pipeline import Progress, forward_scores, run_schedule, sum_gradients, unused_token_count
@@ -84,11 +90,16 @@ class TrainedPolicy:
     """The policy with its gradients and optimizer state. Every method is collective over all ranks.
 
     Args:
+        control: of all ranks.
         progress: called with the micro-batches done and their number while a step is made.
+
+    Attributes:
+        skipped: optimizer steps in a row, up to now, that made no update. A checkpoint waits until it is 0.
     """
 
-    def __init__(self, cfg: RunConfig, platform: Platform, progress: Progress | None = None) -> None:
+    def __init__(self, cfg: RunConfig, platform: Platform, control: Control, progress: Progress | None = None) -> None:
         self._cfg, self._platform, self._progress = cfg, platform, progress
+        self.skipped = 0
         self.chunks = build_model(cfg, platform)
         self.adapters = adapters_of(cfg)
         choose_trained(cfg, self.chunks, platform.layer_spec)
@@ -105,7 +116,7 @@ class TrainedPolicy:
         config.finalize_model_grads_func = sum_gradients
         self._schedule = lr_schedule(cfg, self.optimizer)
         bucket = int(cfg.rollout.sync_bucket_mib * 2**20)
-        self._exporter = HfExporter(self.chunks, platform.layer_spec, merged_values(self.chunks), bucket)
+        self._exporter = HfExporter(self.chunks, platform.layer_spec, control, merged_values(self.chunks), bucket)
         self._parameters_travel = False  # whether some may still be on their way from the ranks that updated them
 
     @property
@@ -170,21 +181,50 @@ class TrainedPolicy:
             return run_schedule(self.ddp, batches, loss, forward_only=False, progress=self._progress, step=step)
 
     def update(self, batches: Sequence[PackedBatch], threshold: float = -torch.inf) -> dict[str, float]:
-        """One optimizer step; returns its metrics, over all tokens of all ranks."""
+        """One optimizer step; returns its metrics, over all tokens of all ranks.
+
+        Where the loss or the gradient is not finite on some rank, no rank makes the update: weights, Adam's moments and
+        biases of routers stay as they are. The learning-rate schedule and Adam's counter go on, as they count steps.
+
+        Raises:
+            TrainingDiverged: it was the last of ``optimizer.max_skipped_updates`` such steps in a row.
+        """
         parts = self.accumulate(batches, threshold)
         self._schedule.step(increment=1)  # before the update: the first one has a learning rate above zero
         with self._platform.megatron():
-            _, grad_norm, _ = self.optimizer.step()
-        self._parameters_travel = self._cfg.parallel.overlap_param_gather
-        values = step_values(*_totals(parts, self._platform.device))
+            norm = gradient_norm(self.optimizer)
+        sums, maxima, finite = _totals(parts, norm, self._platform.device)
+        if finite:
+            self._make_update(norm)
+        else:
+            self._skip_update()
+        values = step_values(sums, maxima) | {"grad_norm": norm, "skipped_updates": float(self.skipped)}
         if self._routing:
-            values |= self._balance()
-        return values | {"grad_norm": float(grad_norm), "learning_rate": self.optimizer.param_groups[0]["lr"]}
+            values |= self._balance(move=finite)
+        return values | {"learning_rate": self.optimizer.param_groups[0]["lr"]}
 
-    def _balance(self) -> dict[str, float]:
+    def _make_update(self, norm: float) -> None:
+        with self._platform.megatron():
+            clip_and_step(self.optimizer, norm)
+        self._parameters_travel = self._cfg.parallel.overlap_param_gather
+        self.skipped = 0
+
+    def _skip_update(self) -> None:
+        self.skipped += 1
+        step, limit = self._schedule.num_steps, self._cfg.optimizer.max_skipped_updates
+        if self.skipped >= limit:
+            raise TrainingDiverged(
+                f"loss or gradient were not finite in {self.skipped} optimizer steps in a row, the last of them step "
+                f"{step}: none of them changed the weights",
+                "The newest checkpoint is from before them. Resume with a lower optimizer.lr, look at what "
+                f"completions.jsonl has of these steps, or let more than {limit} pass: optimizer.max_skipped_updates.",
+            )
+        set_step_counter(self.optimizer, step)
+
+    def _balance(self, *, move: bool) -> dict[str, float]:
         """Move the routers' biases by the load of the step that was made; returns its metrics."""
         counts, sums = routing_load(self._routing)
-        if self._cfg.moe.moe_router_bias_update_rate:
+        if move and self._cfg.moe.moe_router_bias_update_rate:
             move_biases(self.chunks, counts, self._cfg.moe.moe_router_bias_update_rate)
         return routing_metrics(counts, sums)
 
@@ -200,13 +240,27 @@ class TrainedPolicy:
         return loss, unused_token_count(), measure(result, data, batch.weights, logprobs, entropy)
 
 
-def _totals(parts: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
-    """Sums and maxima over micro-batches and ranks; copies on other ranks and other stages add nothing."""
+def _totals(
+    parts: Sequence[tuple[Tensor, Tensor]], norm: float, device: torch.device
+) -> tuple[dict[str, float], dict[str, float], bool]:
+    """Sums and maxima over micro-batches and ranks; copies on other ranks and other stages add nothing.
+
+    Args:
+        norm: of this rank's gradients.
+
+    Returns:
+        sums, maxima, and whether every loss and the gradients are finite on all ranks.
+    """
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+    broken = torch.full((1,), float(not math.isfinite(norm)), dtype=torch.float64, device=device)
     maxima = torch.full((len(MAXIMA),), -torch.inf, dtype=torch.float64, device=device)
     if parts and mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_context_parallel_rank() == 0:
         sums += torch.stack([part for part, _ in parts]).sum(0)
         maxima = torch.stack([part for _, part in parts]).amax(0)
-    dist.all_reduce(sums)
+    if parts:
+        broken += ~torch.stack([part[SUMS.index("loss")] for part, _ in parts]).isfinite().all()
+    total = torch.cat((sums, broken))
+    dist.all_reduce(total)
     dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
-    return dict(zip(SUMS, sums.tolist(), strict=True)), dict(zip(MAXIMA, maxima.tolist(), strict=True))
+    *summed, found = total.tolist()
+    return dict(zip(SUMS, summed, strict=True)), dict(zip(MAXIMA, maxima.tolist(), strict=True)), not found

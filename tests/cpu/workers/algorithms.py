@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onlayouts import control
+
 from grpo_hpc.config import RunConfig
 from grpo_hpc.train.rollout_source import Rollout, RolloutSource
 from grpo_hpc.train.step_metrics import Reporter
@@ -88,7 +90,7 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     from grpo_hpc.train.watch import StopRequest
 
     engine.version = None  # the weights of the last run are not this one's
-    tokenizer, policy = Tokenizer(cfg.model.path), TrainedPolicy(cfg, platform)
+    tokenizer, policy = Tokenizer(cfg.model.path), TrainedPolicy(cfg, platform, control())
     reference = [chunk.eval() for chunk in build_model(cfg, platform)] if cfg.algorithm.beta else None
     step = made_step(cfg, platform, policy, _reference_scores(cfg, policy, reference, platform))
     control, place, clock, state = step._control, step._scorer._place, step._clock, TrainerState()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from gradients import my_share, packed, trajectories
-from onlayouts import each_layout
+from onlayouts import control, each_layout
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
 
     folder = Path(sys.argv[1])
     for cfg, platform in each_layout(sys.argv[2:]):
-        plan, policy = schedule(cfg), TrainedPolicy(cfg, platform)
+        plan, policy = schedule(cfg), TrainedPolicy(cfg, platform, control())
         everything = trajectories(plan.global_batch_size, plan.num_generations)
         set_token_weights(cfg, plan, everything)
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Gradients of a step whose backward passes are taken in the order of the forward passes, and from the last to the first.
+"""Gradients of a step whose backward passes come in the order of the forward passes, and from the last to the first.
 
 Arguments: run files for one rank, with recomputation.
 """
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 from gradients import my_share, packed, trajectories
-from onlayouts import each_layout
+from onlayouts import control, each_layout
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def compare_orders(cfg, platform):
     from grpo_hpc.train.megatron.pipeline import context_of
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
-    plan, policy = schedule(cfg), TrainedPolicy(cfg, platform)
+    plan, policy = schedule(cfg), TrainedPolicy(cfg, platform, control())
     everything = trajectories(plan.global_batch_size, plan.num_generations)
     set_token_weights(cfg, plan, everything)
     batches = [routed(batch, policy.chunks[0].shape) for batch in packed(cfg, my_share(cfg, everything), platform)]
