@@ -36,6 +36,7 @@ from grpo_hpc.errors import ConfigError
 from grpo_hpc.models.counting import linears
 from grpo_hpc.models.dropout import Dropout
 from grpo_hpc.models.movers import dense_place, expert_place, local_parameters
+from grpo_hpc.models.patches import extend_class
 from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.models.shape import ModelShape
 
@@ -209,9 +210,7 @@ def _adapt(module: Any, name: str, adapters: Adapters) -> None:
     module.lora_kind, module.lora_scale = kind, adapters.scale
     module.lora_dropout = Dropout(adapters.dropout, crc32(name.encode())) if adapters.dropout else None
     module.lora_on, module.lora_expert = True, expert
-    if hasattr(module, "return_layernorm_output"):
-        module.return_layernorm_output = True
-    module.__class__ = type(f"Adapted{type(module).__name__}", (AdaptedLinear, type(module)), {})
+    extend_class(module, AdaptedLinear)
     if kind == "whole":
         for factor in (module.lora_a, module.lora_b):
             factor.sequence_parallel = module.config.sequence_parallel

@@ -78,21 +78,23 @@ class RoutingState:
         return taken
 
 
-def route_by_policy(model: nn.Module, shape: ModelShape, balance: Balance) -> RoutingState | None:
-    """Put :class:`PolicyRouter` in the place of Megatron's routers in one model chunk; None without experts."""
+def share_routing_state(model: nn.Module, shape: ModelShape, balance: Balance) -> RoutingState | None:
+    """Give the routers of one model chunk their places and the state that they share; None without experts."""
     if shape.experts is None:
         return None
     state = RoutingState(shape.experts, len(shape.moe_layers), balance)
-    for module in model.modules():
-        if isinstance(module, TopKRouter):
-            module.__class__ = PolicyRouter
-            module.state = state
-            module.place = shape.moe_layers.index(module.layer_number - 1)
+    for router in policy_routers(model):
+        router.state = state
+        router.place = shape.moe_layers.index(router.layer_number - 1)
     return state
 
 
 class PolicyRouter(TopKRouter):
-    """Megatron's router with this package's balance, record and replay; made by :func:`route_by_policy`."""
+    """Megatron's router with this package's balance, record and replay; a layer's specification names it.
+
+    Attributes:
+        place: number of its layer among those with experts.
+    """
 
     state: RoutingState
     place: int

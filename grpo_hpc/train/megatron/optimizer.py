@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +9,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from torch import Tensor
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.models.policy_model import PolicyModel
@@ -112,23 +109,6 @@ def torch_adams(optimizer: Any) -> list[torch.optim.Adam]:
     return [part for part in parts if isinstance(part, torch.optim.Adam)]  # AdamW is one
 
 
-def load_what_belongs(optimizer: Any) -> None:
-    """Let Megatron's distributed optimizer load what it saves.
-
-    It hands every entry of a saved state to the optimizer. A reshardable one has no step counters, but torch's Adam
-    wants one: it is given one here. One that is kept as it is has notes about its place in a buffer beside the tensors,
-    and TransformerEngine's precision-aware Adam takes them for tensors: they are left out.
-    """
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if not isinstance(part, DistributedOptimizer):
-            continue
-        fill = partial(type(part)._set_main_param_and_optimizer_states, part)
-        if isinstance(part.optimizer, torch.optim.Adam):
-            part._set_main_param_and_optimizer_states = partial(_fill_with_counter, fill)
-        elif part.config.use_precision_aware_optimizer:
-            part._set_main_param_and_optimizer_states = partial(_fill_tensors, fill)
-
-
 def follow_loaded_state(optimizer: Any, step: int) -> None:
     """Let Adam go on after ``step`` optimizer steps from what was just loaded.
 
@@ -161,14 +141,6 @@ def set_step_counter(optimizer: Any, step: int) -> None:
 def _hybrids(optimizer: Any) -> list[HybridDeviceOptimizer]:
     parts = [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]
     return [part for part in parts if isinstance(part, HybridDeviceOptimizer)]
-
-
-def _fill_with_counter(fill: Any, parameter: Tensor, saved: dict[str, Any]) -> None:
-    fill(parameter, {"step": torch.zeros(()), **saved})
-
-
-def _fill_tensors(fill: Any, parameter: Tensor, saved: dict[str, Any]) -> None:
-    fill(parameter, {key: value for key, value in saved.items() if isinstance(value, Tensor)})
 
 
 def lr_schedule(cfg: RunConfig, optimizer: Any) -> OptimizerParamScheduler:

@@ -19,10 +19,10 @@ from grpo_hpc.algo.objective import TokenData
 from grpo_hpc.config import RunConfig
 from grpo_hpc.control import Control
 from grpo_hpc.errors import TrainingDiverged
-from grpo_hpc.models.grouped import grouped_experts
 from grpo_hpc.models.hf_folder import HfFolder
 from grpo_hpc.models.lora import adapters_off, merged_values
 from grpo_hpc.models.movers import HfExporter, load_hf
+from grpo_hpc.models.patches import add_weight_gradients_in_place, load_what_belongs
 from grpo_hpc.models.policy_model import PolicyModel, layer_spec, transformer_config
 from grpo_hpc.models.read_shape import read_shape
 from grpo_hpc.models.routing import move_biases, policy_routers, routing_load, routing_metrics
@@ -36,7 +36,6 @@ from grpo_hpc.train.megatron.optimizer import (
     data_parallel,
     follow_loaded_state,
     gradient_norm,
-    load_what_belongs,
     lr_schedule,
     optimizer_config,
     set_step_counter,
@@ -69,21 +68,6 @@ def build_model(cfg: RunConfig, platform: Platform) -> list[PolicyModel]:
             chunks.append(model.to(platform.device))
     load_hf(chunks, HfFolder(cfg.model.path), platform.layer_spec)
     return chunks
-
-
-def add_weight_gradients_in_place(chunks: Sequence[PolicyModel], overlap: bool) -> None:
-    """Let matrix products add their weight gradients to Megatron's fp32 buffer themselves.
-
-    Megatron's own switch, ``gradient_accumulation_fusion``, asks for Apex, which its other linear layers would need.
-
-    Args:
-        overlap: gradients are reduced while others are computed.
-    """
-    for module in (module for chunk in chunks for module in chunk.modules()):
-        if hasattr(module, "fuse_wgrad_accumulation"):
-            module.fuse_wgrad_accumulation = True
-    for experts in (experts for chunk in chunks for experts in grouped_experts(chunk)):
-        experts.in_place, experts.announced = True, overlap
 
 
 class TrainedPolicy:
