@@ -49,7 +49,6 @@ class Parts:
     """What a trainer is put together from (see :mod:`grpo_hpc.train.entry`)."""
 
     policy: TrainedPolicy
-    control: Control
     reference: list[PolicyModel] | None  # None without a KL term, and where it is the policy without its adapters
     engine: Engine
     colocation: Colocation
@@ -123,7 +122,7 @@ class Trainer:
         self._parts.colocation.enter(Use.TRAIN)
         made = self._parts.step(self.state.experience, self.state.step)
         if made.metrics["skipped_updates"]:
-            keys = ", ".join(f"{position}/{sample}" for position, sample in keys_of(made.trained))
+            keys = ", ".join(f"{key.position}/{key.sample}" for key in keys_of(made.trained))
             self._reporter.message(f"loss or gradient are not finite, no update is made; completions: {keys}")
         self.state.step += 1
         if self.state.experience.used == self._schedule.steps_per_rollout:
