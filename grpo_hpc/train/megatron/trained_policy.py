@@ -200,8 +200,8 @@ class TrainedPolicy:
             raise TrainingDiverged(
                 f"loss or gradient were not finite in {self.skipped} optimizer steps in a row, the last of them step "
                 f"{step}: none of them changed the weights",
-                "The newest checkpoint is from before them. Resume with a lower optimizer.lr, look at what "
-                f"completions.jsonl has of these steps, or let more than {limit} pass: optimizer.max_skipped_updates.",
+                "The newest checkpoint is from before them. Resume with a lower optimizer.lr, look at the completions "
+                f"that events.jsonl names, or let more than {limit} steps pass: optimizer.max_skipped_updates.",
             )
         set_step_counter(self.optimizer, step)
 

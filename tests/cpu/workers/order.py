@@ -9,8 +9,10 @@ import random
 import sys
 from dataclasses import replace
 
+import numpy as np
+import pytest
 import torch
-from gradients import my_share, packed, trajectories
+from gradients import completions, my_share, packed
 from onlayouts import control, each_layout
 
 
@@ -27,9 +29,12 @@ def compare_orders(cfg, platform):
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     plan, policy = schedule(cfg), TrainedPolicy(cfg, platform, control())
-    everything = trajectories(plan.global_batch_size, plan.num_generations)
-    set_token_weights(cfg, plan, everything)
-    batches = [routed(batch, policy.chunks[0].shape) for batch in packed(cfg, my_share(cfg, everything), platform)]
+    everything = completions(plan.global_batch_size, plan.num_generations)
+    set_token_weights(cfg, plan, everything.table)
+    batches = packed(cfg, my_share(cfg, everything), platform, everything)
+    if policy.chunks[0].shape.experts is not None:
+        check_recorder(policy, batches)
+    batches = [routed(batch, policy.chunks[0].shape) for batch in batches]
     assert len(batches) > 2
     (model,) = policy.ddp
 
@@ -63,6 +68,21 @@ def compare_orders(cfg, platform):
         assert (got[name] - value).norm() <= 1e-5 * value.norm(), f"{cfg.name}: {name}"
     other = gradients(forward, of_other_tokens)
     assert all((other[name] - value).norm() > 1e-2 * value.norm() for name, value in want.items() if value.any())
+
+
+def check_recorder(policy, batches):
+    """It wants every layer's choice for every micro-batch once."""
+    recorder = policy.recorder(batches)
+    for wrong in (recorder.arrays, lambda: policy.scores(batches[:1], recorder)):
+        with pytest.raises(RuntimeError, match="were not recorded"):
+            wrong()
+    with pytest.raises(RuntimeError, match="for a second time"):
+        policy.scores(batches, recorder)
+    recorder, shape = policy.recorder(batches), policy.chunks[0].shape
+    policy.scores(batches, recorder)
+    for array, batch in zip(recorder.arrays(), batches, strict=True):
+        assert array.dtype == np.uint8 and array.max() < shape.experts.count
+        assert array.shape == (batch.tokens, len(shape.moe_layers) * shape.experts.topk)
 
 
 def routed(batch, shape):
