@@ -15,6 +15,8 @@ from typing import Any
 
 
 def main(run: str, found: Path, keys: list[str]) -> None:
+    from datetime import timedelta
+
     import torch
     import torch.distributed as dist
     from megatron.core import parallel_state as mpu
@@ -22,6 +24,7 @@ def main(run: str, found: Path, keys: list[str]) -> None:
 
     from grpo_hpc.config import load_run
     from grpo_hpc.config.batch import schedule
+    from grpo_hpc.control import Control
     from grpo_hpc.train.credit import set_token_weights
     from grpo_hpc.train.experience import Experience
     from grpo_hpc.train.megatron.parallel import init_model_parallel, packing_of
@@ -32,7 +35,7 @@ def main(run: str, found: Path, keys: list[str]) -> None:
     plan, platform = schedule(cfg), make_platform(cfg.resources.device)
     platform.init_distributed()
     init_model_parallel(cfg, platform)
-    policy, packing = TrainedPolicy(cfg, platform), packing_of(cfg)
+    policy, packing = TrainedPolicy(cfg, platform, Control(timedelta(minutes=30))), packing_of(cfg)
     experience = Experience(*random_completions(cfg, plan.global_batch_size))
     set_token_weights(cfg, plan, experience.table)
 

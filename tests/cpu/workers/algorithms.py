@@ -93,7 +93,7 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     tokenizer, policy = Tokenizer(cfg.model.path), TrainedPolicy(cfg, platform, control())
     reference = [chunk.eval() for chunk in build_model(cfg, platform)] if cfg.algorithm.beta else None
     step = made_step(cfg, platform, policy, _reference_scores(cfg, policy, reference, platform))
-    control, place, clock, state = step._control, step._scorer._place, step._clock, TrainerState()
+    ranks, place, clock, state = step._control, step._scorer._place, step._clock, TrainerState()
     if begin is not None:
         moving = reference if cfg.algorithm.sync_ref_model else None
         state = files_of(step).load(checkpoints / f"step_{begin:08d}", policy, platform, reference=moving)
@@ -101,7 +101,7 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     recorder = Recorder()
     colocation = Colocation(Residency(), platform, policy, reference or (), clock)
     colocation.attach(engine)
-    collector = Collector(cfg, engine, tokenizer, start_rewards(cfg), control)
+    collector = Collector(cfg, engine, tokenizer, start_rewards(cfg), ranks)
     prompts = _Read(fitting_rows(read_rows(cfg.data.train), tokenizer, 40)[0], tokenizer)
     source = RolloutSource(cfg, schedule(cfg), collector, prompts, clock)
     recorder.watch(source)
@@ -114,7 +114,7 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
         source=source,
         step=step,
         eval_prompts=None,
-        control=control,
+        control=ranks,
         place=place,
         clock=clock,
         stop=StopRequest(checkpoints / "stop", platform),

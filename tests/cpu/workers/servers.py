@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from gradients import everybodys, my_share, packed, sampled
+from onlayouts import control
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
     platform = make_platform(cfg.resources.device)
     platform.init_distributed()
     init_model_parallel(cfg, platform)
-    policy = TrainedPolicy(cfg, platform)
+    policy = TrainedPolicy(cfg, platform, control())
     engine = ServerEngine(cfg, platform, urls, key)
     said = {}
 
