@@ -10,13 +10,12 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 
 def main(run: str, found: Path, keys: list[str]) -> None:
-    from datetime import timedelta
-
     import torch
     import torch.distributed as dist
     from megatron.core import parallel_state as mpu

@@ -9,6 +9,7 @@ import pstats
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,8 +18,6 @@ TIMES = 5
 
 
 def main(run: str, found: Path, keys: list[str]) -> None:
-    from datetime import timedelta
-
     import torch
     import torch.distributed as dist
 
