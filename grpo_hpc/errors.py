@@ -7,6 +7,7 @@ GrpoHpcError
 ├── CheckpointError      a checkpoint or model folder is incomplete or does not match
 ├── RolloutError         the inference engine failed
 │   └── ServersLost      it does not answer any more: save, and go on with others
+├── TrainingDiverged     loss or gradients stay infinite or undefined: go on from a checkpoint with other settings
 └── RewardError          a reward function failed or returned something that is no reward
 
 Each is a mistake or a circumstance that a person can act on, so each is shown as one message without a
@@ -57,6 +58,10 @@ class RolloutError(GrpoHpcError):
 
 class ServersLost(RolloutError):
     """An inference server does not answer any more."""
+
+
+class TrainingDiverged(GrpoHpcError):
+    """The loss or the gradients were not finite in too many optimizer steps in a row."""
 
 
 class RewardError(GrpoHpcError):

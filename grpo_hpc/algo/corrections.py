@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from grpo_hpc.algo.ratios import ratio_of
 from grpo_hpc.algo.sequences import Sequences
 
 CorrectionMode = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
@@ -20,9 +21,6 @@ CorrectionMode = Literal["token_truncate", "token_mask", "sequence_truncate", "s
 def _alone(counts: Tensor) -> Tensor:
     """The total over a single rank."""
     return counts
-
-
-_LARGEST_LOG = 20.0  # e^20 is far beyond any bound, and finite
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,10 @@ class RolloutCorrection:
     def weights(self, old_logprobs: Tensor, rollout_logprobs: Tensor, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """Weight of each token's loss [N], and whether a bound acted on it: [N] bool. Neither has a gradient."""
         log_weight = (old_logprobs - rollout_logprobs).detach()
-        token = log_weight.clamp(-_LARGEST_LOG, _LARGEST_LOG).exp()
+        token = ratio_of(log_weight)
         bounded = token
         if self.mode.startswith("sequence"):
-            mean = sequences.mean(log_weight).clamp(-_LARGEST_LOG, _LARGEST_LOG).exp()
-            bounded = sequences.spread(mean)
+            bounded = sequences.spread(ratio_of(sequences.mean(log_weight)))
         outside = (bounded < self.lower) | (bounded > self.upper)
         if self.mode.endswith("mask"):
             return token.masked_fill(outside, 0.0), outside

@@ -5,7 +5,8 @@ keyword-only parameters are keys of the run file's section ``algorithm``; a key 
 error there. Nothing here imports torch when it is loaded: the run file and the command line read this registry.
 
 A loss is minimised. What it returns is summed over all tokens of an optimizer step with weights that were fixed before
-the step was split (:mod:`grpo_hpc.algo.denominators`): ``denominator`` names them.
+the step was split (:mod:`grpo_hpc.algo.denominators`): ``denominator`` names them. Ratios are those of
+:mod:`grpo_hpc.algo.ratios`, which are finite.
 
 Shapes: N scored tokens of one micro-batch in packing order, S completions. Each completion is whole.
 """
@@ -16,6 +17,8 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from grpo_hpc.algo.ratios import ratio_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +122,7 @@ def clipped_surrogate(
     which the minimum leaves unbounded above.
     """
     low, high = 1.0 - epsilon, 1.0 + (epsilon if epsilon_high is None else epsilon_high)
-    ratio, advantages = tokens.log_weight.exp(), tokens.advantages
+    ratio, advantages = ratio_of(tokens.log_weight), tokens.advantages
     bounded = ratio if delta is None else ratio.clamp(max=delta)
     value = (bounded * advantages).minimum(ratio.clamp(low, high) * advantages)
     is_high = (ratio > high) & (advantages > 0)
@@ -134,7 +137,7 @@ def cispo(tokens: PolicyTokens, *, epsilon_high: float | None) -> TokenLoss:
 
     ``epsilon_high`` is the largest weight itself, 5 when it is None. No token loses its gradient.
     """
-    weight = tokens.log_weight.detach().exp()
+    weight = ratio_of(tokens.log_weight.detach())
     bounded = weight.clamp(max=5.0 if epsilon_high is None else epsilon_high)
     return TokenLoss(-bounded * tokens.advantages * tokens.logprobs, high=weight > bounded)
 
@@ -145,7 +148,7 @@ def sapo(tokens: PolicyTokens, *, tau_pos: float, tau_neg: float) -> TokenLoss:
 
     The factor 4 / tau gives the gate slope 1 at rho = 1, so the first step is the policy gradient.
     """
-    ratio, advantages = tokens.log_weight.exp(), tokens.advantages
+    ratio, advantages = ratio_of(tokens.log_weight), tokens.advantages
     tau = advantages.new_full(advantages.shape, tau_neg).masked_fill(advantages > 0, tau_pos)
     return TokenLoss(-(4.0 / tau) * (tau * (ratio - 1.0)).sigmoid() * advantages)
 
@@ -170,10 +173,10 @@ def fipo(
     """
     surrogate = clipped_surrogate(tokens, epsilon=epsilon, epsilon_high=epsilon_high, delta=delta)
     log_ratio = tokens.log_ratio.detach()
-    ratio = log_ratio.exp()
+    ratio = ratio_of(log_ratio)
     counted = log_ratio if delta is None else log_ratio.masked_fill(ratio > delta, 0.0)
     future = tokens.sequences.discounted_suffix(counted, 2.0 ** (-1.0 / fipo_decay_rate))
-    weight = future.exp().clamp(1.0 if fipo_clip_high_only else 1.0 - fipo_clip_range, 1.0 + fipo_clip_range)
+    weight = ratio_of(future).clamp(1.0 if fipo_clip_high_only else 1.0 - fipo_clip_range, 1.0 + fipo_clip_range)
     if fipo_safety_threshold is not None:
         risky = (tokens.advantages < 0) & (ratio > fipo_safety_threshold)
         weight = weight.clamp(0.8, 1.0).where(risky, weight)

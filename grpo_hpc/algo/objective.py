@@ -20,6 +20,7 @@ from torch import Tensor
 from grpo_hpc.algo.corrections import RolloutCorrection, stale_negatives
 from grpo_hpc.algo.kl import KL_ESTIMATORS
 from grpo_hpc.algo.losses import Loss, PolicyTokens, TokenLoss
+from grpo_hpc.algo.ratios import ratio_of
 from grpo_hpc.algo.sequences import Sequences
 
 Level = Literal["token", "sequence", "sequence_token"]
@@ -130,7 +131,7 @@ class Objective:
             total = total + self.beta * kl
         if self.entropy_coef:
             total = total - self.entropy_coef * entropy
-        ratio = log_weight.detach().exp()
+        ratio = ratio_of(log_weight.detach())
         return Evaluated(total, policy, ratio, kl.detach(), old, kept, stale, weight, outside)
 
     def _log_weight(self, log_ratio: Tensor, logprobs: Tensor, sequences: Sequences) -> Tensor:

@@ -337,6 +337,9 @@ class Optimizer(Section):
     lr_warmup_iters: int = Field(default=0, ge=0, description="optimizer steps of linear warm-up")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
     clip_grad: float = Field(default=1.0, gt=0, description="largest global gradient norm")
+    max_skipped_updates: int = Field(
+        default=3, ge=1, description="the run ends at so many steps in a row whose loss or gradient is not finite"
+    )
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
     adam_beta2: float = Field(default=0.95, ge=0, lt=1, description="decay of the second moment")
     adam_eps: float = Field(default=1e-8, gt=0, description="Adam's epsilon")

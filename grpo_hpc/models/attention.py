@@ -54,14 +54,6 @@ class PackedSequences(PackedSeqParams):
     pad_between_seqs: bool = False
 
 
-def tell_of_padding(model: torch.nn.Module) -> None:
-    """Let TransformerEngine's attention get ``pad_between_seqs``, of which Megatron's wrapper does not know."""
-    for module in model.modules():
-        kept = getattr(module, "kept_packed_seq_params", None)
-        if isinstance(kept, set):
-            kept.add("pad_between_seqs")
-
-
 class PackedSdpaAttention(MegatronModule):
     """Causal attention inside each packed sequence; a drop-in for Megatron's core attention modules."""
 

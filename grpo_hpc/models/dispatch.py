@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class OneRankDispatcher(MoEAlltoAllTokenDispatcher):
@@ -31,11 +31,3 @@ class OneRankDispatcher(MoEAlltoAllTokenDispatcher):
             return method(*args)
         finally:
             self.num_local_experts = experts
-
-
-def sort_once(model: nn.Module) -> None:
-    """Put :class:`OneRankDispatcher` in the place of dispatchers that serve a single rank."""
-    for module in model.modules():
-        dispatcher: Any = getattr(module, "token_dispatcher", None)
-        if type(dispatcher) is MoEAlltoAllTokenDispatcher and dispatcher.tp_size * dispatcher.ep_size == 1:
-            dispatcher.__class__ = OneRankDispatcher

@@ -7,42 +7,26 @@ resumed run. Shapes: T tokens of a micro-batch, t of them that a module sees, C 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from megatron.core import parallel_state as mpu
 from torch import Tensor
 
 from grpo_hpc.algo.mixing import mix
-from grpo_hpc.models.recall import Recall
+from grpo_hpc.models.context import current_context
 
 _GOLDEN = 0x1E3779B97F4A7C15  # odd; keeps tokens and columns apart before they are mixed
 
 
-@dataclass
-class Masks:
-    """What the layers of one model chunk share.
-
-    Attributes:
-        tokens: [T], a number for each token of the micro-batch that is going forward, padding included.
-        step: a number for the optimizer step.
-    """
-
-    tokens: Tensor | None = None
-    step: int = 0
-
-
 class Dropout:
-    """Dropout of one layer's input.
+    """Dropout of one layer's input, by the context of its micro-batch (:mod:`grpo_hpc.models.context`).
 
     Args:
         rate: share of values that become zero; the others are scaled by ``1 / (1 - rate)``.
         layer: a number for the layer.
     """
 
-    def __init__(self, rate: float, layer: int, masks: Masks) -> None:
-        self._rate, self._layer, self._masks = rate, layer, masks
-        self._recall: Recall[Tensor | None] = Recall()
+    def __init__(self, rate: float, layer: int) -> None:
+        self._rate, self._layer = rate, layer
 
     def __call__(self, values: Tensor, columns: int) -> Tensor:
         """``values`` [t, 1, C] or [t, C] with some of them zero.
@@ -50,15 +34,16 @@ class Dropout:
         Args:
             columns: how many of the layer's columns each tensor-parallel rank holds; 0 where it holds all.
         """
-        tokens = self._recall(self._masks.tokens, training=True)
-        if tokens is None:
+        context = current_context()
+        if context is None:
             raise ValueError("dropout was asked for outside of a training step")
+        tokens = context.token_numbers
         rank, size = mpu.get_tensor_model_parallel_rank(), mpu.get_tensor_model_parallel_world_size()
         if len(tokens) != len(values):  # sequence parallelism: a part of the tokens is here
             tokens = tokens.chunk(size)[rank]
         first = rank * columns
         here = torch.arange(first, first + values.shape[-1], device=values.device)
-        place = self._layer | (self._masks.step & 0x7FFFFFFF) << 32
+        place = self._layer | (context.step & 0x7FFFFFFF) << 32
         seeds = mix(tokens ^ mix(torch.tensor(place, device=values.device)))
         noise = mix(seeds[:, None] + here * _GOLDEN) & 0xFFFFFFFF
         kept = noise >= int(self._rate * 2**32)

@@ -104,7 +104,7 @@ def grouped_linear(
 class GroupedExperts(SequentialMLP):
     """Megatron's experts, which stay layers of their own with parameters and adapters of their own, computed together.
 
-    It takes over experts that Megatron has built (see :func:`group_experts`).
+    Megatron builds it where the layer's specification names it.
 
     Attributes:
         in_place: gradients are added to Megatron's fp32 buffers.
@@ -160,13 +160,6 @@ def _adapted(layers: Sequence[Any], tokens: Tensor, counts: list[int]) -> Tensor
     inner = grouped_linear(tokens, counts, F.pad(a, (0, 0, 0, missing)).unbind())
     added: Tensor = layers[0].lora_scale * grouped_linear(inner, counts, F.pad(b, (0, missing)).unbind())
     return added
-
-
-def group_experts(model: torch.nn.Module) -> None:
-    """Put :class:`GroupedExperts` in the place of Megatron's experts."""
-    for module in model.modules():
-        if type(module) is SequentialMLP:
-            module.__class__ = GroupedExperts
 
 
 def grouped_experts(model: torch.nn.Module) -> Iterator[GroupedExperts]:

@@ -41,8 +41,8 @@ class Scoring:
 class LogprobHead(ColumnParallelLinear):
     """Megatron's output layer that can also score.
 
-    It takes over an output layer that Megatron has built (``layer.__class__ = LogprobHead``): all that differs is what
-    a call computes. A call it must be, not a use of its weight from outside: Megatron waits in forward hooks for
+    It takes over an output layer that Megatron has built (:mod:`grpo_hpc.models.patches`): all that differs is what a
+    call computes. A call it must be, not a use of its weight from outside: Megatron waits in forward hooks for
     parameters that are still on their way from other ranks.
     """
 

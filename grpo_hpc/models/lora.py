@@ -33,9 +33,10 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.models.dropout import Dropout, Masks
+from grpo_hpc.models.dropout import Dropout
 from grpo_hpc.models.families.counting import linears
 from grpo_hpc.models.movers import dense_place, expert_place, local_parameters
+from grpo_hpc.models.patches import extend_class
 from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.models.shape import ModelShape
 
@@ -87,7 +88,7 @@ def add_adapters(chunks: Sequence[PolicyModel], adapters: Adapters) -> None:
     for chunk in chunks:
         for path, module in list(chunk.named_modules()):
             if path.rsplit(".", 1)[-1] in adapters.linears:
-                _adapt(module, names[id(module.weight)], adapters, chunk.masks)
+                _adapt(module, names[id(module.weight)], adapters)
 
 
 def adapts_experts(shape: ModelShape, adapters: Adapters) -> bool:
@@ -192,7 +193,7 @@ class AdaptedLinear(nn.Module):
         return entries | made
 
 
-def _adapt(module: Any, name: str, adapters: Adapters, masks: Masks) -> None:
+def _adapt(module: Any, name: str, adapters: Adapters) -> None:
     kind = _kind(module)
     rows, columns = module.weight.shape
     expert = ".experts." in name
@@ -207,11 +208,9 @@ def _adapt(module: Any, name: str, adapters: Adapters, masks: Masks) -> None:
     module.lora_a = nn.Parameter(a.to(**like).contiguous())
     module.lora_b = nn.Parameter(torch.zeros(rows, adapters.rank, **like))
     module.lora_kind, module.lora_scale = kind, adapters.scale
-    module.lora_dropout = Dropout(adapters.dropout, crc32(name.encode()), masks) if adapters.dropout else None
+    module.lora_dropout = Dropout(adapters.dropout, crc32(name.encode())) if adapters.dropout else None
     module.lora_on, module.lora_expert = True, expert
-    if hasattr(module, "return_layernorm_output"):
-        module.return_layernorm_output = True
-    module.__class__ = type(f"Adapted{type(module).__name__}", (AdaptedLinear, type(module)), {})
+    extend_class(module, AdaptedLinear)
     if kind == "whole":
         for factor in (module.lora_a, module.lora_b):
             factor.sequence_parallel = module.config.sequence_parallel

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from torch import Tensor
 
+from grpo_hpc.control import Control
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import family, weight_map
 from grpo_hpc.models.hf_folder import HfFolder
@@ -146,6 +147,7 @@ class HfExporter:
     trained) is not streamed.
 
     Args:
+        control: tells the ranks who holds what.
         values: what to stream of each parameter, such as its gradient; by default the parameter itself. Asked for when
             the parameter's turn comes.
         bucket_bytes: most that is whole at a time, where it is more than one parameter.
@@ -155,15 +157,14 @@ class HfExporter:
         self,
         chunks: Sequence[PolicyModel],
         layer_spec: str,
+        control: Control,
         values: Callable[[Tensor], Tensor] = lambda p: p.detach(),
         bucket_bytes: int = 1 << 29,
     ) -> None:
         self._parameters, self._values, self._bucket_bytes = local_parameters(chunks), values, bucket_bytes
         held = {name: (tuple(p.shape), p.dtype) for name, p in self._shown()}
-        self._stages = _gather_objects(held, mpu.get_pipeline_model_parallel_group())
-        experts = _gather_objects({name: m for s in self._stages for name, m in s.items()}, _expert_group())
-        self._experts = experts
-        self._meta: dict[str, Meta] = {name: meta for names in experts for name, meta in names.items()}
+        self._stages, self._experts = _holders(held, control)
+        self._meta: dict[str, Meta] = {name: meta for names in self._experts for name, meta in names.items()}
         table = [e for e in entries(weight_map(chunks[0].shape), layer_spec) if e.exported]
         self._table = [e for e in table if e.name in self._meta]
 
@@ -277,7 +278,15 @@ def _expert_group() -> dist.ProcessGroup:
     return mpu.get_expert_model_parallel_group()
 
 
-def _gather_objects(mine: dict[str, Meta], group: dist.ProcessGroup) -> list[dict[str, Meta]]:
-    found: list[dict[str, Meta]] = [{}] * dist.get_world_size(group)
-    dist.all_gather_object(found, mine, group=group)
-    return found
+def _holders(held: dict[str, Meta], control: Control) -> tuple[list[dict[str, Meta]], list[dict[str, Meta]]]:
+    """What each pipeline stage holds that has the same experts as this rank, and what all stages with each part of the
+    experts hold together. One of the ranks that hold the same speaks for all of them.
+    """
+    stage, part = mpu.get_pipeline_model_parallel_rank(), mpu.get_expert_model_parallel_rank()
+    speaks = mpu.get_expert_tensor_parallel_rank() == mpu.get_expert_data_parallel_rank() == 0
+    told = control.gather((stage, part, held) if speaks else None, "the names of all parameters")
+    by_place = {(stage, part): names for stage, part, names in filter(None, told)}
+    stages = range(mpu.get_pipeline_model_parallel_world_size())
+    parts = range(mpu.get_expert_model_parallel_world_size())
+    together = [{name: meta for s in stages for name, meta in by_place[s, p].items()} for p in parts]
+    return [by_place[s, part] for s in stages], together

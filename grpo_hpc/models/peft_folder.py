@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from safetensors.torch import save_file
 from torch import Tensor
 
+from grpo_hpc.control import Control
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.lora import Adapters, adapted_layers
 from grpo_hpc.models.movers import dense_place, expert_place, local_parameters
@@ -33,18 +33,19 @@ _Held = dict[str, dict[int, tuple[Tensor, Tensor]]]  # by weight and tensor-para
 
 
 def gather_adapters(
-    models: Sequence[PolicyModel], layer_spec: str, values: Callable[[Tensor], Tensor] = lambda p: p.detach()
+    models: Sequence[PolicyModel],
+    layer_spec: str,
+    control: Control,
+    values: Callable[[Tensor], Tensor] = lambda p: p.detach(),
 ) -> dict[str, Tensor]:
     """All adapters under peft's names, on the first rank; empty on the others. Collective.
 
     Args:
         values: what to gather of each parameter, such as its gradient; by default the parameter itself.
     """
-    parts: list[_Held | None] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(_held(models, values), parts)
     held: _Held = {}
-    for part in parts or []:
-        for name, shards in (part or {}).items():
+    for part in control.gather_at_first(_held(models, values), "adapters"):
+        for name, shards in part.items():
             held.setdefault(name, {}).update(shards)
     found: dict[str, Tensor] = {}
     experts: dict[str, list[tuple[Tensor, Tensor]]] = {}

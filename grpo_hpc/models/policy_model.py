@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -20,16 +21,15 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 from torch import Tensor
 
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.models.attention import PackedSdpaAttention, tell_of_padding
-from grpo_hpc.models.dispatch import sort_once
-from grpo_hpc.models.dropout import Masks
+from grpo_hpc.models.attention import PackedSdpaAttention
+from grpo_hpc.models.context import MicroBatchContext, entered
 from grpo_hpc.models.families import family
-from grpo_hpc.models.grouped import group_experts
-from grpo_hpc.models.head import LogprobHead, Scoring
-from grpo_hpc.models.latent import complete_key_gradients
+from grpo_hpc.models.grouped import GroupedExperts
+from grpo_hpc.models.head import Scoring
 from grpo_hpc.models.layouts import padded_vocabulary
 from grpo_hpc.models.norm import RmsNorm, TokenNorm
-from grpo_hpc.models.routing import NO_BALANCE, Balance, route_by_policy
+from grpo_hpc.models.patches import patch_model
+from grpo_hpc.models.routing import NO_BALANCE, Balance, PolicyRouter, share_routing_state
 from grpo_hpc.models.shape import ModelShape
 
 
@@ -101,7 +101,8 @@ def layer_spec(
 ) -> TransformerBlockSubmodules:
     """The transformer layers of this stage, or of its chunk ``vp_stage`` when stages interleave.
 
-    They are TransformerEngine's modules, or Megatron's own with our packed attention and norm.
+    They are TransformerEngine's modules, or Megatron's own with our packed attention and norm. Routers and experts are
+    always ours.
     """
     engine = name == "transformer_engine"
     spec = get_gpt_decoder_block_spec(config, engine, normalization="RMSNorm", vp_stage=vp_stage)
@@ -116,6 +117,9 @@ def layer_spec(
         if shape.qk_norm == "token":
             attention.q_layernorm = ModuleSpec(TokenNorm, params={"heads": shape.heads})
             attention.k_layernorm = ModuleSpec(TokenNorm, params={"heads": shape.kv_heads})
+        if isinstance(layer.submodules.mlp.submodules, MoESubmodules):
+            layer.submodules.mlp.submodules.router = PolicyRouter
+            layer.submodules.mlp.submodules.experts.module = GroupedExperts
     return spec
 
 
@@ -135,10 +139,10 @@ class PolicyModel(GPTModel):
     Args:
         vp_stage: which of this rank's model chunks it is, when pipeline stages interleave.
         balance: weights of the losses that keep experts evenly used.
+        entropy_gradient: the entropies have a gradient, too.
 
     Attributes:
         routing: what its routers share; None without experts.
-        masks: what the dropout of its adapters shares.
     """
 
     def __init__(
@@ -149,6 +153,7 @@ class PolicyModel(GPTModel):
         temperature: float,
         vp_stage: int | None = None,
         balance: Balance = NO_BALANCE,
+        entropy_gradient: bool = False,
     ) -> None:
         super().__init__(
             config=config,
@@ -166,22 +171,18 @@ class PolicyModel(GPTModel):
             rope_scaling_factor=shape.rope_scaling_factor or 1.0,
         )
         self.shape = shape
-        self.temperature = temperature
-        self.entropy_gradient = False  # the second row of the output has a gradient too
-        self.masks = Masks()
-        self.routing = route_by_policy(self, shape, balance)
-        if config.tensor_model_parallel_size > 1:
-            complete_key_gradients(self)
-        group_experts(self)
-        sort_once(self)
-        tell_of_padding(self)
-        for name, parameter in self.named_parameters():
-            if ".experts." in name:
-                # Megatron sums gradients over the ranks that hold the same expert only of parameters that say so, and
-                # without expert parallelism its own do not, though tensor parallelism may cut them in another way
-                parameter.allreduce = False
-        if self.post_process:
-            self.output_layer.__class__ = LogprobHead
+        self._temperature, self._entropy_gradient = temperature, entropy_gradient
+        self.routing = share_routing_state(self, shape, balance)
+        patch_model(self)
+
+    def forward(self, *args: Any, context: MicroBatchContext | None = None, **kwargs: Any) -> Tensor:
+        """As Megatron's, for the micro-batch of ``context``.
+
+        Without it tokens are routed freely and adapters may have no dropout in training.
+        """
+        with entered(context):
+            output: Tensor = super().forward(*args, **kwargs)
+        return output
 
     def _postprocess(
         self, hidden_states: Tensor, *, labels: Tensor | None, loss_mask: Tensor | None, **others: Any
@@ -190,7 +191,7 @@ class PolicyModel(GPTModel):
             return super()._postprocess(hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **others)
         shared = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         scoring = Scoring(
-            labels.flatten(), loss_mask.flatten(), self.shape.vocab, self.temperature, shared, self.entropy_gradient
+            labels.flatten(), loss_mask.flatten(), self.shape.vocab, self._temperature, shared, self._entropy_gradient
         )
         scores: Tensor = self.output_layer(hidden_states, scoring=scoring)
         return scores

@@ -17,9 +17,8 @@ A router with a correction bias can be balanced without a loss: see :func:`move_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,33 +27,8 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, topk_r
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor, nn
 
-from grpo_hpc.models.recall import Recall
+from grpo_hpc.models.context import MicroBatchContext, RoutedTokens, current_context
 from grpo_hpc.models.shape import Experts, ModelShape
-
-
-@dataclass(frozen=True)
-class RoutedTokens:
-    """What routers must know of a micro-batch.
-
-    Attributes:
-        sequence: [t], number of each token's sequence; S for padding.
-        lengths: [S], tokens of each sequence on all ranks together.
-        experts: [t, L, k], where tokens must go; None lets the router choose.
-    """
-
-    sequence: Tensor
-    lengths: Tensor
-    experts: Tensor | None = None
-
-    @cached_property
-    def real(self) -> Tensor:
-        """[t], whether a token is no padding."""
-        return self.sequence < len(self.lengths)
-
-    @cached_property
-    def share(self) -> Tensor:
-        """[t], one over the length of the token's sequence; 0 for padding."""
-        return torch.cat([1.0 / self.lengths, self.lengths.new_zeros(1)])[self.sequence]
 
 
 @dataclass(frozen=True)
@@ -80,8 +54,6 @@ class RoutingState:
     """What the routers of one model chunk share.
 
     Attributes:
-        now: the micro-batch that is going forward through the chunk; None outside of a step.
-        recorded: the experts [t, k] that tokens of ``now`` were sent to, by layer, while ``recording``.
         counts: [L, E] tokens that went to each expert in training since the last :meth:`take`.
         sums: balance loss and z-loss without their weights, choices, choices that replay changed: [4].
     """
@@ -89,9 +61,6 @@ class RoutingState:
     experts: Experts
     layers: int
     balance: Balance
-    now: RoutedTokens | None = None
-    recording: bool = False
-    recorded: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.counts = torch.zeros(self.layers, self.experts.count, dtype=torch.float64)
@@ -109,30 +78,31 @@ class RoutingState:
         return taken
 
 
-def route_by_policy(model: nn.Module, shape: ModelShape, balance: Balance) -> RoutingState | None:
-    """Put :class:`PolicyRouter` in the place of Megatron's routers in one model chunk; None without experts."""
+def share_routing_state(model: nn.Module, shape: ModelShape, balance: Balance) -> RoutingState | None:
+    """Give the routers of one model chunk their places and the state that they share; None without experts."""
     if shape.experts is None:
         return None
     state = RoutingState(shape.experts, len(shape.moe_layers), balance)
-    for module in model.modules():
-        if isinstance(module, TopKRouter):
-            module.__class__ = PolicyRouter
-            module.state = state
-            module.place = shape.moe_layers.index(module.layer_number - 1)
-            module.recall = Recall()
+    for router in policy_routers(model):
+        router.state = state
+        router.place = shape.moe_layers.index(router.layer_number - 1)
     return state
 
 
 class PolicyRouter(TopKRouter):
-    """Megatron's router with this package's balance, record and replay; made by :func:`route_by_policy`."""
+    """Megatron's router with this package's balance, record and replay; a layer's specification names it.
+
+    Attributes:
+        place: number of its layer among those with experts.
+    """
 
     state: RoutingState
     place: int
-    recall: Recall[RoutedTokens | None]
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Probabilities and choice [t, E] for router ``logits`` [t, 1, E]."""
-        tokens = self.recall(self.state.now, self.training)
+        context = current_context()
+        tokens = None if context is None else context.routed
         logits = logits.view(-1, self.state.experts.count)
         probs, chosen = topk_routing_with_score_function(
             logits,
@@ -143,7 +113,7 @@ class PolicyRouter(TopKRouter):
             scaling_factor=self.config.moe_router_topk_scaling_factor,
             score_function=self.score_function,
             expert_bias=self.expert_bias,
-            router_replay=_Choice(self, tokens),
+            router_replay=_Choice(self, context),
         )
         if tokens is not None and self.training and torch.is_grad_enabled():
             probs = self._balanced(probs, logits.float(), chosen, tokens)
@@ -183,23 +153,28 @@ class _Choice:
     """Stands where Megatron looks for a recorded routing: chooses as told, or freely."""
 
     router: PolicyRouter
-    tokens: RoutedTokens | None
+    context: MicroBatchContext | None
 
     def get_replay_topk(
         self, scores: Tensor, topk: int, groups: int | None, group_topk: int | None, choose: Any
     ) -> tuple[Tensor, Tensor]:
         """The scores and numbers of the experts [t, k] that each token goes to."""
-        state, place = self.router.state, self.router.place
+        place, context = self.router.place, self.context
         values, own = choose(scores, topk, groups, group_topk)
-        if self.tokens is None or self.tokens.experts is None:
-            if state.recording:
-                state.recorded[place] = own
+        if context is None or context.routed is None or context.routed.experts is None:
+            if context is not None and context.record is not None:
+                context.record(context.number, place, own)
             return values, own
-        told = self.tokens.experts[:, place].to(own)
+        told = context.routed.experts[:, place].to(own)
         if self.router.training and torch.is_grad_enabled():
-            kept = (own[:, :, None] == told[:, None, :]).any(-1)[self.tokens.real]
-            state.sums[2:] += torch.stack([torch.ones_like(kept).sum(), (~kept).sum()])
+            kept = (own[:, :, None] == told[:, None, :]).any(-1)[context.routed.real]
+            self.router.state.sums[2:] += torch.stack([torch.ones_like(kept).sum(), (~kept).sum()])
         return scores.gather(1, told), told
+
+
+def policy_routers(model: nn.Module) -> Iterator[PolicyRouter]:
+    """Those of ``model``, layer by layer."""
+    return (module for module in model.modules() if isinstance(module, PolicyRouter))
 
 
 def routing_load(states: Sequence[RoutingState]) -> tuple[Tensor, Tensor]:
@@ -218,7 +193,7 @@ def move_biases(models: Sequence[nn.Module], counts: Tensor, rate: float) -> Non
         counts: [L, E], tokens c_i that went to each expert in the optimizer step, over all ranks.
     """
     steps = rate * torch.sign(counts.mean(-1, keepdim=True) - counts)
-    for router in (module for model in models for module in model.modules() if isinstance(module, PolicyRouter)):
+    for router in (router for model in models for router in policy_routers(model)):
         router.expert_bias.add_(steps[router.place])
 
 

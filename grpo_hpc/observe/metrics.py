@@ -149,6 +149,13 @@ METRICS: dict[str, Metric] = {
         "", "Fraction of tokens whose weight was bounded or masked.", "out of bounds", ".4f"
     ),
     "grad_norm": Metric("", "Global gradient norm before clipping.", "gradient norm"),
+    "skipped_updates": Metric(
+        "",
+        "Optimizer steps in a row, up to this one, whose update was skipped because the loss or the gradient was not "
+        "finite; 0 after an update.",
+        "skipped updates",
+        ".0f",
+    ),
     "learning_rate": Metric("", "Learning rate of the optimizer step.", "learning rate", ".1e"),
     "completions/mean_length": Metric("tok", "Mean length of the rollout's completions.", "length", ".1f"),
     "completions/min_length": Metric("tok", "Length of the shortest completion.", "shortest", ".0f"),

@@ -1,1 +1,1 @@
-"""Sampling completions from the policy: trajectories, the engine, weight synchronisation."""
+"""Sampling completions from the policy: samples and their summaries, the engine, weight synchronisation."""

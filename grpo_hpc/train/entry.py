@@ -100,7 +100,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         init_model_parallel(cfg, platform)
         pool = start_rewards(cfg)
         tokenizer = Tokenizer(cfg.model.path)
-        policy = TrainedPolicy(cfg, platform, clock.progress)
+        policy = TrainedPolicy(cfg, platform, control, clock.progress)
         second = cfg.algorithm.beta > 0 and policy.adapters is None  # else it is the policy without adapters
         reference = copy_of(policy.chunks, cfg, platform) if second else None  # before a checkpoint moves the policy
         contents = DistributedCheckpoint(

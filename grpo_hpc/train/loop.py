@@ -21,6 +21,7 @@ from grpo_hpc.observe.completions import member
 from grpo_hpc.rollout.collect import Asked, Collector, Prompts
 from grpo_hpc.rollout.engine import Engine
 from grpo_hpc.rollout.residency import Use
+from grpo_hpc.rollout.sample import keys_of
 from grpo_hpc.train import checkpoints, engine_check
 from grpo_hpc.train.checkpoints import TrainerState
 from grpo_hpc.train.colocation import Colocation
@@ -90,6 +91,7 @@ class Trainer:
             self._check_engine()
         if self.state.step == 0:
             self._evaluate()
+        unsaved = False  # a checkpoint is due: it waits for an update that was not skipped
         while not self._finished:
             started = time.perf_counter()
             made = self._step()
@@ -98,8 +100,10 @@ class Trainer:
             self._log_step(made, time.perf_counter() - started)
             if _due(self._cfg.evaluation.eval_steps, self.state.step) and not self._finished:
                 self._evaluate()
-            if _due(self._cfg.checkpoint.save_steps, self.state.step) and not self._finished:
+            unsaved = unsaved or _due(self._cfg.checkpoint.save_steps, self.state.step)
+            if unsaved and not self._parts.policy.skipped and not self._finished:
                 self.save()
+                unsaved = False
         self._evaluate()
         return True
 
@@ -119,6 +123,9 @@ class Trainer:
             self.state.experience = self._accept(rollout)
         self._parts.colocation.enter(Use.TRAIN)
         made = self._parts.step(self.state.experience, self.state.step)
+        if made.metrics["skipped_updates"]:
+            keys = ", ".join(f"{key.position}/{key.sample}" for key in keys_of(made.trained))
+            self._reporter.message(f"loss or gradient are not finite, no update is made; completions: {keys}")
         self.state.step += 1
         if self.state.experience.used == self._schedule.steps_per_rollout:
             self.state.experience = None
@@ -229,7 +236,7 @@ class Trainer:
 
     def _export_adapters(self, target: Path, adapters: Adapters) -> None:
         self._parts.policy.settle()
-        tensors = gather_adapters(self._parts.policy.chunks, self._platform.layer_spec)
+        tensors = gather_adapters(self._parts.policy.chunks, self._platform.layer_spec, self._parts.control)
         if self._parts.control.first:
             write_adapter(target, tensors, adapters, self._cfg.model.path)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from grpo_hpc.config import RunConfig, load_run
+from grpo_hpc.control import Control
 from grpo_hpc.train.megatron.platform import Platform, make_platform
 
 
@@ -36,6 +38,11 @@ def each_layout(files: Sequence[str]) -> Iterator[tuple[RunConfig, Platform]]:
         init_model_parallel(cfg, platform)
         yield cfg, platform
     dist.barrier()
+
+
+def control() -> Control:
+    """Of all ranks, with a limit that shows where a test hangs."""
+    return Control(timedelta(minutes=4))
 
 
 def _share_one_gpu() -> None:

@@ -19,6 +19,7 @@ from reference.losses import Options, Sample, gradient, left_out, objective
 
 from grpo_hpc.algo.corrections import RolloutCorrection, entropy_threshold
 from grpo_hpc.algo.denominators import ms_swift_weights, token_weights
+from grpo_hpc.algo.kl import k3
 from grpo_hpc.algo.losses import LOSSES
 from grpo_hpc.algo.objective import Objective, TokenData
 from grpo_hpc.algo.real import slopes
@@ -209,6 +210,28 @@ def test_the_first_update_is_the_policy_gradient(name, level):
         slopes_of.append(torch.autograd.grad(result.total.sum(), x)[0])
     torch.testing.assert_close(slopes_of[0], -advantages)
     torch.testing.assert_close(slopes_of[1], -advantages)
+
+
+@pytest.mark.parametrize("far", [100.0, -100.0])
+@pytest.mark.parametrize(("name", "level"), KINDS, ids=str)
+def test_no_distance_of_two_policies_is_infinite(name, level, far):
+    """In fp32, where e^89 is: from the old policy, the reference and the engine, for both signs of the advantage."""
+    x = torch.tensor([-120.0, -120.0, -1.0, -1.0], requires_grad=True)
+    away = x.detach() + torch.tensor([far, far, 0.1, far])
+    data = TokenData(torch.tensor([1.0, 1.0, -1.0, -1.0]), away, away, away, Sequences.of(torch.tensor([2, 2])))
+    correction = None if name == "real" else "token_truncate"
+    for kl in ("k1", "k2", "k3"):
+        o = Options(name, level, beta=0.1, kl=kl, correction=correction, delta=None)
+        result = our_objective(o)(data, x, torch.zeros(4))
+        (slope,) = torch.autograd.grad(result.total.sum(), x)
+        assert all(values.isfinite().all() for values in (result.total, result.ratio, result.kl, slope)), kl
+
+
+def test_k3_is_what_it_is_called_inside_its_bounds():
+    x, ref = torch.zeros(400, dtype=torch.float64, requires_grad=True), torch.linspace(-19.9, 19.9, 400).double()
+    value = k3(x, ref)
+    torch.testing.assert_close(value, ref.exp() - 1.0 - ref)
+    torch.testing.assert_close(torch.autograd.grad(value.sum(), x)[0], 1.0 - ref.exp())
 
 
 @given(st.lists(st.floats(0, 10, width=32), min_size=1, max_size=60), st.floats(0.01, 1.0))

@@ -22,7 +22,7 @@ ALLOWED = {
     "data": {"errors"},
     "observe": {"errors", "files"},
     "rewards": {"errors"},
-    "models": {"errors", "algo.logprob", "algo.mixing"},
+    "models": {"control", "errors", "algo.logprob", "algo.mixing"},
     "checkpoint": {"errors", "models", "train.megatron.platform"},
     "rollout": {
         "addresses",

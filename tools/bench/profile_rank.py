@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def main(run: str, found: Path, keys: list[str]) -> None:
 
     from grpo_hpc.config import load_run
     from grpo_hpc.config.batch import schedule
+    from grpo_hpc.control import Control
     from grpo_hpc.train.credit import set_token_weights
     from grpo_hpc.train.experience import Experience
     from grpo_hpc.train.megatron.parallel import init_model_parallel, packing_of
@@ -32,7 +34,7 @@ def main(run: str, found: Path, keys: list[str]) -> None:
     plan, platform = schedule(cfg), make_platform(cfg.resources.device)
     platform.init_distributed()
     init_model_parallel(cfg, platform)
-    policy, packing = TrainedPolicy(cfg, platform), packing_of(cfg)
+    policy, packing = TrainedPolicy(cfg, platform, Control(timedelta(minutes=30))), packing_of(cfg)
     experience = Experience(*random_completions(cfg, plan.global_batch_size))
     set_token_weights(cfg, plan, experience.table)
 

@@ -9,6 +9,7 @@ import pstats
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +22,7 @@ def main(run: str, found: Path, keys: list[str]) -> None:
     import torch.distributed as dist
 
     from grpo_hpc.config import load_run
+    from grpo_hpc.control import Control
     from grpo_hpc.rollout import digest
     from grpo_hpc.rollout.engine import ColocateEngine
     from grpo_hpc.rollout.loading import Loading
@@ -32,7 +34,7 @@ def main(run: str, found: Path, keys: list[str]) -> None:
     platform = make_platform(cfg.resources.device)
     platform.init_distributed()
     init_model_parallel(cfg, platform)
-    policy = TrainedPolicy(cfg, platform)
+    policy = TrainedPolicy(cfg, platform, Control(timedelta(minutes=30)))
     engine: Any = ColocateEngine(cfg, platform)
     cuda = platform.is_cuda
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from torch import Tensor
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.models.policy_model import PolicyModel
@@ -64,6 +62,27 @@ def optimizer_config(cfg: RunConfig) -> OptimizerConfig:
     )
 
 
+def gradient_norm(optimizer: Any) -> float:
+    """The global norm of all gradients, which are now where :func:`clip_and_step` expects them; not finite if one is
+    not, or if their squares are too large to be added in fp32. Collective.
+
+    Megatron makes one step of this and the next function. It looks at the gradients between them when it trains in
+    fp16 and scales the loss, and never else.
+    """
+    optimizer.prepare_grads()
+    return float(optimizer.get_grad_norm())
+
+
+def clip_and_step(optimizer: Any, norm: float) -> None:
+    """Scale the gradients down to ``clip_grad`` if ``norm`` is larger, and update parameters and moments."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if getattr(part, "is_stub_optimizer", False) or not part.get_parameters():
+            continue
+        decoupled = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+        clip_grad_by_total_norm_fp32(part.get_parameters(), part.config.clip_grad, norm, decoupled)
+    optimizer.step_with_ready_grads()
+
+
 def allocate_state(optimizer: Any) -> None:
     """Give Adam its moments before the first step.
 
@@ -90,23 +109,6 @@ def torch_adams(optimizer: Any) -> list[torch.optim.Adam]:
     return [part for part in parts if isinstance(part, torch.optim.Adam)]  # AdamW is one
 
 
-def load_what_belongs(optimizer: Any) -> None:
-    """Let Megatron's distributed optimizer load what it saves.
-
-    It hands every entry of a saved state to the optimizer. A reshardable one has no step counters, but torch's Adam
-    wants one: it is given one here. One that is kept as it is has notes about its place in a buffer beside the tensors,
-    and TransformerEngine's precision-aware Adam takes them for tensors: they are left out.
-    """
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if not isinstance(part, DistributedOptimizer):
-            continue
-        fill = partial(type(part)._set_main_param_and_optimizer_states, part)
-        if isinstance(part.optimizer, torch.optim.Adam):
-            part._set_main_param_and_optimizer_states = partial(_fill_with_counter, fill)
-        elif part.config.use_precision_aware_optimizer:
-            part._set_main_param_and_optimizer_states = partial(_fill_tensors, fill)
-
-
 def follow_loaded_state(optimizer: Any, step: int) -> None:
     """Let Adam go on after ``step`` optimizer steps from what was just loaded.
 
@@ -114,26 +116,31 @@ def follow_loaded_state(optimizer: Any, step: int) -> None:
     the host would, without a word, carry on with the copies of the weights that it made before and with a counter of 1,
     and set the counter of the part that stays on the GPU back to ``step`` at every step.
     """
+    for hybrid in _hybrids(optimizer):
+        hybrid._sync_hdo_state_to_sub_optimizers()
+        for group in hybrid.param_groups:
+            group.pop("step", None)
+    set_step_counter(optimizer, step)
+
+
+def set_step_counter(optimizer: Any, step: int) -> None:
+    """Let Adam have made ``step`` steps, wherever it would be told so by :func:`follow_loaded_state`.
+
+    Its counter counts the steps of the run, those without an update among them: a restored run knows no other number.
+    """
     adams = torch_adams(optimizer)
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if isinstance(part.optimizer, HybridDeviceOptimizer):
-            part.optimizer._sync_hdo_state_to_sub_optimizers()
-            adams += part.optimizer.cpu_optimizers
-            for group in part.optimizer.param_groups:
-                group.pop("step", None)
-            for group in part.optimizer.gpu_optimizer.param_groups if part.optimizer.gpu_optimizer else ():
-                group["step"] = step
+    for hybrid in _hybrids(optimizer):
+        adams += hybrid.cpu_optimizers
+        for group in hybrid.gpu_optimizer.param_groups if hybrid.gpu_optimizer else ():
+            group["step"] = step
     for adam in adams:
         for state in adam.state.values():
             state["step"] = torch.tensor(float(step))
 
 
-def _fill_with_counter(fill: Any, parameter: Tensor, saved: dict[str, Any]) -> None:
-    fill(parameter, {"step": torch.zeros(()), **saved})
-
-
-def _fill_tensors(fill: Any, parameter: Tensor, saved: dict[str, Any]) -> None:
-    fill(parameter, {key: value for key, value in saved.items() if isinstance(value, Tensor)})
+def _hybrids(optimizer: Any) -> list[HybridDeviceOptimizer]:
+    parts = [part.optimizer for part in getattr(optimizer, "chained_optimizers", [optimizer])]
+    return [part for part in parts if isinstance(part, HybridDeviceOptimizer)]
 
 
 def lr_schedule(cfg: RunConfig, optimizer: Any) -> OptimizerParamScheduler:

@@ -13,6 +13,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import unwrap_model
 from torch import Tensor
 
+from grpo_hpc.models.context import MicroBatchContext, current_context
 from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.train.megatron.parallel import over_context, packed_sequences
 from grpo_hpc.train.megatron.platform import Platform
@@ -62,23 +63,22 @@ def run_schedule(
     forward_only: bool,
     progress: Progress | None = None,
     recorder: RoutingRecorder | None = None,
+    step: int = 0,
 ) -> list[Any]:
     """Megatron's schedule for this pipeline over ``batches``: in turn, 1F1B, or interleaved where chunks are several.
 
     Args:
         chunks: this rank's parts of the model, wrapped in DDP or not.
         loss: of one micro-batch, from what the last stage gives.
+        step: a number for the optimizer step, on which dropout depends.
 
     Returns:
         what ``loss`` reported of each micro-batch; empty but on the last stage.
     """
 
     def forward_step(iterator: Any, chunk: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
-        batch: PackedBatch = next(iterator)
-        unwrap_model(chunk).masks.tokens = batch.token_numbers
-        routing = unwrap_model(chunk).routing
-        if routing is not None:
-            routing.now, routing.recording = routed_tokens(batch, routing.experts.topk), recorder is not None
+        number, batch = next(iterator)
+        model: PolicyModel = unwrap_model(chunk)
         output = chunk(
             batch.input_ids,
             batch.position_ids,
@@ -86,15 +86,14 @@ def run_schedule(
             labels=batch.labels,
             loss_mask=batch.loss_mask,
             packed_seq_params=packed_sequences(batch),
+            context=context_of(model, number, batch, step, recorder),
         )
-        if routing is not None and recorder is not None:
-            recorder.note(batch, routing.recorded)
-        if unwrap_model(chunk).post_process:
+        if model.post_process:
             output = over_context(output, batch)
         return output, partial(loss, batch)
 
     # every chunk goes through all micro-batches: the first says how far the step has come
-    iterators = [_announced(batches, progress), *(iter(batches) for _ in chunks[1:])]
+    iterators = [_announced(batches, progress), *(enumerate(batches) for _ in chunks[1:])]
     reported: list[Any] = get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
@@ -104,14 +103,28 @@ def run_schedule(
         micro_batch_size=1,
         forward_only=forward_only,
     )
+    if (left := current_context()) is not None:
+        raise RuntimeError(f"micro-batch {left.number} is still the current one behind the last of {len(batches)}")
+    if recorder is not None:
+        recorder.check_complete()
     return reported
 
 
-def _announced(batches: Sequence[PackedBatch], progress: Progress | None) -> Iterator[PackedBatch]:
+def context_of(
+    model: PolicyModel, number: int, batch: PackedBatch, step: int = 0, recorder: RoutingRecorder | None = None
+) -> MicroBatchContext:
+    """What the modules of ``model`` must know of ``batch``, the micro-batch ``number``."""
+    experts = model.shape.experts
+    routed = None if experts is None else routed_tokens(batch, experts.topk)
+    record = None if recorder is None else recorder.note
+    return MicroBatchContext(number, step, batch.token_numbers, routed, record)
+
+
+def _announced(batches: Sequence[PackedBatch], progress: Progress | None) -> Iterator[tuple[int, PackedBatch]]:
     for done, batch in enumerate(batches):
         if progress is not None:
             progress(done, len(batches))
-        yield batch
+        yield done, batch
 
 
 def sum_gradients(models: list[Any], _num_tokens: Tensor | None, *args: Any, **kwargs: Any) -> None:

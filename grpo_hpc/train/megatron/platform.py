@@ -12,7 +12,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -197,75 +197,7 @@ def _replace_cuda_names() -> None:
         setattr(torch.cuda, name, value)
     for name in ("get_rng_state", "set_rng_state"):
         setattr(torch.cuda.random, name, replaced[name])
-    # Megatron hands its callbacks to torch.cuda's lazy queue, which waits for a CUDA context that never comes.
-    import megatron.core.tensor_parallel.random as megatron_random
-    from megatron.core.tensor_parallel import mappings
-    from megatron.core.transformer.moe import moe_utils, token_dispatcher
+    # behind this: Megatron takes some of these names when it is loaded
+    from grpo_hpc.models.patches import stand_in_for_cuda
 
-    token_dispatcher.maybe_move_tensor_to_cpu = _as_splits
-    _exchange_uneven_parts(mappings)
-    megatron_random._lazy_call = lambda callback, **kwargs: callback()
-    from megatron.core.transformer import multi_latent_attention
-
-    # a flag that another package switches on
-    multi_latent_attention.HAVE_TE = isinstance(multi_latent_attention.TELinear, type)
-    _stand_in_for_transformer_engine(megatron_random, moe_utils)
-
-
-def _as_splits(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
-    """What Megatron makes of token counts that it fetches from a GPU: collectives take numbers, not tensors."""
-    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
-
-
-def _exchange_uneven_parts(mappings: Any) -> None:
-    """Gather and reduce-scatter of parts that differ in length (tokens of an expert), which Gloo cannot do at once."""
-    gather_even, scatter_even = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
-
-    def gather(part: torch.Tensor, group: Any, sizes: Any = None, use_global_buffer: bool = False) -> torch.Tensor:
-        if sizes is None or group.size() == 1:
-            return cast(torch.Tensor, gather_even(part, group, sizes, use_global_buffer))
-        parts = [part.new_empty(int(size), *part.shape[1:]) for size in sizes]
-        parts[group.rank()].copy_(part)
-        for rank, found in enumerate(parts):
-            dist.broadcast(found, group=group, group_src=rank)
-        return torch.cat(parts)
-
-    def scatter(whole: torch.Tensor, group: Any, sizes: Any = None, use_global_buffer: bool = False) -> torch.Tensor:
-        if sizes is None or group.size() == 1:
-            return cast(torch.Tensor, scatter_even(whole, group, sizes, use_global_buffer))
-        total = whole.clone()
-        dist.all_reduce(total, group=group)
-        return total.split([int(size) for size in sizes])[group.rank()].contiguous()
-
-    mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim = gather, scatter
-
-
-class _NoFp8:
-    """Stands for TransformerEngine's FP8 state where there is none."""
-
-    @staticmethod
-    def is_fp8_enabled() -> bool:
-        return False
-
-
-def _stand_in_for_transformer_engine(megatron_random: Any, moe_utils: Any) -> None:
-    """Define names that Megatron imports from TransformerEngine if it can, and uses even if it could not.
-
-    Recomputation of norms asks for the state of FP8; the router asks whether there is a fused product.
-    """
-
-    def nothing(**_: Any) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    names: dict[Any, dict[str, Any]] = {
-        megatron_random: {
-            "FP8GlobalStateManager": _NoFp8,
-            "activation_recompute_forward": nothing,
-            "fp8_autocast": nothing,
-        },
-        moe_utils: {"te_general_gemm": None},
-    }
-    for module, missing in names.items():
-        for name, value in missing.items():
-            if not hasattr(module, name):
-                setattr(module, name, value)
+    stand_in_for_cuda()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,24 +17,28 @@ from torch import Tensor
 from grpo_hpc.algo.measure import MAXIMA, SUMS, measure, step_values
 from grpo_hpc.algo.objective import TokenData
 from grpo_hpc.config import RunConfig
+from grpo_hpc.control import Control
+from grpo_hpc.errors import TrainingDiverged
 from grpo_hpc.models.families.read_shape import read_shape
-from grpo_hpc.models.grouped import grouped_experts
 from grpo_hpc.models.hf_folder import HfFolder
 from grpo_hpc.models.lora import adapters_off, merged_values
 from grpo_hpc.models.movers import HfExporter, load_hf, local_parameters
+from grpo_hpc.models.patches import add_weight_gradients_in_place, load_what_belongs
 from grpo_hpc.models.policy_model import PolicyModel, layer_spec, transformer_config
-from grpo_hpc.models.routing import move_biases, routing_load, routing_metrics
+from grpo_hpc.models.routing import move_biases, policy_routers, routing_load, routing_metrics
 from grpo_hpc.models.shape import require_experts
 from grpo_hpc.train.megatron.chosen_objective import objective_of
 from grpo_hpc.train.megatron.expert_options import balance_of
 from grpo_hpc.train.megatron.optimizer import (
     DTYPES,
     allocate_state,
+    clip_and_step,
     data_parallel,
     follow_loaded_state,
-    load_what_belongs,
+    gradient_norm,
     lr_schedule,
     optimizer_config,
+    set_step_counter,
 )
 from grpo_hpc.train.megatron.parallel import model_options
 from grpo_hpc.train.megatron.pipeline import Progress, forward_scores, run_schedule, sum_gradients, unused_token_count
@@ -71,43 +76,32 @@ def _bare_model(cfg: RunConfig, platform: Platform) -> list[PolicyModel]:
         chunks = []
         for stage in [None] if stages is None else range(stages):
             spec = layer_spec(config, platform.layer_spec, shape, stage)
-            model = PolicyModel(shape, config, spec, cfg.rollout.temperature, stage, balance_of(cfg))
+            bonus = cfg.algorithm.entropy_coef != 0.0
+            model = PolicyModel(shape, config, spec, cfg.rollout.temperature, stage, balance_of(cfg), bonus)
             if model.routing is not None:
                 model.routing.on(platform.device)
             chunks.append(model.to(platform.device))
     return chunks
 
 
-def add_weight_gradients_in_place(chunks: Sequence[PolicyModel], overlap: bool) -> None:
-    """Let matrix products add their weight gradients to Megatron's fp32 buffer themselves.
-
-    Megatron's own switch, ``gradient_accumulation_fusion``, asks for Apex, which its other linear layers would need.
-
-    Args:
-        overlap: gradients are reduced while others are computed.
-    """
-    for module in (module for chunk in chunks for module in chunk.modules()):
-        if hasattr(module, "fuse_wgrad_accumulation"):
-            module.fuse_wgrad_accumulation = True
-    for experts in (experts for chunk in chunks for experts in grouped_experts(chunk)):
-        experts.in_place, experts.announced = True, overlap
-
-
 class TrainedPolicy:
     """The policy with its gradients and optimizer state. Every method is collective over all ranks.
 
     Args:
+        control: of all ranks.
         progress: called with the micro-batches done and their number while a step is made.
+
+    Attributes:
+        skipped: optimizer steps in a row, up to now, that made no update. A checkpoint waits until it is 0.
     """
 
-    def __init__(self, cfg: RunConfig, platform: Platform, progress: Progress | None = None) -> None:
+    def __init__(self, cfg: RunConfig, platform: Platform, control: Control, progress: Progress | None = None) -> None:
         self._cfg, self._platform, self._progress = cfg, platform, progress
+        self.skipped = 0
         self.chunks = build_model(cfg, platform)
         self.adapters = adapters_of(cfg)
         choose_trained(cfg, self.chunks, platform.layer_spec)
         self._routing = [chunk.routing for chunk in self.chunks if chunk.routing is not None]
-        for chunk in self.chunks:
-            chunk.entropy_gradient = cfg.algorithm.entropy_coef != 0.0
         self._objective = objective_of(cfg)
         with platform.megatron():
             self.ddp = data_parallel(cfg, self.chunks)
@@ -120,7 +114,7 @@ class TrainedPolicy:
         config.finalize_model_grads_func = sum_gradients
         self._schedule = lr_schedule(cfg, self.optimizer)
         bucket = int(cfg.rollout.sync_bucket_mib * 2**20)
-        self._exporter = HfExporter(self.chunks, platform.layer_spec, merged_values(self.chunks), bucket)
+        self._exporter = HfExporter(self.chunks, platform.layer_spec, control, merged_values(self.chunks), bucket)
         self._parameters_travel = False  # whether some may still be on their way from the ranks that updated them
 
     @property
@@ -157,7 +151,8 @@ class TrainedPolicy:
 
     def recorder(self, batches: Sequence[PackedBatch]) -> RoutingRecorder:
         """Writes down which experts tokens go to in :meth:`scores`."""
-        return RoutingRecorder(self.chunks[0].shape, batches)
+        layers = [router.place for chunk in self.chunks for router in policy_routers(chunk)]
+        return RoutingRecorder(self.chunks[0].shape, batches, layers)
 
     def base_scores(self, batches: Sequence[PackedBatch]) -> list[Tensor]:
         """:meth:`scores` without adapters: those of the model that the run started from."""
@@ -174,32 +169,60 @@ class TrainedPolicy:
             what :func:`grpo_hpc.algo.measure.measure` says of each micro-batch; empty but on the last stage.
         """
         loss = partial(self._loss, threshold)
+        step = crc32(f"{self._cfg.seed}/{self._schedule.num_steps}".encode())
         with self._platform.megatron():
-            for model in self.chunks:
-                model.masks.step = crc32(f"{self._cfg.seed}/{self._schedule.num_steps}".encode())
             for chunk in self.ddp:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
             for state in self._routing:
                 state.take()  # what a pass that was no step left there
-            return run_schedule(self.ddp, batches, loss, forward_only=False, progress=self._progress)
+            return run_schedule(self.ddp, batches, loss, forward_only=False, progress=self._progress, step=step)
 
     def update(self, batches: Sequence[PackedBatch], threshold: float = -torch.inf) -> dict[str, float]:
-        """One optimizer step; returns its metrics, over all tokens of all ranks."""
+        """One optimizer step; returns its metrics, over all tokens of all ranks.
+
+        Where the loss or the gradient is not finite on some rank, no rank makes the update: weights, Adam's moments and
+        biases of routers stay as they are. The learning-rate schedule and Adam's counter go on, as they count steps.
+
+        Raises:
+            TrainingDiverged: it was the last of ``optimizer.max_skipped_updates`` such steps in a row.
+        """
         parts = self.accumulate(batches, threshold)
         self._schedule.step(increment=1)  # before the update: the first one has a learning rate above zero
         with self._platform.megatron():
-            _, grad_norm, _ = self.optimizer.step()
-        self._parameters_travel = self._cfg.parallel.overlap_param_gather
-        values = step_values(*_totals(parts, self._platform.device))
+            norm = gradient_norm(self.optimizer)
+        sums, maxima, finite = _totals(parts, norm, self._platform.device)
+        if finite:
+            self._make_update(norm)
+        else:
+            self._skip_update()
+        values = step_values(sums, maxima) | {"grad_norm": norm, "skipped_updates": float(self.skipped)}
         if self._routing:
-            values |= self._balance()
-        return values | {"grad_norm": float(grad_norm), "learning_rate": self.optimizer.param_groups[0]["lr"]}
+            values |= self._balance(move=finite)
+        return values | {"learning_rate": self.optimizer.param_groups[0]["lr"]}
 
-    def _balance(self) -> dict[str, float]:
+    def _make_update(self, norm: float) -> None:
+        with self._platform.megatron():
+            clip_and_step(self.optimizer, norm)
+        self._parameters_travel = self._cfg.parallel.overlap_param_gather
+        self.skipped = 0
+
+    def _skip_update(self) -> None:
+        self.skipped += 1
+        step, limit = self._schedule.num_steps, self._cfg.optimizer.max_skipped_updates
+        if self.skipped >= limit:
+            raise TrainingDiverged(
+                f"loss or gradient were not finite in {self.skipped} optimizer steps in a row, the last of them step "
+                f"{step}: none of them changed the weights",
+                "The newest checkpoint is from before them. Resume with a lower optimizer.lr, look at the completions "
+                f"that events.jsonl names, or let more than {limit} steps pass: optimizer.max_skipped_updates.",
+            )
+        set_step_counter(self.optimizer, step)
+
+    def _balance(self, *, move: bool) -> dict[str, float]:
         """Move the routers' biases by the load of the step that was made; returns its metrics."""
         counts, sums = routing_load(self._routing)
-        if self._cfg.moe.moe_router_bias_update_rate:
+        if move and self._cfg.moe.moe_router_bias_update_rate:
             move_biases(self.chunks, counts, self._cfg.moe.moe_router_bias_update_rate)
         return routing_metrics(counts, sums)
 
@@ -215,13 +238,27 @@ class TrainedPolicy:
         return loss, unused_token_count(), measure(result, data, batch.weights, logprobs, entropy)
 
 
-def _totals(parts: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
-    """Sums and maxima over micro-batches and ranks; copies on other ranks and other stages add nothing."""
+def _totals(
+    parts: Sequence[tuple[Tensor, Tensor]], norm: float, device: torch.device
+) -> tuple[dict[str, float], dict[str, float], bool]:
+    """Sums and maxima over micro-batches and ranks; copies on other ranks and other stages add nothing.
+
+    Args:
+        norm: of this rank's gradients.
+
+    Returns:
+        sums, maxima, and whether every loss and the gradients are finite on all ranks.
+    """
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+    broken = torch.full((1,), float(not math.isfinite(norm)), dtype=torch.float64, device=device)
     maxima = torch.full((len(MAXIMA),), -torch.inf, dtype=torch.float64, device=device)
     if parts and mpu.get_tensor_model_parallel_rank() == 0 and mpu.get_context_parallel_rank() == 0:
         sums += torch.stack([part for part, _ in parts]).sum(0)
         maxima = torch.stack([part for _, part in parts]).amax(0)
-    dist.all_reduce(sums)
+    if parts:
+        broken += ~torch.stack([part[SUMS.index("loss")] for part, _ in parts]).isfinite().all()
+    total = torch.cat((sums, broken))
+    dist.all_reduce(total)
     dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
-    return dict(zip(SUMS, sums.tolist(), strict=True)), dict(zip(MAXIMA, maxima.tolist(), strict=True))
+    *summed, found = total.tolist()
+    return dict(zip(SUMS, summed, strict=True)), dict(zip(MAXIMA, maxima.tolist(), strict=True)), not found

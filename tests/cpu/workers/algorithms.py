@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onlayouts import control
+
 from grpo_hpc.config import RunConfig
 from grpo_hpc.train.rollout_source import Rollout, RolloutSource
 from grpo_hpc.train.step_metrics import Reporter
@@ -89,10 +91,10 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     from grpo_hpc.train.watch import StopRequest
 
     engine.version = None  # the weights of the last run are not this one's
-    tokenizer, policy = Tokenizer(cfg.model.path), TrainedPolicy(cfg, platform)
+    tokenizer, policy = Tokenizer(cfg.model.path), TrainedPolicy(cfg, platform, control())
     reference = copy_of(policy.chunks, cfg, platform) if cfg.algorithm.beta else None
     step = made_step(cfg, platform, policy, _reference_scores(cfg, policy, reference, platform))
-    control, place, clock, state = step._control, step._scorer._place, step._clock, TrainerState()
+    ranks, place, clock, state = step._control, step._scorer._place, step._clock, TrainerState()
     moving = reference if cfg.algorithm.sync_ref_model else None
     if begin is not None:
         state = files_of(step).load(checkpoints / f"step_{begin:08d}", policy, platform, reference=moving)
@@ -100,7 +102,7 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     recorder = Recorder()
     colocation = Colocation(Residency(), platform, policy, reference or (), clock)
     colocation.attach(engine)
-    collector = Collector(cfg, engine, tokenizer, start_rewards(cfg), control)
+    collector = Collector(cfg, engine, tokenizer, start_rewards(cfg), ranks)
     prompts = _Read(fitting_rows(read_rows(cfg.data.train), tokenizer, 40)[0], tokenizer)
     source = RolloutSource(cfg, schedule(cfg), collector, prompts, clock)
     recorder.watch(source)
@@ -114,10 +116,10 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
         source=source,
         step=step,
         eval_prompts=None,
-        control=control,
+        control=ranks,
         place=place,
         clock=clock,
-        stop=StopRequest(checkpoints / "stop", control),
+        stop=StopRequest(checkpoints / "stop", ranks),
         reporter=recorder,
     )
     trainer = Trainer(cfg, schedule(cfg), platform, parts, state, checkpoints)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch.distributed as dist
 from gradients import begun, completions, files_of, made_step, my_share, packed
-from onlayouts import each_layout
+from onlayouts import control, each_layout
 
 from grpo_hpc.rollout.collect import Collected, Scored
 from grpo_hpc.rollout.sample import Key
@@ -37,7 +37,7 @@ def main() -> None:
         everything = completions(plan.global_batch_size, plan.num_generations)
         batches = packed(cfg, my_share(cfg, everything), platform, everything)
 
-        policy = TrainedPolicy(cfg, platform)
+        policy = TrainedPolicy(cfg, platform, control())
         for _ in range(2):
             policy.update(batches)
         step = made_step(cfg, platform, policy)
@@ -45,7 +45,7 @@ def main() -> None:
         experience.used, experience.old, experience.ref = 1, logprobs(experience, 1.0), logprobs(experience, 2.0)
         half_used = TrainerState(step=2, position=7, experience=experience, carried=carried(everything))
         saved = files.save(folder / cfg.name, policy, half_used, platform)
-        resumed = TrainedPolicy(cfg, platform)
+        resumed = TrainedPolicy(cfg, platform, control())
         reference = copy_of(resumed.chunks, cfg, platform)
         state = files.load(saved, resumed, platform)
         assert (state.step, state.position) == (2, 7)

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import torch
-from gradients import my_share, packed, trajectories
-from onlayouts import each_layout
+from gradients import completions, my_share, packed
+from onlayouts import control, each_layout
 
 
 def main() -> None:
@@ -26,11 +26,11 @@ def main() -> None:
 
     folder = Path(sys.argv[1])
     for cfg, platform in each_layout(sys.argv[2:]):
-        plan, policy = schedule(cfg), TrainedPolicy(cfg, platform)
-        everything = trajectories(plan.global_batch_size, plan.num_generations)
-        set_token_weights(cfg, plan, everything)
+        plan, policy = schedule(cfg), TrainedPolicy(cfg, platform, control())
+        everything = completions(plan.global_batch_size, plan.num_generations)
+        set_token_weights(cfg, plan, everything.table)
         for _ in range(3):
-            policy.update(packed(cfg, my_share(cfg, everything), platform))
+            policy.update(packed(cfg, my_share(cfg, everything), platform, everything))
 
         parameters = local_parameters(policy.chunks)
         trained = {name: p for name, p in parameters.items() if p.requires_grad}

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
-from onlayouts import each_layout
+from onlayouts import control, each_layout
 from torch import Tensor
 
 from grpo_hpc.config import RunConfig
@@ -167,7 +167,7 @@ def one_step(cfg: RunConfig, platform: Platform) -> tuple[dict[str, Tensor], Any
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     plan = schedule(cfg)
-    policy = TrainedPolicy(cfg, platform)
+    policy = TrainedPolicy(cfg, platform, control())
     everything = completions(plan.global_batch_size, plan.num_generations)
     set_token_weights(cfg, plan, everything.table)
     mine = my_share(cfg, everything)
@@ -179,7 +179,7 @@ def one_step(cfg: RunConfig, platform: Platform) -> tuple[dict[str, Tensor], Any
         if cfg.parallel.use_distributed_optimizer:
             gather_gradients(policy.ddp)
         exporter = HfExporter(
-            policy.chunks, platform.layer_spec, values=lambda p: p.main_grad if p.requires_grad else p
+            policy.chunks, platform.layer_spec, control(), values=lambda p: p.main_grad if p.requires_grad else p
         )
         return [(name, value.clone()) for name, value in exporter.tensors()]
 

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 from gradients import begun, completions, made_step
-from onlayouts import each_layout
+from onlayouts import control, each_layout
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def one_lesson(cfg, platform):
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     plan = schedule(cfg)
-    policy = TrainedPolicy(cfg, platform)
+    policy = TrainedPolicy(cfg, platform, control())
     step = made_step(cfg, platform, policy, policy.scores)
     everything = completions(plan.generation_batch_size, plan.num_generations)
     table = everything.table
@@ -50,7 +50,7 @@ def one_lesson(cfg, platform):
     experience.used = plan.steps_per_generation + 1  # the second step of the second pass
     advantages, threshold, constant = step.settled(experience)
     policy.accumulate(step.batches(experience, advantages), threshold)
-    exporter = HfExporter(policy.chunks, platform.layer_spec, values=lambda p: p.main_grad)
+    exporter = HfExporter(policy.chunks, platform.layer_spec, control(), values=lambda p: p.main_grad)
     gradients = {name: value.clone().contiguous() for name, value in exporter.tensors()}
     values = policy.update(step.batches(experience, advantages), threshold)
     values["loss"] += constant

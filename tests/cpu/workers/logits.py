@@ -10,6 +10,7 @@ import sys
 
 import torch
 import torch.distributed as dist
+from onlayouts import control
 from torch import Tensor
 
 from grpo_hpc.config import RunConfig
@@ -56,7 +57,8 @@ def compare(cfg: RunConfig, platform: Platform) -> dict[str, Tensor]:
     parts = [torch.empty_like(part) for _ in range(mpu.get_tensor_model_parallel_world_size())]
     dist.all_gather(parts, part, group=mpu.get_tensor_model_parallel_group())
     exported = {
-        f"weight/{k}": v.cpu().clone().contiguous() for k, v in HfExporter(chunks, platform.layer_spec).tensors()
+        f"weight/{k}": v.cpu().clone().contiguous()
+        for k, v in HfExporter(chunks, platform.layer_spec, control()).tensors()
     }
     auto = AutoModelForImageTextToText if model.shape.vision else AutoModelForCausalLM
     reference = auto.from_pretrained(cfg.model.path, dtype=torch.float32)

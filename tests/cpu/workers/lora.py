@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from gradients import completions, files_of, gather_gradients, made_step, my_share, packed
-from onlayouts import each_layout
+from onlayouts import control, each_layout
 
 
 def main() -> None:
@@ -37,9 +37,9 @@ def two_steps(cfg, platform, folder):
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
     def everywhere(policy, values=lambda p: p.detach()):
-        return gather_adapters(policy.chunks, platform.layer_spec, values)
+        return gather_adapters(policy.chunks, platform.layer_spec, control(), values)
 
-    plan, policy = schedule(cfg), TrainedPolicy(cfg, platform)
+    plan, policy = schedule(cfg), TrainedPolicy(cfg, platform, control())
     everything = completions(plan.global_batch_size, plan.num_generations)
     set_token_weights(cfg, plan, everything.table)
     batches = packed(cfg, my_share(cfg, everything), platform, everything)
@@ -58,13 +58,13 @@ def two_steps(cfg, platform, folder):
 
     files = files_of(made_step(cfg, platform, policy))
     saved = files.save(folder / f"{cfg.name}-checkpoints", policy, TrainerState(step=1), platform)
-    resumed = TrainedPolicy(cfg, platform)
+    resumed = TrainedPolicy(cfg, platform, control())
     files.load(saved, resumed, platform)
     numbers, again = policy.update(batches), resumed.update(batches)
     assert numbers == again, (numbers, again)
     after, of_resumed = everywhere(policy), everywhere(resumed)
     assert all(value.equal(of_resumed[name]) for name, value in after.items())
-    frozen = {name: v.clone() for name, v in HfExporter(policy.chunks, platform.layer_spec).tensors()}
+    frozen = {name: v.clone() for name, v in HfExporter(policy.chunks, platform.layer_spec, control()).tensors()}
     merged = {name: v.clone() for name, v in policy.exporter.tensors()}
     tensors = {f"grad/{n}": v for n, v in gradients.items()} | {f"adapter/{n}": v for n, v in after.items()}
     tensors |= {f"base/{n}": v for n, v in frozen.items()} | {f"merged/{n}": v for n, v in merged.items()}

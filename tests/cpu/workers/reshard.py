@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from gradients import completions, files_of, made_step, my_share, packed
+from onlayouts import control
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     plan = schedule(cfg)
     everything = completions(plan.global_batch_size, plan.num_generations)
     batches = packed(cfg, my_share(cfg, everything), platform, everything)
-    policy = TrainedPolicy(cfg, platform)
+    policy = TrainedPolicy(cfg, platform, control())
     files = files_of(made_step(cfg, platform, policy))
     if what == "save":
         for _ in range(2):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from gradients import everybodys, my_share, packed, sampled
+from onlayouts import control
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     platform = make_platform(cfg.resources.device)
     platform.init_distributed()
     init_model_parallel(cfg, platform)
-    policy = TrainedPolicy(cfg, platform)
+    policy = TrainedPolicy(cfg, platform, control())
     engine = ColocateEngine(cfg, platform)
     vllm = engine._llm.llm_engine.vllm_config
     assert vllm.scheduler_config.max_num_seqs == sequences_of(cfg) and vllm.load_config.load_format == "dummy"

@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from gradients import begun, completions, everybodys, files_of, gather_gradients, made_step, my_share, packed
-from onlayouts import each_layout
+from onlayouts import control, each_layout
 
 from grpo_hpc.rollout.sample import keys_of
 
@@ -46,7 +46,7 @@ def replay(cfg, platform):
     from grpo_hpc.models.routing import routing_load, routing_metrics
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
-    plan, policy, rng = schedule(cfg), TrainedPolicy(cfg, platform), random.Random(3)
+    plan, policy, rng = schedule(cfg), TrainedPolicy(cfg, platform, control()), random.Random(3)
     several = cfg.parallel.expert_model_parallel_size * cfg.parallel.expert_tensor_parallel_size > 1
     layers = [module for module in policy.chunks[0].modules() if isinstance(module, MoELayer)]
     assert layers and all(isinstance(layer.token_dispatcher, OneRankDispatcher) != several for layer in layers)
@@ -69,7 +69,7 @@ def replay(cfg, platform):
         policy.accumulate(batches(replayed))
         if cfg.parallel.use_distributed_optimizer:
             gather_gradients(policy.ddp)
-        exporter = HfExporter(policy.chunks, platform.layer_spec, values=lambda p: p.main_grad)
+        exporter = HfExporter(policy.chunks, platform.layer_spec, control(), values=lambda p: p.main_grad)
         found = {name: value.clone() for name, value in exporter.tensors()}
         return found, routing_metrics(*routing_load(policy._routing))
 
@@ -103,7 +103,7 @@ def biased(cfg, platform, folder):
     from grpo_hpc.train.credit import set_token_weights
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 
-    plan, policy = schedule(cfg), TrainedPolicy(cfg, platform)
+    plan, policy = schedule(cfg), TrainedPolicy(cfg, platform, control())
     everything = completions(plan.global_batch_size, plan.num_generations)
     set_token_weights(cfg, plan, everything.table)
     share = my_share(cfg, everything)
@@ -120,7 +120,7 @@ def biased(cfg, platform, folder):
             check_biases(cfg, before, biases(policy), routing)
             if step == 0:
                 saved = files.save(folder / f"{cfg.name}-checkpoints", policy, TrainerState(step=1), platform)
-                policy = TrainedPolicy(cfg, platform)
+                policy = TrainedPolicy(cfg, platform, control())
                 files.load(saved, policy, platform)
                 assert all(value.equal(tensors[f"0/{name}"]) for name, value in biases(policy).items())
     return tensors, numbers
@@ -139,7 +139,7 @@ def interrupted(cfg, platform, folder):
     plan, rng = schedule(cfg), random.Random(3)
     everything = completions(plan.generation_batch_size, plan.num_generations)
     everything.table["reward"] = [rng.random() for _ in everything.table]
-    policy = TrainedPolicy(cfg, platform)
+    policy = TrainedPolicy(cfg, platform, control())
     step = made_step(cfg, platform, policy)
     files, experience = files_of(step), begun(step, everything)
     undisturbed = steps(step, experience, 0)
@@ -147,7 +147,7 @@ def interrupted(cfg, platform, folder):
     half = TrainerState(step=1, position=4, experience=experience)
     saved = files.save(folder / f"{cfg.name}-checkpoints", policy, half, platform)
     want = list(undisturbed)
-    resumed = TrainedPolicy(cfg, platform)
+    resumed = TrainedPolicy(cfg, platform, control())
     again = made_step(cfg, platform, resumed)
     state = files_of(again).load(saved, resumed, platform)
     assert state.experience.used == 1 and state.experience.routing.keys() == state.experience.samples.keys()

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 from gradients import everybodys, my_share, packed, sampled
+from onlayouts import control
 
 
 def main() -> None:
@@ -20,7 +20,6 @@ def main() -> None:
 
     from grpo_hpc.config import load_run
     from grpo_hpc.config.batch import schedule
-    from grpo_hpc.control import Control
     from grpo_hpc.models.hf_folder import write_hf_folder
     from grpo_hpc.models.transport import ToFirstRank
     from grpo_hpc.rollout import digest, link
@@ -37,8 +36,8 @@ def main() -> None:
     platform = make_platform(cfg.resources.device)
     platform.init_distributed()
     init_model_parallel(cfg, platform)
-    policy = TrainedPolicy(cfg, platform)
-    engine = ServerEngine(cfg, platform, urls, key, Control(timedelta(minutes=5)))
+    policy = TrainedPolicy(cfg, platform, control())
+    engine = ServerEngine(cfg, platform, urls, key, control())
     said = {}
 
     prompts = [[256, *range(60, 64 + n)] for n in range(plan.global_batch_size)]

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 from gradients import completions, move_off_policy, my_share, packed
+from onlayouts import control
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
     platform = make_platform("cpu")
     platform.init_distributed()
     init_model_parallel(cfg, platform)
-    policy = TrainedPolicy(cfg, platform)
+    policy = TrainedPolicy(cfg, platform, control())
     everything = completions(16, 4)
     table = everything.table
     set_token_weights(cfg, schedule(cfg), table)
@@ -34,7 +35,7 @@ def main() -> None:
 
     def gradients(rows: np.ndarray) -> dict[str, torch.Tensor]:
         policy.accumulate(packed(cfg, my_share(cfg, everything, rows), platform, everything))
-        exporter = HfExporter(policy.chunks, platform.layer_spec, values=lambda p: p.main_grad)
+        exporter = HfExporter(policy.chunks, platform.layer_spec, control(), values=lambda p: p.main_grad)
         return {name: value.clone() for name, value in exporter.tensors()}
 
     chosen = with_gradient(table, multiple_of=1)
