@@ -12,13 +12,13 @@ from megatron.core import parallel_state as mpu
 from torch import Tensor
 
 from grpo_hpc.algo.mixing import mix
-from grpo_hpc.models.context import current_context
+from grpo_hpc.models.micro_batch_context import current_context
 
 _GOLDEN = 0x1E3779B97F4A7C15  # odd; keeps tokens and columns apart before they are mixed
 
 
 class Dropout:
-    """Dropout of one layer's input, by the context of its micro-batch (:mod:`grpo_hpc.models.context`).
+    """Dropout of one layer's input, by the context of its micro-batch (:mod:`grpo_hpc.models.micro_batch_context`).
 
     Args:
         rate: share of values that become zero; the others are scaled by ``1 / (1 - rate)``.

@@ -26,10 +26,10 @@ from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispa
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from torch import Tensor, nn
 
-from grpo_hpc.models.context import in_this_context
 from grpo_hpc.models.dispatch import OneRankDispatcher
 from grpo_hpc.models.grouped import grouped_experts
 from grpo_hpc.models.head import LogprobHead
+from grpo_hpc.models.micro_batch_context import in_this_context
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.models.attention import PackedSdpaAttention
-from grpo_hpc.models.context import MicroBatchContext, entered
 from grpo_hpc.models.families import family
 from grpo_hpc.models.grouped import GroupedExperts
 from grpo_hpc.models.head import Scoring
 from grpo_hpc.models.layouts import padded_vocabulary
+from grpo_hpc.models.micro_batch_context import MicroBatchContext, entered
 from grpo_hpc.models.norm import RmsNorm, TokenNorm
 from grpo_hpc.models.patches import patch_model
 from grpo_hpc.models.routing import NO_BALANCE, Balance, PolicyRouter, share_routing_state

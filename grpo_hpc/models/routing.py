@@ -27,7 +27,7 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, topk_r
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor, nn
 
-from grpo_hpc.models.context import MicroBatchContext, RoutedTokens, current_context
+from grpo_hpc.models.micro_batch_context import MicroBatchContext, RoutedTokens, current_context
 from grpo_hpc.models.shape import Experts, ModelShape
 
 

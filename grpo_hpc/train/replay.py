@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from torch import Tensor
 
-from grpo_hpc.models.context import RoutedTokens
+from grpo_hpc.models.micro_batch_context import RoutedTokens
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.train.micro_batches import PackedBatch
 

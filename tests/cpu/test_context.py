@@ -8,7 +8,7 @@ import pytest
 from ranks import run_ranks
 from runfiles import write_run
 
-from grpo_hpc.models.context import current_context, entered, in_this_context
+from grpo_hpc.models.micro_batch_context import current_context, entered, in_this_context
 
 LORA = {"tuner_type": "lora", "lora_rank": 4, "lora_dropout": 0.3}
 MOE = {"moe_aux_loss_coeff": 0.3, "moe_z_loss_coeff": 0.03}

@@ -13,7 +13,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import unwrap_model
 from torch import Tensor
 
-from grpo_hpc.models.context import MicroBatchContext, current_context
+from grpo_hpc.models.micro_batch_context import MicroBatchContext, current_context
 from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.train.megatron.parallel import over_context, packed_sequences
 from grpo_hpc.train.megatron.platform import Platform
