@@ -22,7 +22,7 @@ from grpo_hpc.plan.layout_rules import broken
 from grpo_hpc.plan.measured_errors import accuracy
 from grpo_hpc.plan.memory import GIB, MARGIN, Memory, planned_cache
 from grpo_hpc.plan.rates import Times
-from grpo_hpc.plan.setup import Execution, Task, execution_of, task_of
+from grpo_hpc.plan.setup import Execution, Task, execution_of, require_lengths, task_of
 from grpo_hpc.plan.topology import Degrees, Server, Topology, make_servers, make_topology
 
 Verdict = Literal["fits", "tight", "does not fit"]
@@ -171,18 +171,20 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
         average: completion length on average, for the time estimate; half of the longest when absent.
 
     Raises:
-        ConfigError: the batch sizes do not fit together, or there is no such hardware profile.
+        ConfigError: the batch sizes do not fit together, sequences are longer than the model's, or there is no such
+            hardware profile.
         PlanError: the model cannot be cut as asked.
         CheckpointError: the model's config cannot be read or its family is not supported.
     """
-    cfg = _decided(cfg)
-    sizes = schedule(cfg)
     shape = find_shape(cfg)
     if shape is not None:
+        require_lengths(cfg, shape)
         require_engine(shape, cfg.resources.device)
         require_experts(shape, cfg.moe.chosen())
         if cfg.tuner.tuner_type == "lora":
             require_linears(shape, named_linears(cfg.tuner.target_modules))
+    cfg = _decided(cfg)
+    sizes = schedule(cfg)
     estimate = None if shape is None else make_estimate(cfg, shape, sizes, average)
     topology = make_topology(_degrees(cfg, sizes), cfg.resources.nproc_per_node)
     roll = cfg.rollout
@@ -306,10 +308,6 @@ def _length_warnings(cfg: RunConfig, shape: ModelShape) -> list[str]:
         return [
             f"memory is counted for sequences of {shape.max_position} tokens, the model's longest: "
             "data.max_length or rollout.vllm_max_model_len would bound them"
-        ]
-    if longest is not None and longest > shape.max_position:
-        return [
-            f"rollout.vllm_max_model_len {longest} is beyond the model's longest sequence, {shape.max_position} tokens"
         ]
     return []
 

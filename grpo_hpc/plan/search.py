@@ -22,7 +22,7 @@ from grpo_hpc.plan.hardware import Hardware, read_hardware
 from grpo_hpc.plan.layout_rules import broken
 from grpo_hpc.plan.make import Estimate, estimate_of, find_shape
 from grpo_hpc.plan.rollout_time import rollout
-from grpo_hpc.plan.setup import Execution, Task, execution_of, stage_sizes, task_of
+from grpo_hpc.plan.setup import Execution, Task, execution_of, require_lengths, stage_sizes, task_of
 from grpo_hpc.plan.sync_time import offload
 from grpo_hpc.plan.time import training_seconds
 from grpo_hpc.plan.topology import Degrees
@@ -97,6 +97,7 @@ def search_run(cfg: RunConfig, average: int | None, nodes: Iterable[int] | None)
         raise PlanError("a search needs the model's sizes", "Give model.config, a copy of the model's config.json.")
     if cfg.resources.device != "cuda":
         raise PlanError("a search is for GPUs; this run is on a CPU")
+    require_lengths(cfg, shape)
     task = task_of(cfg, shape, sizes, average)
     base, hardware = replace(execution_of(cfg, sizes, task), kv_gib=None), read_hardware(cfg.resources.gpu)
     wanted = list(nodes) if nodes is not None else [base.nodes + base.server_nodes]

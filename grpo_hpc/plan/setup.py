@@ -11,6 +11,7 @@ from functools import cache, cached_property
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule, engine_sequences
+from grpo_hpc.errors import ConfigError
 from grpo_hpc.models.families.counting import ParameterCount, count_active, count_by_part, count_parameters
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.plan.topology import Degrees
@@ -185,14 +186,40 @@ def sequence_length(cfg: RunConfig, shape: ModelShape) -> int:
     if cfg.rollout.vllm_max_model_len is not None:
         return cfg.rollout.vllm_max_model_len
     if cfg.data.max_length is not None:
-        return min(cfg.data.max_length + cfg.rollout.max_completion_length, shape.max_position)
+        return cfg.data.max_length + cfg.rollout.max_completion_length
     return shape.max_position
+
+
+def require_lengths(cfg: RunConfig, shape: ModelShape) -> None:
+    """Refuse sequences that are longer than the model's longest.
+
+    Raises:
+        ConfigError: names the key, and the largest value that it may have.
+    """
+    positions, completion, prompt = shape.max_position, cfg.rollout.max_completion_length, cfg.data.max_length or 1
+    longest = cfg.rollout.vllm_max_model_len
+    if longest is not None and longest > positions:
+        raise ConfigError(
+            f"rollout.vllm_max_model_len = {longest} is beyond the model's longest sequence, {positions} tokens",
+            f"Give at most {positions}, or leave it out.",
+        )
+    if prompt + completion <= positions:
+        return
+    name = f"data.max_length {prompt}" if cfg.data.max_length else "one token of a prompt"
+    room = positions - completion
+    ways = [f"data.max_length at most {room}"] * (room > 0 and cfg.data.max_length is not None)
+    ways += [f"rollout.max_completion_length at most {positions - prompt}"] * (positions > prompt)
+    raise ConfigError(
+        f"{name} + rollout.max_completion_length {completion} = {prompt + completion} tokens are beyond the model's "
+        f"longest sequence, {positions} tokens",
+        f"Give {' or '.join(ways)}." if ways else "Give less of both.",
+    )
 
 
 def task_of(cfg: RunConfig, shape: ModelShape, schedule: BatchSchedule, average: int | None = None) -> Task:
     """The task of a run file; completions are half as long as the longest unless ``average`` says otherwise."""
     completion = cfg.rollout.max_completion_length
-    longest = max(sequence_length(cfg, shape), completion + 1)
+    longest = sequence_length(cfg, shape)
     a = cfg.algorithm
     lora = cfg.tuner.tuner_type == "lora"
     several = schedule.steps_per_rollout > 1

@@ -58,6 +58,21 @@ def test_what_ms_swift_would_refuse_is_a_note() -> None:
     assert not any("ms-swift" in warning for warning in make_plan(quickstart()).warnings)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said", "way"),
+    [
+        (["vllm_max_model_len=9000"], "vllm_max_model_len = 9000 is beyond", "at most 8192"),
+        (["data.max_length=null", "max_completion_length=8192"], "one token of a prompt", "length at most 8191."),
+        (["data.max_length=300", "max_completion_length=8000"], "300 + rollout", "length at most 192 or rollout"),
+        (["data.max_length=9000", "max_completion_length=8192"], "= 17192 tokens", "less of both"),
+    ],
+)
+def test_sequences_beyond_the_model_are_refused(overrides: list[str], said: str, way: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_plan(quickstart("vllm_max_model_len=null", *overrides))
+    assert said in caught.value.message and way in str(caught.value.hint)
+
+
 def test_a_limit_that_is_short_for_a_rollout_is_a_note() -> None:
     usual = make_plan(shipped("qwen3_8b"))
     assert not any("rollout_timeout_minutes" in warning for warning in usual.warnings)
@@ -88,7 +103,6 @@ def test_missing_files_are_errors() -> None:
     ("overrides", "expected"),
     [
         (["steps_per_generation=3", "train_iters=40"], "the last rollout serves 1 of 3 steps"),
-        (["vllm_max_model_len=9000"], "beyond the model's longest sequence, 8192"),
         (["vllm_max_model_len=null"], "counted for sequences of 8192 tokens"),
         (["nodes=3", "nproc_per_node=1", "tensor_model_parallel_size=3", "global_batch_size=96"], "reach over 3 nodes"),
     ],
