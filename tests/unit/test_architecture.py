@@ -87,7 +87,6 @@ ALLOWED = {
         "config",
         "algo",
         "models",
-        "rewards",
         "rollout",
         "data",
         "observe",
