@@ -11,8 +11,10 @@ from typing import Any
 import torch.distributed as dist
 
 from grpo_hpc.config import RunConfig
+from grpo_hpc.data.prompts import PromptSet
 from grpo_hpc.data.rows import Row
-from grpo_hpc.errors import ConfigError, ServersLost
+from grpo_hpc.data.tokenizer import Tokenizer
+from grpo_hpc.errors import ServersLost
 from grpo_hpc.rewards.runner import RewardPools
 from grpo_hpc.rewards.score import RewardBatch, score
 from grpo_hpc.rollout.engine import Completion, Engine, Request
@@ -27,39 +29,10 @@ class Prompt:
     row: Row
     tokens: list[int]
 
-
-class Tokenizer:
-    """The model's tokenizer and chat template."""
-
-    def __init__(self, model_path: str) -> None:
-        from transformers import AutoTokenizer
-
-        self._tokenizer = AutoTokenizer.from_pretrained(model_path)
-        if not self._tokenizer.chat_template:
-            raise ConfigError(f"the tokenizer in {model_path} has no chat template", "Add a chat_template to it.")
-
-    def encode(self, row: Row) -> list[int]:
-        """The chat as token ids, ending where the assistant is to speak."""
-        text = self._tokenizer.apply_chat_template(row.messages, add_generation_prompt=True, tokenize=False)
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes its own specials
-
-    def decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
-
-
-def fitting_rows(rows: list[Row], tokenizer: Tokenizer, longest: int) -> tuple[list[Row], int]:
-    """Rows whose prompt has at most ``longest`` tokens, and how many had more.
-
-    Raises:
-        ConfigError: none fits.
-    """
-    kept = [row for row in rows if len(tokenizer.encode(row)) <= longest]
-    if not kept:
-        raise ConfigError(
-            f"all {len(rows)} prompts have more than {longest} tokens",
-            "Raise max_length or vllm_max_model_len, or shorten the prompts.",
-        )
-    return kept, len(rows) - len(kept)
+    @classmethod
+    def of(cls, position: int, prompts: PromptSet, number: int) -> Prompt:
+        """Prompt ``number`` of a data set."""
+        return cls(position, prompts.row(number), prompts.tokens(number).tolist())
 
 
 class Collector:

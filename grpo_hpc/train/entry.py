@@ -10,13 +10,15 @@ from pathlib import Path
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import schedule
-from grpo_hpc.data.rows import Row, read_rows
+from grpo_hpc.data.prompts import PromptSet, open_prompts
+from grpo_hpc.data.tokenizer import Tokenizer
 from grpo_hpc.errors import EXIT_USER_ERROR, GrpoHpcError, ServersLost
+from grpo_hpc.models.shape import read_shape
 from grpo_hpc.observe.completions import CompletionLog
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.reporters import Report, open_reporters
 from grpo_hpc.observe.sinks import MetricSinks
-from grpo_hpc.rollout.collect import Collector, Tokenizer, fitting_rows, start_rewards
+from grpo_hpc.rollout.collect import Collector, gather_lists, start_rewards
 from grpo_hpc.rollout.engine import ColocateEngine, Engine
 from grpo_hpc.rollout.residency import Residency
 from grpo_hpc.rollout.server_engine import ServerEngine
@@ -82,6 +84,8 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         init_model_parallel(cfg, platform)
         pool = start_rewards(cfg)
         tokenizer = Tokenizer(cfg.model.path)
+        train_set = _prompts(cfg.data.train, cfg, run_dir, tokenizer)  # before a model: rows may be wrong
+        eval_set = _prompts(cfg.data.eval, cfg, run_dir, tokenizer) if cfg.data.eval else None
         policy = TrainedPolicy(cfg, platform, clock.progress)
         second = cfg.algorithm.beta > 0 and policy.adapters is None  # else it is the policy without adapters
         reference = [chunk.eval() for chunk in build_model(cfg, platform)] if second else None
@@ -102,9 +106,8 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
             engine=engine,
             colocation=colocation,
             collector=Collector(cfg, engine, tokenizer, pool),
-            tokenizer=tokenizer,
-            rows=_rows(cfg.data.train, cfg, tokenizer, longest, events),
-            eval_rows=_rows(cfg.data.eval, cfg, tokenizer, longest, events) if cfg.data.eval else [],
+            prompts=_fitting(train_set, cfg, longest, events),
+            eval_prompts=eval_set and _fitting(eval_set, cfg, longest, events),
             clock=clock,
             stop=stop,
             reporter=reporter,
@@ -123,12 +126,29 @@ def _engine(run_dir: RunDir, cfg: RunConfig, platform: Platform, replayed: Seque
     return ServerEngine(cfg, platform, [server["url"] for server in servers], RunDir.api_key(attempt).read_text())
 
 
-def _rows(path: str, cfg: RunConfig, tokenizer: Tokenizer, longest: int, events: EventLog | None) -> list[Row]:
+def _prompts(path: str, cfg: RunConfig, run_dir: RunDir, tokenizer: Tokenizer) -> PromptSet:
+    """The data set at ``path``, tokenised by the first rank, or by one of each node where the cache may be its own."""
+    own = os.environ.get("GRPO_HPC_CACHE")
+    prompts = open_prompts(
+        path,
+        tokenizer,
+        Path(own) / "prompts" if own else run_dir.prompts,
+        system=cfg.data.system,
+        builds=os.environ["LOCAL_RANK" if own else "RANK"] == "0",
+        gather=lambda mine: gather_lists([mine]),
+    )
+    prompts.require_vocabulary(read_shape(cfg.model.path).vocab)
+    return prompts
+
+
+def _fitting(prompts: PromptSet, cfg: RunConfig, longest: int, events: EventLog | None) -> PromptSet:
     limit = min(longest, cfg.data.max_length or longest)
-    rows, dropped = fitting_rows(read_rows(path, cfg.data.system), tokenizer, limit)
-    if events and dropped:
-        events.message(f"{path}: {dropped} prompts have more than {limit} tokens and are left out, {len(rows)} remain")
-    return rows
+    fitting = prompts.fitting(limit)
+    if events and (dropped := len(prompts) - len(fitting)):
+        events.message(
+            f"{prompts.source}: {dropped} prompts have more than {limit} tokens and are left out, {len(fitting)} remain"
+        )
+    return fitting
 
 
 def _reporter(run_dir: RunDir, cfg: RunConfig, events: EventLog | None) -> Reporter:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from itertools import cycle, islice
 from math import lcm
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch.distributed as dist
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
-from grpo_hpc.data.rows import Row
+from grpo_hpc.data.prompts import PromptSet
 from grpo_hpc.models.families import family
 from grpo_hpc.models.hf_folder import write_hf_folder
 from grpo_hpc.models.lora import Adapters
@@ -20,7 +19,7 @@ from grpo_hpc.models.movers import TO_EVERY_RANK
 from grpo_hpc.models.peft_folder import gather_adapters, write_adapter
 from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.models.transport import ToFirstRank
-from grpo_hpc.rollout.collect import Collector, Prompt, Tokenizer
+from grpo_hpc.rollout.collect import Collector, Prompt
 from grpo_hpc.rollout.engine import Engine
 from grpo_hpc.rollout.residency import Use
 from grpo_hpc.train import checkpoints, engine_check
@@ -56,9 +55,8 @@ class Parts:
     engine: Engine
     colocation: Colocation
     collector: Collector
-    tokenizer: Tokenizer
-    rows: list[Row]
-    eval_rows: list[Row]
+    prompts: PromptSet
+    eval_prompts: PromptSet | None
     clock: PhaseClock
     stop: StopRequest
     reporter: Reporter
@@ -80,7 +78,7 @@ class Trainer:
         self._checkpoints = checkpoints
         self.state = state
         self._packing = packing_of(cfg)
-        self._source = RolloutSource(cfg, schedule, parts.collector, parts.tokenizer, parts.rows, parts.clock)
+        self._source = RolloutSource(cfg, schedule, parts.collector, parts.prompts, parts.clock)
         self._lessons = Lessons(cfg, schedule, platform, parts.policy, self._reference_scores(), self._packing)
         self._clock, self._reporter = parts.clock, parts.reporter
         self._rollout_metrics: dict[str, float] = {}  # of a rollout whose first step is not logged yet
@@ -191,8 +189,8 @@ class Trainer:
             count = (
                 lcm(replicas, self._schedule.dp * self._packing.multiple) // replicas
             )  # so that every rank scores some
-            rows = islice(cycle(self._parts.rows), count)
-            prompts = [Prompt(n, row, self._parts.tokenizer.encode(row)) for n, row in enumerate(rows)]
+            known = self._parts.prompts
+            prompts = [Prompt.of(n, known, n % len(known)) for n in range(count)]
             sampled = self._parts.collector.probe(
                 prompts, min(engine_check.TOKENS, self._cfg.rollout.max_completion_length)
             )
@@ -209,10 +207,12 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Greedy completions of the held-out rows, scored by the same reward functions."""
-        if not self._parts.eval_rows:
+        held_out = self._parts.eval_prompts
+        if held_out is None:
             return
         self._prepare_engine()
-        trajectories = self._source.sample(dict(enumerate(self._parts.eval_rows)), 1, "eval", greedy=True)
+        prompts = [Prompt.of(n, held_out, n) for n in range(len(held_out))]
+        trajectories = self._source.sample(prompts, 1, "eval", greedy=True)
         self._clock.take()
         self._reporter.evaluation(self.state.step, evaluation_metrics(trajectories))
 

@@ -10,10 +10,11 @@ import torch.distributed as dist
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
+from grpo_hpc.data.prompts import PromptSet
 from grpo_hpc.data.rows import Row
 from grpo_hpc.data.sampler import PromptSampler
 from grpo_hpc.rewards.score import require_scores
-from grpo_hpc.rollout.collect import Collector, Prompt, Tokenizer
+from grpo_hpc.rollout.collect import Collector, Prompt
 from grpo_hpc.rollout.trajectory import Trajectory
 from grpo_hpc.train.checkpoints import TrainerState
 from grpo_hpc.train.credit import informative
@@ -52,13 +53,12 @@ class RolloutSource:
         cfg: RunConfig,
         schedule: BatchSchedule,
         collector: Collector,
-        tokenizer: Tokenizer,
-        rows: list[Row],
+        prompts: PromptSet,
         clock: PhaseClock,
     ) -> None:
-        self._cfg, self._schedule, self._rows, self._clock = cfg, schedule, rows, clock
-        self._collector, self._tokenizer = collector, tokenizer
-        self._sampler = PromptSampler(len(rows), cfg.seed, cfg.data.shuffle)
+        self._cfg, self._schedule, self._prompts, self._clock = cfg, schedule, prompts, clock
+        self._collector = collector
+        self._sampler = PromptSampler(len(prompts), cfg.seed, cfg.data.shuffle)
 
     def next(self, state: TrainerState) -> Rollout:
         """The rollout that follows ``state``, which stays as it is."""
@@ -97,8 +97,7 @@ class RolloutSource:
         )
 
     def _round(self, position: int) -> list[Trajectory]:
-        rows = self._rows_from(position)
-        return self.sample(rows, self._schedule.num_generations, "rollout", greedy=False)
+        return self.sample(self._prompts_from(position), self._schedule.num_generations, "rollout", greedy=False)
 
     def rows_of(self, trajectories: Sequence[Trajectory]) -> dict[int, Row]:
         """The dataset row that each completion answers, by position."""
@@ -106,23 +105,22 @@ class RolloutSource:
         found: dict[int, Row] = {}
         for position in wanted:
             if position not in found:
-                found |= self._rows_from(position)
+                found |= {prompt.position: prompt.row for prompt in self._prompts_from(position)}
         return {position: found[position] for position in wanted}
 
-    def _rows_from(self, position: int) -> dict[int, Row]:
-        """The rows of one round that begins at ``position``."""
+    def _prompts_from(self, position: int) -> list[Prompt]:
+        """The prompts of one round that begins at ``position``."""
         # the order of rows depends on how many are drawn together, so that number is always the same
         indices = self._sampler.indices(position, self._schedule.prompts_per_rollout)
-        return {position + n: self._rows[index] for n, index in enumerate(indices)}
+        return [Prompt.of(position + n, self._prompts, index) for n, index in enumerate(indices)]
 
-    def sample(self, rows: dict[int, Row], samples: int, phase: str, *, greedy: bool) -> list[Trajectory]:
-        """``samples`` scored completions of each row, in the order of position and sample."""
-        prompts = [Prompt(position, row, self._tokenizer.encode(row)) for position, row in rows.items()]
+    def sample(self, prompts: Sequence[Prompt], samples: int, phase: str, *, greedy: bool) -> list[Trajectory]:
+        """``samples`` scored completions of each prompt, in the order of position and sample."""
         with self._clock.phase(phase):
             mine = self._collector.sample(prompts, samples, greedy=greedy)
             dist.barrier()  # so that waiting for the slowest replica counts as rollout
         with self._clock.phase("reward"):
-            self._collector.score(mine, rows)
+            self._collector.score(mine, {prompt.position: prompt.row for prompt in prompts})
             everything = self._collector.gather(mine)
             require_scores(everything[0].rewards, [t.reward for t in everything], [t.failures for t in everything])
             return everything

@@ -65,8 +65,9 @@ def main() -> None:
 def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None):
     """Train from the start, or from the checkpoint after ``begin`` steps; what was reported and how far it moved."""
     from grpo_hpc.config.batch import schedule
-    from grpo_hpc.data.rows import read_rows
-    from grpo_hpc.rollout.collect import Collector, Tokenizer, fitting_rows, start_rewards
+    from grpo_hpc.data.prompts import open_prompts
+    from grpo_hpc.data.tokenizer import Tokenizer
+    from grpo_hpc.rollout.collect import Collector, start_rewards
     from grpo_hpc.rollout.residency import Residency
     from grpo_hpc.train import checkpoints
     from grpo_hpc.train.checkpoints import TrainerState
@@ -92,9 +93,8 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
         engine=engine,
         colocation=colocation,
         collector=Collector(cfg, engine, tokenizer, start_rewards(cfg)),
-        tokenizer=tokenizer,
-        rows=fitting_rows(read_rows(cfg.data.train), tokenizer, 40)[0],
-        eval_rows=[],
+        prompts=open_prompts(cfg.data.train, tokenizer, checkpoints.parent / "prompts").fitting(40),
+        eval_prompts=None,
         clock=clock,
         stop=StopRequest(checkpoints / "stop", platform),
         reporter=recorder,
