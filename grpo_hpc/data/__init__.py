@@ -1,1 +1,1 @@
-"""Prompts: reading them from files and the order in which they are sampled."""
+"""Prompts: reading them from files, tokenising them once, and the order in which they are sampled."""

@@ -44,8 +44,50 @@ class _Mistake(Exception):
 _Records = Iterator[tuple[int, Any]]
 
 
+class Mistakes:
+    """What is wrong with the rows of a file, told all at once.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path, self._count, self._shown = path, 0, list[str]()
+
+    def add(self, number: int, what: object) -> None:
+        """Note ``what`` is wrong with row or line ``number``."""
+        self._count += 1
+        if self._count <= _SHOWN_MISTAKES:
+            self._shown.append(f"  {self._path}:{number}: {what}")
+
+    def require_none(self, hint: str = "") -> None:
+        """Go on only if there are none.
+
+        Raises:
+            ConfigError: lists the first few with their places.
+        """
+        if not self._count:
+            return
+        rows = "1 row that" if self._count == 1 else f"{self._count} rows that"
+        more = self._count - len(self._shown)
+        rest = [f"  ... and {more} more"] if more else []
+        raise ConfigError("\n".join([f"{self._path} has {rows} cannot be used:", *self._shown, *rest]), hint)
+
+
 def read_rows(path: str | Path, system: str | None = None) -> list[Row]:
-    """All rows of ``path``, in file order.
+    """All rows of ``path``, in file order; arguments and errors are those of :func:`numbered_rows`."""
+    return [row for _, row in numbered_rows(path, system)]
+
+
+def check_rows(path: str | Path) -> int:
+    """Read ``path`` as :func:`read_rows` does and return only the number of its rows."""
+    return sum(1 for _ in numbered_rows(path))
+
+
+def numbered_rows(path: str | Path, system: str | None = None) -> Iterator[tuple[int, Row]]:
+    """The rows of ``path`` in file order, each with the number of its line (JSON) or row, from 1.
+
+    What is wrong with rows is raised behind the last one, so that all of it can be told.
 
     Args:
         path: a ``.jsonl`` or ``.json`` file with one object per line, a ``.parquet`` file, or a ``datasets`` folder.
@@ -56,36 +98,32 @@ def read_rows(path: str | Path, system: str | None = None) -> list[Row]:
         EnvironmentProblem: the package that reads this format is not installed.
     """
     path = Path(path)
-    rows: list[Row] = []
-    mistakes: list[str] = []
-    seen: dict[str, int] = {}
+    mistakes, seen = Mistakes(path), dict[str, int]()
     for number, record in _reader(path)(path):
         try:
             row = _with_system(_row(record, f"{path.stem}:{number}"), system)
             if row.prompt_id in seen:
                 raise _Mistake(f"has the id {row.prompt_id!r} of row {seen[row.prompt_id]} again")
         except _Mistake as mistake:
-            mistakes.append(f"{path}:{number}: {mistake}")
+            mistakes.add(number, mistake)
             continue
         seen[row.prompt_id] = number
-        rows.append(row)
-    if mistakes:
-        raise ConfigError(_report(path, mistakes), _EXAMPLE)
-    if not rows:
+        yield number, row
+    mistakes.require_none(_EXAMPLE)
+    if not seen:
         raise ConfigError(f"{path} holds no rows")
-    return rows
 
 
-def check_rows(path: str | Path) -> int:
-    """Read ``path`` as :func:`read_rows` does and return only the number of its rows."""
-    return len(read_rows(path))
+def files_of(path: str | Path) -> list[Path]:
+    """The files that rows of ``path`` are read from, in order.
 
-
-def _report(path: Path, mistakes: list[str]) -> str:
-    count = len(mistakes)
-    head = f"{path} has 1 row that cannot be used:" if count == 1 else f"{path} has {count} rows that cannot be used:"
-    rest = [f"  ... and {count - _SHOWN_MISTAKES} more"] if count > _SHOWN_MISTAKES else []
-    return "\n".join([head, *(f"  {mistake}" for mistake in mistakes[:_SHOWN_MISTAKES]), *rest])
+    Raises:
+        ConfigError: it does not exist.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ConfigError(f"the data file {path} does not exist", _files_beside(path))
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
 # -- formats -------------------------------------------------------------------------------------------------------
@@ -93,8 +131,7 @@ def _report(path: Path, mistakes: list[str]) -> str:
 
 def _reader(path: Path) -> Callable[[Path], _Records]:
     """The function that reads the format of ``path``."""
-    if not path.exists():
-        raise ConfigError(f"the data file {path} does not exist", _files_beside(path))
+    files_of(path)
     if path.is_dir():
         return _read_datasets_folder
     readers = {".jsonl": _read_json_lines, ".json": _read_json_lines, ".parquet": _read_parquet}

@@ -9,14 +9,16 @@ import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.control import Control
+from grpo_hpc.data.prompts import PromptSet
 from grpo_hpc.data.rows import Row
-from grpo_hpc.errors import ConfigError, RewardError, ServersLost
+from grpo_hpc.data.tokenizer import Tokenizer
+from grpo_hpc.errors import RewardError, ServersLost
 from grpo_hpc.rewards.runner import RewardRunner
 from grpo_hpc.rewards.score import RewardBatch, require_scores, score
 from grpo_hpc.rollout.engine import Completion, Engine, Request
@@ -24,22 +26,11 @@ from grpo_hpc.rollout.sample import FAILURES, Key, Sample, in_order, summaries, 
 from grpo_hpc.rollout.spread import spread
 
 
-class Prompts(Protocol):
-    """The rows of a data set, made ready for the engine."""
-
-    def __len__(self) -> int: ...
-
-    def tokens(self, index: int) -> np.ndarray:
-        """The chat of a row as token ids, ending where the assistant is to speak: int32."""
-
-    def row(self, index: int) -> Row: ...
-
-
 @dataclass(frozen=True)
 class Asked:
     """Rows to complete: those of ``prompts`` at the ``places``, by their position in the endless sample order."""
 
-    prompts: Prompts
+    prompts: PromptSet
     places: Mapping[int, int]
 
     def row(self, position: int) -> Row:
@@ -78,40 +69,6 @@ class Collected:
 
 def nothing_collected() -> Collected:
     return Collected(np.zeros(0, summary_type(0)), {})
-
-
-class Tokenizer:
-    """The model's tokenizer and chat template."""
-
-    def __init__(self, model_path: str) -> None:
-        from transformers import AutoTokenizer
-
-        self._tokenizer = AutoTokenizer.from_pretrained(model_path)
-        if not self._tokenizer.chat_template:
-            raise ConfigError(f"the tokenizer in {model_path} has no chat template", "Add a chat_template to it.")
-
-    def encode(self, row: Row) -> list[int]:
-        """The chat as token ids, ending where the assistant is to speak."""
-        text = self._tokenizer.apply_chat_template(row.messages, add_generation_prompt=True, tokenize=False)
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes its own specials
-
-    def decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
-
-
-def fitting_rows(rows: list[Row], tokenizer: Tokenizer, longest: int) -> tuple[list[Row], int]:
-    """Rows whose prompt has at most ``longest`` tokens, and how many had more.
-
-    Raises:
-        ConfigError: none fits.
-    """
-    kept = [row for row in rows if len(tokenizer.encode(row)) <= longest]
-    if not kept:
-        raise ConfigError(
-            f"all {len(rows)} prompts have more than {longest} tokens",
-            "Raise max_length or vllm_max_model_len, or shorten the prompts.",
-        )
-    return kept, len(rows) - len(kept)
 
 
 class Collector:

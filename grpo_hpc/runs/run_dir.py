@@ -12,6 +12,7 @@ checkpoints/        training checkpoints
 export/             Hugging Face folder
 completions/        every completion, one compressed file for each optimizer step that was the first to use some
 metrics.jsonl events.jsonl
+.cache/prompts/     data sets as tokens; may be deleted while the run does not run
 tensorboard/ wandb/ swanlog/   what reporters write; report_id is the run's identity with wandb and SwanLab
 stop                exists while somebody has asked the trainer to save and stop; its text says why
 """
@@ -61,6 +62,7 @@ class RunDir:
         self.export = self.path / "export"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"
+        self.prompts = self.path / ".cache" / "prompts"
         self.completions = self.path / "completions"
         self.tensorboard = self.path / "tensorboard"
         self.stop = self.path / "stop"

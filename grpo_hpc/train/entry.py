@@ -10,20 +10,21 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from megatron.core import parallel_state as mpu
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import schedule
 from grpo_hpc.control import Control
-from grpo_hpc.data.rows import Row, read_rows
+from grpo_hpc.data.prompts import PromptSet, open_prompts
+from grpo_hpc.data.tokenizer import Tokenizer
 from grpo_hpc.errors import EXIT_USER_ERROR, GrpoHpcError, ServersLost
+from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.observe.completions import CompletionLog
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.reporters import Report, open_reporters
 from grpo_hpc.observe.sinks import MetricSinks
-from grpo_hpc.rollout.collect import Collector, Prompts, Tokenizer, fitting_rows, start_rewards
+from grpo_hpc.rollout.collect import Collector, start_rewards
 from grpo_hpc.rollout.engine import ColocateEngine, Engine
 from grpo_hpc.rollout.exchange import Exchange
 from grpo_hpc.rollout.residency import Residency
@@ -100,6 +101,8 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         init_model_parallel(cfg, platform)
         pool = start_rewards(cfg)
         tokenizer = Tokenizer(cfg.model.path)
+        train_set = _prompts(cfg.data.train, cfg, run_dir, tokenizer, control)  # before a model: rows may be wrong
+        eval_set = _prompts(cfg.data.eval, cfg, run_dir, tokenizer, control) if cfg.data.eval else None
         policy = TrainedPolicy(cfg, platform, control, clock.progress)
         second = cfg.algorithm.beta > 0 and policy.adapters is None  # else it is the policy without adapters
         reference = copy_of(policy.chunks, cfg, platform) if second else None  # before a checkpoint moves the policy
@@ -123,7 +126,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         longest = engine.max_model_len - cfg.rollout.max_completion_length
         reporter.rewind(state.step)
         collector = Collector(cfg, engine, tokenizer, pool, control)
-        prompts = _prompts(cfg.data.train, cfg, tokenizer, longest, events)
+        prompts = _fitting(train_set, cfg, longest, events)
         parts = Parts(
             policy=policy,
             reference=reference,
@@ -133,7 +136,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
             collector=collector,
             source=RolloutSource(cfg, plan, collector, prompts, clock),
             step=step,
-            eval_prompts=_prompts(cfg.data.eval, cfg, tokenizer, longest, events) if cfg.data.eval else None,
+            eval_prompts=eval_set and _fitting(eval_set, cfg, longest, events),
             control=control,
             place=place,
             clock=clock,
@@ -166,26 +169,29 @@ def _engine(run_dir: RunDir, cfg: RunConfig, platform: Platform, control: Contro
     return ServerEngine(cfg, platform, urls, RunDir.api_key(attempt).read_text(), control)
 
 
-def _prompts(path: str, cfg: RunConfig, tokenizer: Tokenizer, longest: int, events: EventLog | None) -> Prompts:
+def _prompts(path: str, cfg: RunConfig, run_dir: RunDir, tokenizer: Tokenizer, control: Control) -> PromptSet:
+    """The data set at ``path``, tokenised by the first rank, or by one of each node where the cache may be its own."""
+    own = os.environ.get("GRPO_HPC_CACHE")
+    prompts = open_prompts(
+        path,
+        tokenizer,
+        Path(own) / "prompts" if own else run_dir.prompts,
+        system=cfg.data.system,
+        builds=os.environ["LOCAL_RANK" if own else "RANK"] == "0",
+        gather=partial(control.gather, what=f"the rank that reads {path}"),
+    )
+    prompts.require_vocabulary(read_shape(cfg.model.path).vocab)
+    return prompts
+
+
+def _fitting(prompts: PromptSet, cfg: RunConfig, longest: int, events: EventLog | None) -> PromptSet:
     limit = min(longest, cfg.data.max_length or longest)
-    rows, dropped = fitting_rows(read_rows(path, cfg.data.system), tokenizer, limit)
-    if events and dropped:
-        events.message(f"{path}: {dropped} prompts have more than {limit} tokens and are left out, {len(rows)} remain")
-    return _Read(rows, tokenizer)
-
-
-class _Read:
-    def __init__(self, rows: list[Row], tokenizer: Tokenizer) -> None:
-        self._rows, self._tokenizer = rows, tokenizer
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def tokens(self, index: int) -> np.ndarray:
-        return np.array(self._tokenizer.encode(self._rows[index]), np.int32)
-
-    def row(self, index: int) -> Row:
-        return self._rows[index]
+    fitting = prompts.fitting(limit)
+    if events and (dropped := len(prompts) - len(fitting)):
+        events.message(
+            f"{prompts.source}: {dropped} prompts have more than {limit} tokens and are left out, {len(fitting)} remain"
+        )
+    return fitting
 
 
 def _reporter(run_dir: RunDir, cfg: RunConfig, events: EventLog | None) -> Reporter:

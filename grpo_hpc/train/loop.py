@@ -10,6 +10,7 @@ from pathlib import Path
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
 from grpo_hpc.control import Control
+from grpo_hpc.data.prompts import PromptSet
 from grpo_hpc.models.families import family
 from grpo_hpc.models.hf_folder import write_hf_folder
 from grpo_hpc.models.lora import Adapters
@@ -18,7 +19,7 @@ from grpo_hpc.models.peft_folder import gather_adapters, write_adapter
 from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.models.transport import ToFirstRank
 from grpo_hpc.observe.completions import member
-from grpo_hpc.rollout.collect import Asked, Collector, Prompts
+from grpo_hpc.rollout.collect import Asked, Collector
 from grpo_hpc.rollout.engine import Engine
 from grpo_hpc.rollout.residency import Use
 from grpo_hpc.rollout.sample import keys_of
@@ -57,7 +58,7 @@ class Parts:
     collector: Collector
     source: RolloutSource
     step: Step
-    eval_prompts: Prompts | None
+    eval_prompts: PromptSet | None
     control: Control
     place: Place
     clock: PhaseClock

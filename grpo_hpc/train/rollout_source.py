@@ -8,9 +8,10 @@ import numpy as np
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
+from grpo_hpc.data.prompts import PromptSet
 from grpo_hpc.data.rows import Row
 from grpo_hpc.data.sampler import PromptSampler
-from grpo_hpc.rollout.collect import Asked, Collected, Collector, Prompts, Scored
+from grpo_hpc.rollout.collect import Asked, Collected, Collector, Scored
 from grpo_hpc.rollout.sample import Key, keys_of
 from grpo_hpc.train.credit import informative
 from grpo_hpc.train.watch import PhaseClock
@@ -61,7 +62,7 @@ class RolloutSource:
         cfg: RunConfig,
         schedule: BatchSchedule,
         collector: Collector,
-        prompts: Prompts,
+        prompts: PromptSet,
         clock: PhaseClock,
     ) -> None:
         self._cfg, self._schedule, self._prompts, self._clock = cfg, schedule, prompts, clock

@@ -79,12 +79,13 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     from gradients import files_of, made_step
 
     from grpo_hpc.config.batch import schedule
-    from grpo_hpc.data.rows import read_rows
-    from grpo_hpc.rollout.collect import Collector, Tokenizer, fitting_rows, start_rewards
+    from grpo_hpc.data.prompts import open_prompts
+    from grpo_hpc.data.tokenizer import Tokenizer
+    from grpo_hpc.rollout.collect import Collector, start_rewards
     from grpo_hpc.rollout.residency import Residency
     from grpo_hpc.train.checkpoints import TrainerState
     from grpo_hpc.train.colocation import Colocation
-    from grpo_hpc.train.entry import _Read, _reference_scores
+    from grpo_hpc.train.entry import _reference_scores
     from grpo_hpc.train.loop import Parts, Trainer
     from grpo_hpc.train.megatron.distributed_checkpoint import DistributedCheckpoint
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy, copy_of
@@ -103,7 +104,7 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     colocation = Colocation(Residency(), platform, policy, reference or (), clock)
     colocation.attach(engine)
     collector = Collector(cfg, engine, tokenizer, start_rewards(cfg), ranks)
-    prompts = _Read(fitting_rows(read_rows(cfg.data.train), tokenizer, 40)[0], tokenizer)
+    prompts = open_prompts(cfg.data.train, tokenizer, checkpoints.parent / "prompts").fitting(40)
     source = RolloutSource(cfg, schedule(cfg), collector, prompts, clock)
     recorder.watch(source)
     parts = Parts(

@@ -1,0 +1,63 @@
+"""The model's own tokenizer: many rows at once are what each row is alone, and what decides about tokens is known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from grpo_hpc.data.prompts import open_prompts
+from grpo_hpc.data.rows import Row
+from grpo_hpc.data.tokenizer import Tokenizer
+from grpo_hpc.errors import ConfigError
+
+CHATS = [[{"role": "user", "content": text}] for text in ("a", "", "ä😀\n" * 50, "<|eos|> as text")]
+REFUSING = "{% for m in messages %}{{ raise_exception('no ' ~ m['role']) }}{% endfor %}"
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    """A model folder of the test's own."""
+    return shutil.copytree(tiny("llama"), tmp_path / "model")
+
+
+def with_template(folder, text):
+    (folder / "chat_template.jinja").write_text(text)
+    return Tokenizer(str(folder))
+
+
+def test_a_set_holds_what_transformers_gives_for_each_row(folder, tmp_path):
+    from transformers import AutoTokenizer
+
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))
+    prompts = open_prompts(tmp_path / "a.jsonl", Tokenizer(str(folder)), tmp_path / "cache")
+    own = AutoTokenizer.from_pretrained(folder)
+    for number, chat in enumerate(CHATS):
+        wanted = own.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        assert prompts.tokens(number).tolist() == wanted
+        assert Tokenizer(str(folder)).encode(Row("x", chat, {})) == wanted
+    assert Tokenizer(str(folder)).decode(prompts.tokens(2).tolist()).startswith("user: ä😀\nä😀")
+
+
+def test_another_template_or_tokenizer_has_another_digest(folder):
+    first = Tokenizer(str(folder)).digest
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    assert Tokenizer(str(folder)).digest == first
+    template = (folder / "chat_template.jinja").read_text()
+    second = with_template(folder, template + " ").digest
+    assert with_template(folder, template).digest == first != second
+    vocabulary = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(vocabulary + "\n")
+    assert Tokenizer(str(folder)).digest not in (first, second)
+
+
+def test_a_template_that_refuses_a_chat_says_why(folder):
+    with pytest.raises(ConfigError, match="refused by the model's chat template: TemplateError: no user"):
+        with_template(folder, REFUSING).text(Row("x", CHATS[0], {}))
+
+
+def test_a_folder_without_a_template(folder):
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match="has no chat template"):
+        Tokenizer(str(folder))
