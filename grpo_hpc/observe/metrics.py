@@ -166,6 +166,12 @@ METRICS: dict[str, Metric] = {
     "completions/clipped_ratio": Metric(
         "", "Fraction of completions that were cut off at max_completion_length.", "cut off", ".2f"
     ),
+    "completions/given_up": Metric(
+        "",
+        "Completions that the engine gave up, or left empty; they are not scored and teach nothing.",
+        "given up",
+        ".0f",
+    ),
     "completions/tokens": Metric("tok", "Tokens sampled in the rollout.", "sampled", ".0f"),
     "dynamic/rounds": Metric(
         "", "Rounds of sampling that the rollout took; only with dynamic_sample.", "rounds", ".0f"
