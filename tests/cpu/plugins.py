@@ -30,3 +30,10 @@ def sometimes(completion_ids: list[list[int]], answer: list[int]) -> list[float]
 def rarely(completion_ids: list[list[int]], answer: list[int]) -> list[float]:
     """Differs within the groups of three prompts in twelve."""
     return [(ids[0] % 7 + len(ids)) * (n % 4 == 0) for ids, n in zip(completion_ids, answer, strict=True)]
+
+
+def writes(completions: list[str], written: list[str]) -> list[float]:
+    """Notes every call in a file."""
+    with open(written[0], "a") as file:  # noqa: PTH123
+        file.writelines(f"{text}\n" for text in completions)
+    return [float(len(text)) for text in completions]

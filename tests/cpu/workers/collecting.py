@@ -1,0 +1,75 @@
+"""Two ranks that share one engine: who decodes and scores what. Arguments: run file, file that rewards write to."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+
+
+def main() -> None:
+    import torch.distributed as dist
+
+    from grpo_hpc.config import load_run
+    from grpo_hpc.control import Control
+    from grpo_hpc.data.rows import Row
+    from grpo_hpc.rollout.collect import Asked, Collector, start_rewards
+    from grpo_hpc.rollout.engine import Completion
+
+    cfg, written = load_run(sys.argv[1]), Path(sys.argv[2])
+    assert cfg.rollout.ranks_of_engine == 2
+    dist.init_process_group("gloo")
+    control = Control(timedelta(minutes=2))
+    decoded: list[list[int]] = []
+
+    class Prompts:
+        def __len__(self) -> int:
+            return 4
+
+        def tokens(self, index: int) -> np.ndarray:
+            return np.arange(3, 6 + index, dtype=np.int32)
+
+        def row(self, index: int) -> Row:
+            return Row(f"row {index}", [{"role": "user", "content": str(index)}], {"written": str(written)})
+
+    class Engine:
+        """Gives up one completion, and one before its first token."""
+
+        version = 4
+
+        def generate(self, requests, *, greedy=False):
+            return [self.answer(number, len(r.prompt_tokens)) for number, r in enumerate(requests)]
+
+        def answer(self, number, length):
+            tokens = np.arange(length + number, dtype=np.int32)
+            reason = "abort" if number == 5 else "stop"
+            tokens = tokens[:0] if number == 2 else tokens
+            return Completion(tokens, np.full(len(tokens), -1.0, np.float32), reason)
+
+    class Tokenizer:
+        def decode(self, tokens):
+            decoded.append(tokens)
+            return f"{len(tokens)} tokens"
+
+    pool = start_rewards(cfg)
+    collector = Collector(cfg, Engine(), Tokenizer(), pool, control)
+    asked = Asked(Prompts(), {10 + n: n for n in range(4)})
+    found = collector.score(collector.collect(asked, 4), asked)
+    table = found.table
+    assert len(table) == 16 and table["position"].tolist() == sorted(table["position"].tolist())
+    given_up = ~table["answers"]
+    assert given_up.sum() == 2 and np.isnan(table["reward"][given_up]).all() and (table["failures"] == 0).all()
+    assert not np.isnan(table["reward"][~given_up]).any() and set(table["newest"].tolist()) <= {0, 4}
+    assert sorted(table["owner"].tolist()) == [0] * 8 + [1] * 8, "each rank owns a half"
+    assert len(found.scored) == 8 and all(table["owner"][table["position"] == k.position].any() for k in found.scored)
+    counts = control.gather(len(decoded), "decoded")
+    assert sum(counts) == 14, f"{counts} completions were decoded, and there are 14"
+    calls = written.read_text().splitlines()
+    assert len(calls) == 14, f"the reward was called {len(calls)} times for 14 completions"
+    pool.close()
+
+
+if __name__ == "__main__":
+    main()
