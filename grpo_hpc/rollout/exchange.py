@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from grpo_hpc.control import Control
-from grpo_hpc.rollout.sample import Key, Sample, from_payload, keys_of, payload_bytes
+from grpo_hpc.rollout.sample import Key, Sample, from_payloads, keys_of, payload_bytes
 
 
 class Exchange:
@@ -54,7 +54,7 @@ class Exchange:
         sent = _flat(held[key].payload() for key in keys_of(table[leaving]))
         arrived = self._control.all_to_all(sent, out, into, "completions on their way to where they are trained")
         self.moved += len(sent)
-        found = _read(table[coming], arrived)
+        found = from_payloads(table[coming], arrived.numpy())
         found |= {key: held[key] for key in keys_of(table[~travels & (table["owner"] == me) & (leaders == me)])}
         return self._shared(found, table[to == self.data_rank])
 
@@ -70,18 +70,9 @@ class Exchange:
         )
         if total:
             dist.broadcast(flat, src=self._members[0], group=self._replica)
-        return _read(mine, flat)
+        return from_payloads(mine, flat.numpy())
 
 
 def _flat(payloads: Iterable[bytes]) -> torch.Tensor:
     joined = bytearray().join(payloads)
     return torch.frombuffer(joined, dtype=torch.uint8) if joined else torch.empty(0, dtype=torch.uint8)
-
-
-def _read(table: np.ndarray, flat: torch.Tensor) -> dict[Key, Sample]:
-    view, ends = memoryview(flat.numpy().data), payload_bytes(table).cumsum()
-    starts = ends - payload_bytes(table)
-    return {
-        key: from_payload(row, view[start:end])
-        for key, row, start, end in zip(keys_of(table), table, starts, ends, strict=True)
-    }

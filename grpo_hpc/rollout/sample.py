@@ -42,7 +42,7 @@ class Key(NamedTuple):
     branch: int = 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Sample:
     """One token sequence and what the engine said of it; read-only arrays.
 
@@ -129,7 +129,7 @@ class Sample:
         return self.end < _ENDED and len(self.logprobs) > 0
 
     def payload(self) -> bytes:
-        """All arrays, one after another; :func:`from_payload` reads them."""
+        """All arrays, one after another; :func:`from_payloads` reads them."""
         return b"".join(np.ascontiguousarray(getattr(self, name)).tobytes() for name, _ in _ARRAYS)
 
 
@@ -193,16 +193,22 @@ def payload_bytes(table: np.ndarray) -> np.ndarray:
     return 5 * tokens + 8 * table["sampled"] + 8 * table["turns"] + routing
 
 
-def from_payload(row: np.ndarray, payload: memoryview | bytes) -> Sample:
-    """The sample that ``row`` summarises, as views of ``payload``."""
+def from_payloads(table: np.ndarray, flat: np.ndarray) -> dict[Key, Sample]:
+    """The samples that ``table`` summarises, whose payloads lie one after another in ``flat``: views of it, uint8."""
+    starts = payload_bytes(table).cumsum() - payload_bytes(table)
+    return {
+        key: _from_payload(key, row, flat, start)
+        for key, row, start in zip(keys_of(table), table, starts.tolist(), strict=True)
+    }
+
+
+def _from_payload(key: Key, row: np.ndarray, flat: np.ndarray, at: int) -> Sample:
     tokens, sampled, turns, width = (int(row[name]) for name in ("tokens", "sampled", "turns", "routing"))
-    routing = (tokens - 1, width) if width else (0, 0)
-    shapes = {"tokens": (tokens,), "logprobs": (sampled,), "versions": (sampled,), "turns": (turns, 2)}
-    shapes |= {"routing": routing, "mask": (tokens,)}
-    arrays, at = {}, 0
+    shapes: dict[str, tuple[int, ...]] = {"tokens": (tokens,), "logprobs": (sampled,), "versions": (sampled,)}
+    shapes |= {"turns": (turns, 2), "routing": (tokens - 1, width) if width else (0, 0), "mask": (tokens,)}
+    arrays = {}
     for name, dtype in _ARRAYS:
         kind = np.dtype(dtype or {1: np.uint8, 2: np.int16}[int(row["wide"])])
-        count = int(np.prod(shapes[name]))
-        arrays[name] = np.frombuffer(payload, kind, count, at).reshape(shapes[name])
-        at += count * kind.itemsize
-    return Sample(Key(*(int(row[name]) for name in Key._fields)), **arrays)
+        arrays[name] = np.ndarray(shapes[name], kind, flat, at)
+        at += arrays[name].nbytes
+    return Sample(key, **arrays)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 from grpo_hpc.errors import CheckpointError, ConfigError
 from grpo_hpc.rollout.collect import Collected, Scored
 from grpo_hpc.rollout.exchange import Exchange
-from grpo_hpc.rollout.sample import Key, Sample, from_payload, keys_of, payload_bytes
+from grpo_hpc.rollout.sample import Key, Sample, from_payloads, keys_of
 from grpo_hpc.train.experience import Dealt, Experience
 
 Deal = Callable[[np.ndarray, np.ndarray], list[Dealt]]
@@ -116,7 +115,7 @@ def _read_experience(
 def _take(experience: Experience, path: Path, rows: np.ndarray, mine: set[Key], place: Place) -> None:
     """Add what the file at ``path`` holds of ``mine``."""
     with np.load(path) as stored:
-        found = dict(_samples(rows, stored["payloads"]))
+        found = from_payloads(rows, stored["payloads"])
         values = {"old": rows["sampled"], "ref": rows["sampled"], "routing": rows["tokens"] - 1}
         for name, lengths in values.items():
             if name not in stored.files or (name != "routing" and not place.last_stage):
@@ -148,8 +147,9 @@ def _read_carried(table: np.ndarray, files: Mapping[int, Path], place: Place) ->
         if rank % place.size != place.rank or rows is None:
             continue
         with np.load(path) as stored:
-            samples, texts = _samples(rows, stored["carried_payloads"]), json.loads(stored["carried_texts"].tobytes())
-        for (key, sample), (text, failures) in zip(samples, texts, strict=True):
+            samples = from_payloads(rows, stored["carried_payloads"])
+            texts = json.loads(stored["carried_texts"].tobytes())
+        for (key, sample), (text, failures) in zip(samples.items(), texts, strict=True):
             scored[key] = Scored(sample, text, failures=failures)
     return Collected(table, scored)
 
@@ -159,15 +159,6 @@ def _read_carried(table: np.ndarray, files: Mapping[int, Path], place: Place) ->
 
 def _joined(samples: Iterator[Sample] | Any) -> np.ndarray:
     return np.frombuffer(b"".join(sample.payload() for sample in samples), np.uint8)
-
-
-def _samples(rows: np.ndarray, payloads: np.ndarray) -> list[tuple[Key, Sample]]:
-    bounds = np.concatenate([[0], payload_bytes(rows).cumsum()]).tolist()
-    view = memoryview(payloads.data)
-    return [
-        (key, from_payload(row, view[start:end]))
-        for key, row, (start, end) in zip(keys_of(rows), rows, pairwise(bounds), strict=True)
-    ]
 
 
 def _member(path: Path, name: str) -> np.ndarray | None:

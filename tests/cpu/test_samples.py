@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from grpo_hpc.rollout.sample import (
     REASONS,
     Key,
     Sample,
-    from_payload,
+    from_payloads,
     in_order,
     keys_of,
     payload_bytes,
@@ -52,12 +54,13 @@ def samples(draw):
 def test_a_payload_gives_the_sample_back(made):
     table = summaries(made, owner=3, rewards=2)
     assert keys_of(in_order(table)) == sorted(sample.key for sample in made)
-    for sample, row, size in zip(made, table, payload_bytes(table), strict=True):
-        payload = sample.payload()
-        assert len(payload) == size
-        again = from_payload(row, payload)
-        for name, value in vars(sample).items():
-            assert np.array_equal(getattr(again, name), value), name
+    flat = np.frombuffer(b"".join(sample.payload() for sample in made), np.uint8)
+    for sample, row, size, again in zip(
+        made, table, payload_bytes(table), from_payloads(table, flat).values(), strict=True
+    ):
+        assert len(sample.payload()) == size
+        for field in fields(sample):
+            assert np.array_equal(getattr(again, field.name), getattr(sample, field.name)), field.name
         assert not again.tokens.flags.writeable and not sample.mask.flags.writeable
         assert row["answers"] == (len(sample.logprobs) > 0 and sample.reason in ("stop", "length", "repetition"))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +105,7 @@ def batches_of(experience):
 def assert_same_samples(found, want):
     assert found.keys() == want.keys()
     for key, sample in want.items():
-        assert all(np.array_equal(value, getattr(found[key], name)) for name, value in vars(sample).items()), key
+        assert all(np.array_equal(getattr(sample, f.name), getattr(found[key], f.name)) for f in fields(sample)), key
 
 
 def only_the_first_rank(_):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from datetime import timedelta
 
 import numpy as np
@@ -32,7 +33,7 @@ def main() -> None:
         assert list(got) == keys_of(wanted)
         for key, found in got.items():
             want = sample(key.position % 10, key.position // 10)
-            assert all(np.array_equal(value, getattr(found, name)) for name, value in vars(want).items()), key
+            assert all(np.array_equal(getattr(want, f.name), getattr(found, f.name)) for f in fields(want)), key
         leaders = to if replicas > 1 else np.zeros(len(table))
         changed = int(payload_bytes(table[leaders != table["owner"]]).sum())
         moved = sum(control.gather(exchange.moved, "bytes"))
