@@ -27,6 +27,7 @@ from grpo_hpc.train import checkpoints, engine_check
 from grpo_hpc.train.checkpoints import TrainerState
 from grpo_hpc.train.colocation import Colocation
 from grpo_hpc.train.experience import Experience
+from grpo_hpc.train.garbage import GarbageControl
 from grpo_hpc.train.megatron.distributed_checkpoint import DistributedCheckpoint
 from grpo_hpc.train.megatron.optimizer import DTYPES
 from grpo_hpc.train.megatron.platform import Platform
@@ -85,6 +86,7 @@ class Trainer:
         self._rollout_metrics: dict[str, float] = {}  # of a rollout whose first step is not logged yet
         self._sync_metrics: dict[str, float] = {}
         self._clock.step = state.step + 1
+        self._garbage = GarbageControl()
 
     def run(self) -> bool:
         """Train to the last step; True when it got there, False when it was asked to stop."""
@@ -94,6 +96,7 @@ class Trainer:
             self._evaluate()
         unsaved = False  # a checkpoint is due: it waits for an update that was not skipped
         while not self._finished:
+            self._garbage.between_steps()
             started = time.perf_counter()
             made = self._step()
             if made is None:
@@ -247,6 +250,7 @@ class Trainer:
         self._parts.collector.close()
         self._parts.engine.close()
         self._parts.reporter.close()
+        self._garbage.close()
 
     def _log_step(self, made: Made, seconds: float) -> None:
         metrics = step_metrics(made.metrics, made.trained, self._rollout_metrics, self._clock.take(), seconds)
