@@ -25,11 +25,14 @@ class Control:
 
     Args:
         limit: the longest that a rank waits for the others.
+
+    Attributes:
+        group: gloo's, of all ranks.
     """
 
     def __init__(self, limit: timedelta) -> None:
         self._limit = limit
-        self._group = dist.new_group(backend="gloo", timeout=limit)
+        self.group = dist.new_group(backend="gloo", timeout=limit)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     @property
@@ -40,15 +43,15 @@ class Control:
     def gather(self, mine: _Message, what: str) -> list[_Message]:
         """Everybody's message on every rank, in rank order."""
         found: list[Any] = [None] * self.size
-        with self._waiting(what):
-            dist.all_gather_object(found, mine, group=self._group)
+        with self.waiting(what):
+            dist.all_gather_object(found, mine, group=self.group)
         return found
 
     def gather_at_first(self, mine: _Message, what: str) -> list[_Message]:
         """Everybody's message on the first rank, in rank order; nothing on the others."""
         found: list[Any] | None = [None] * self.size if self.first else None
-        with self._waiting(what):
-            dist.gather_object(mine, found, group=self._group)
+        with self.waiting(what):
+            dist.gather_object(mine, found, group=self.group)
         return found or []
 
     def gather_rows(self, mine: np.ndarray, what: str) -> np.ndarray:
@@ -67,8 +70,8 @@ class Control:
                 told[0] = decide()
             except GrpoHpcError as error:
                 told[1] = error
-        with self._waiting(what):
-            dist.broadcast_object_list(told, src=0, group=self._group)
+        with self.waiting(what):
+            dist.broadcast_object_list(told, src=0, group=self.group)
         if told[1] is not None:
             raise told[1]
         return told[0]
@@ -76,28 +79,16 @@ class Control:
     def any(self, mine: bool, what: str) -> bool:
         """Whether it is so on some rank."""
         flag = torch.tensor([int(mine)])
-        with self._waiting(what):
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+        with self.waiting(what):
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
         return bool(flag.item())
 
     def sum(self, mine: np.ndarray, what: str) -> np.ndarray:
         """The sum of everybody's numbers, on every rank."""
         total = torch.from_numpy(mine.copy())
-        with self._waiting(what):
-            dist.all_reduce(total, group=self._group)
+        with self.waiting(what):
+            dist.all_reduce(total, group=self.group)
         return total.numpy()
-
-    def all_to_all(self, mine: torch.Tensor, out: np.ndarray, into: np.ndarray, what: str) -> torch.Tensor:
-        """Bytes from every rank to every rank.
-
-        Args:
-            mine: uint8, what this rank sends: for rank 0, rank 1, ... one after another.
-            out, into: [ranks], bytes that this rank sends to each and gets from each.
-        """
-        found = torch.empty(int(into.sum()), dtype=torch.uint8)
-        with self._waiting(what):
-            dist.all_to_all_single(found, mine, into.tolist(), out.tolist(), group=self._group)
-        return found
 
     def subgroup(self, members: list[list[int]], number: int) -> dist.ProcessGroup:
         """A gloo group of ``members[number]``, in which this rank is. Every rank names the same lists."""
@@ -110,12 +101,13 @@ class Control:
 
     def _gathered(self, mine: torch.Tensor, what: str) -> list[torch.Tensor]:
         parts = [torch.empty_like(mine) for _ in range(self.size)]
-        with self._waiting(what):
-            dist.all_gather(parts, mine, group=self._group)
+        with self.waiting(what):
+            dist.all_gather(parts, mine, group=self.group)
         return parts
 
     @contextmanager
-    def _waiting(self, what: str) -> Iterator[None]:
+    def waiting(self, what: str) -> Iterator[None]:
+        """Around a collective over ``group``: should it take too long or a rank be gone, says what was waited for."""
         try:
             yield
         except RuntimeError as error:  # gloo: a rank is gone, or later than the limit

@@ -68,8 +68,8 @@ def after(options: argparse.Namespace, rank: int) -> dict[str, float]:
     import torch.distributed as dist
 
     from grpo_hpc.control import Control
-    from grpo_hpc.rollout.exchange import Exchange
-    from grpo_hpc.rollout.sample import Key, Sample, in_order, payload_bytes, summaries
+    from grpo_hpc.rollout.exchange import Exchange, payload_bytes
+    from grpo_hpc.rollout.sample import Key, Sample, in_order, summaries
 
     control = Control(timedelta(minutes=5))
     exchange, rng = Exchange(control, rank), np.random.default_rng(rank)
@@ -79,11 +79,15 @@ def after(options: argparse.Namespace, rank: int) -> dict[str, float]:
         logprobs = -rng.random(len(response), dtype=np.float32)
         return Sample.single_turn(Key(number, rank), prompt, response, logprobs, 0, "stop")
 
+    def dealt(to: np.ndarray) -> list[list[np.ndarray]]:
+        return [[np.flatnonzero(to == other)] for other in range(options.ranks)]
+
     def summarised(held: dict[Key, Sample]) -> np.ndarray:
         return in_order(control.gather_rows(summaries(list(held.values()), rank, 1), "summaries"))
 
     first = {Key(0, rank): one(0, 8)}  # connections and buffers are made at their first use
-    exchange.deliver(first, table := summarised(first), (table["owner"] + 1) % options.ranks)
+    table = summarised(first)
+    exchange.deliver(first, table, [dealt((table["owner"] + 1) % options.ranks)])
     start, moved_before = resident(), exchange.moved
     held = {s.key: s for s in (one(*made) for made in enumerate(lengths(options, rank)))}
     own = resident() - start
@@ -96,7 +100,7 @@ def after(options: argparse.Namespace, rank: int) -> dict[str, float]:
     to = np.random.default_rng(1).integers(0, options.ranks, len(table))
     dist.barrier()
     started = time.perf_counter()
-    got = exchange.deliver(held, table, to)
+    got = exchange.deliver(held, table, [dealt(to)])
     delivered = time.perf_counter() - started
     changed = int(payload_bytes(table[to != table["owner"]]).sum())
     moved = sum(control.gather(exchange.moved - moved_before, "bytes"))

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from grpo_hpc.control import Control
-from grpo_hpc.rollout.sample import Key, Sample, from_payloads, keys_of, payload_bytes
+from grpo_hpc.rollout.sample import Key, Sample, keys_of
+
+_WAITED_FOR = "completions on their way to where they are trained"
+
+# in this order within a payload: the widest first, so that each begins where its type allows
+_ARRAYS = (
+    ("tokens", np.int32),
+    ("logprobs", np.float32),
+    ("versions", np.int32),
+    ("turns", np.int32),
+    ("routing", None),
+    ("mask", np.bool_),
+)
 
 
 class Exchange:
@@ -23,56 +35,97 @@ class Exchange:
     def __init__(self, control: Control, data_rank: int) -> None:
         self._control, self.data_rank = control, data_rank
         of_rank = control.gather(data_rank, "every rank's place in the layout")
-        self.replicas = max(of_rank) + 1
-        members = [[rank for rank, its in enumerate(of_rank) if its == replica] for replica in range(self.replicas)]
+        members = [[rank for rank, its in enumerate(of_rank) if its == replica] for replica in range(max(of_rank) + 1)]
         self._leaders = np.array([ranks[0] for ranks in members])
         self._members = members[data_rank]
         self._replica = control.subgroup(members, data_rank)
         self.moved = 0  # bytes that this rank has sent to leaders so far
 
-    @property
-    def leads(self) -> bool:
-        """Whether this rank is the first of its replica."""
-        return self._members[0] == self._control.rank
-
-    def deliver(self, held: Mapping[Key, Sample], table: np.ndarray, to: np.ndarray) -> dict[Key, Sample]:
-        """What this rank's replica trains, in the order of ``table``.
+    def deliver(
+        self, held: Mapping[Key, Sample], table: np.ndarray, steps: Sequence[Sequence[Sequence[np.ndarray]]]
+    ) -> dict[Key, Sample]:
+        """What this rank's replica trains.
 
         Args:
-            held: samples of this rank, at least those that ``table`` says it owns.
-            table: summaries of the samples that travel, the same on every rank.
-            to: int [B], the data-parallel rank that each of them goes to.
+            held: samples of this rank, at least those that ``table`` says it owns and ``steps`` name.
+            table: summaries, the same on every rank.
+            steps: rows of ``table`` by optimizer step, replica and micro-batch; each at most once.
         """
-        leaders, sizes = self._leaders[to], payload_bytes(table)
-        me = self._control.rank
-        travels = leaders != table["owner"]
-        order = np.lexsort((np.arange(len(table)), table["owner"], leaders))
-        leaving = [row for row in order if travels[row] and table["owner"][row] == me]
-        coming = [row for row in order if travels[row] and leaders[row] == me]
-        out = np.bincount(leaders[leaving], sizes[leaving], self._control.size).astype(np.int64)
+        keys, me = keys_of(table), self._control.rank
+        shares = [np.concatenate([rows for step in steps for rows in step[to]]) for to in range(len(self._leaders))]
+        leader = np.full(len(table), -1)
+        for to, rows in zip(self._leaders, shares, strict=True):
+            leader[rows] = to
+        travels = (leader >= 0) & (leader != table["owner"])
+        leaving = _in_order_of(leader, travels & (table["owner"] == me))
+        coming = _in_order_of(table["owner"], travels & (leader == me))
+        sizes = payload_bytes(table)
+        out = np.bincount(leader[leaving], sizes[leaving], self._control.size).astype(np.int64)
         into = np.bincount(table["owner"][coming], sizes[coming], self._control.size).astype(np.int64)
-        sent = _flat(held[key].payload() for key in keys_of(table[leaving]))
-        arrived = self._control.all_to_all(sent, out, into, "completions on their way to where they are trained")
-        self.moved += len(sent)
-        found = from_payloads(table[coming], arrived.numpy())
-        found |= {key: held[key] for key in keys_of(table[~travels & (table["owner"] == me) & (leaders == me)])}
-        return self._shared(found, table[to == self.data_rank])
+        arrived = self._all_to_all(payloads(held[keys[row]] for row in leaving), out, into)
+        found = from_payloads([keys[row] for row in coming], table[coming], arrived)
+        mine = shares[self.data_rank]
+        return self._shared({**held, **found}, [keys[row] for row in mine], table[mine])
 
-    def _shared(self, found: dict[Key, Sample], mine: np.ndarray) -> dict[Key, Sample]:
+    def _all_to_all(self, mine: np.ndarray, out: np.ndarray, into: np.ndarray) -> np.ndarray:
+        """Bytes from every rank to every rank; ``out`` and ``into`` say how many to and from each."""
+        found = torch.empty(int(into.sum()), dtype=torch.uint8)
+        with self._control.waiting(_WAITED_FOR):
+            dist.all_to_all_single(
+                found, torch.from_numpy(mine), into.tolist(), out.tolist(), group=self._control.group
+            )
+        self.moved += len(mine)
+        return found.numpy()
+
+    def _shared(self, found: Mapping[Key, Sample], keys: Sequence[Key], table: np.ndarray) -> dict[Key, Sample]:
         """The leader's samples on every rank of its replica."""
         if len(self._members) == 1:
-            return {key: found[key] for key in keys_of(mine)}
-        total = int(payload_bytes(mine).sum())
-        flat = (
-            _flat(found[key].payload() for key in keys_of(mine))
-            if self.leads
-            else torch.empty(total, dtype=torch.uint8)
-        )
-        if total:
+            return {key: found[key] for key in keys}
+        flat = torch.empty(int(payload_bytes(table).sum()), dtype=torch.uint8)
+        if self._members[0] == self._control.rank:
+            flat = torch.from_numpy(payloads(found[key] for key in keys))
+        with self._control.waiting(_WAITED_FOR):
             dist.broadcast(flat, src=self._members[0], group=self._replica)
-        return from_payloads(mine, flat.numpy())
+        return from_payloads(keys, table, flat.numpy())
 
 
-def _flat(payloads: Iterable[bytes]) -> torch.Tensor:
-    joined = bytearray().join(payloads)
-    return torch.frombuffer(joined, dtype=torch.uint8) if joined else torch.empty(0, dtype=torch.uint8)
+def _in_order_of(rank: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The ``chosen`` rows, those of rank 0 first."""
+    rows = np.flatnonzero(chosen)
+    return rows[np.argsort(rank[rows], kind="stable")]
+
+
+# -- a sample as bytes ---------------------------------------------------------------------------------------------
+
+
+def payload_bytes(table: np.ndarray) -> np.ndarray:
+    """Bytes of each payload: int64 [B]."""
+    tokens = table["tokens"].astype(np.int64)
+    routing = np.where(table["routing"] > 0, (tokens - 1) * table["routing"] * table["wide"], 0)
+    return 5 * tokens + 8 * table["sampled"] + 8 * table["turns"] + routing
+
+
+def payloads(samples: Iterable[Sample]) -> np.ndarray:
+    """All arrays of all ``samples``, one after another: uint8."""
+    parts = (np.ascontiguousarray(getattr(sample, name)).tobytes() for sample in samples for name, _ in _ARRAYS)
+    return np.frombuffer(bytearray().join(parts), np.uint8)
+
+
+def from_payloads(keys: Sequence[Key], table: np.ndarray, flat: np.ndarray) -> dict[Key, Sample]:
+    """The samples called ``keys`` that ``table`` summarises: views of ``flat``, which has their payloads in order."""
+    starts = payload_bytes(table).cumsum() - payload_bytes(table)
+    return {
+        key: _from_payload(key, row, flat, start) for key, row, start in zip(keys, table, starts.tolist(), strict=True)
+    }
+
+
+def _from_payload(key: Key, row: np.ndarray, flat: np.ndarray, at: int) -> Sample:
+    tokens, sampled, turns, width = (int(row[name]) for name in ("tokens", "sampled", "turns", "routing"))
+    shapes: dict[str, tuple[int, ...]] = {"tokens": (tokens,), "logprobs": (sampled,), "versions": (sampled,)}
+    shapes |= {"turns": (turns, 2), "routing": (tokens - 1, width) if width else (0, 0), "mask": (tokens,)}
+    arrays = {}
+    for name, dtype in _ARRAYS:
+        kind = np.dtype(dtype or {1: np.uint8, 2: np.int16}[int(row["wide"])])
+        arrays[name] = np.ndarray(shapes[name], kind, flat, at)
+        at += arrays[name].nbytes
+    return Sample(key, **arrays)

@@ -80,8 +80,8 @@ class Sample:
             raise RolloutError(
                 f"completion {tuple(self.key)} begins with a sampled token: nothing was there to sample from"
             )
-        for name, _ in _ARRAYS:
-            getattr(self, name).flags.writeable = False
+        for array in (self.tokens, self.mask, self.logprobs, self.versions, self.turns, self.routing):
+            array.flags.writeable = False
 
     @classmethod
     def single_turn(
@@ -128,21 +128,6 @@ class Sample:
         """Whether it can be scored and learnt from: the engine gave it up neither before nor after its first token."""
         return self.end < _ENDED and len(self.logprobs) > 0
 
-    def payload(self) -> bytes:
-        """All arrays, one after another; :func:`from_payloads` reads them."""
-        return b"".join(np.ascontiguousarray(getattr(self, name)).tobytes() for name, _ in _ARRAYS)
-
-
-# in this order within a payload: the widest first, so that each begins where its type allows
-_ARRAYS = (
-    ("tokens", np.int32),
-    ("logprobs", np.float32),
-    ("versions", np.int32),
-    ("turns", np.int32),
-    ("routing", None),
-    ("mask", np.bool_),
-)
-
 
 def summary_type(rewards: int) -> np.dtype:
     """The type of a row of summaries with ``rewards`` reward functions.
@@ -184,31 +169,3 @@ def keys_of(table: np.ndarray) -> list[Key]:
 def in_order(table: np.ndarray) -> np.ndarray:
     """``table`` ordered by key."""
     return table[np.lexsort((table["branch"], table["sample"], table["position"]))]
-
-
-def payload_bytes(table: np.ndarray) -> np.ndarray:
-    """Bytes of each payload: int64 [B]."""
-    tokens = table["tokens"].astype(np.int64)
-    routing = np.where(table["routing"] > 0, (tokens - 1) * table["routing"] * table["wide"], 0)
-    return 5 * tokens + 8 * table["sampled"] + 8 * table["turns"] + routing
-
-
-def from_payloads(table: np.ndarray, flat: np.ndarray) -> dict[Key, Sample]:
-    """The samples that ``table`` summarises, whose payloads lie one after another in ``flat``: views of it, uint8."""
-    starts = payload_bytes(table).cumsum() - payload_bytes(table)
-    return {
-        key: _from_payload(key, row, flat, start)
-        for key, row, start in zip(keys_of(table), table, starts.tolist(), strict=True)
-    }
-
-
-def _from_payload(key: Key, row: np.ndarray, flat: np.ndarray, at: int) -> Sample:
-    tokens, sampled, turns, width = (int(row[name]) for name in ("tokens", "sampled", "turns", "routing"))
-    shapes: dict[str, tuple[int, ...]] = {"tokens": (tokens,), "logprobs": (sampled,), "versions": (sampled,)}
-    shapes |= {"turns": (turns, 2), "routing": (tokens - 1, width) if width else (0, 0), "mask": (tokens,)}
-    arrays = {}
-    for name, dtype in _ARRAYS:
-        kind = np.dtype(dtype or {1: np.uint8, 2: np.int16}[int(row["wide"])])
-        arrays[name] = np.ndarray(shapes[name], kind, flat, at)
-        at += arrays[name].nbytes
-    return Sample(key, **arrays)

@@ -59,16 +59,5 @@ def informative(cfg: RunConfig, table: np.ndarray) -> np.ndarray:
     return teaches(_tensor(rewards), table["position"].tolist()).numpy()
 
 
-def mixed(table: np.ndarray) -> np.ndarray:
-    """Whether each completion counts and its group has counting completions with advantages above 0 and not: bool [B].
-
-    Losses that tell good completions of a group from bad ones have no gradient elsewhere.
-    """
-    counts = table["token_weight"] != 0
-    good = np.unique(table["position"][counts & (table["advantage"] > 0)])
-    bad = np.unique(table["position"][counts & (table["advantage"] <= 0)])
-    return counts & np.isin(table["position"], np.intersect1d(good, bad))
-
-
 def _tensor(values: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, np.float64))

@@ -115,7 +115,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         newest = control.from_first(lambda: checkpoints.newest(run_dir.checkpoints), "the newest checkpoint's name")
         state = TrainerState()
         if newest:
-            left = partial(read_rollout, exchange=exchange, deal=step.deal, place=place)
+            left = partial(read_rollout, exchange=exchange, deal=step.dealing.deal, place=place)
             state = checkpoints.load(newest, contents, control, left)
         r = cfg.rollout
         residency = Residency(r.sleep_level, r.offload_model, r.offload_optimizer)

@@ -88,10 +88,3 @@ def by_key(table: np.ndarray, rows: Sequence[np.ndarray], values: Sequence[np.nd
 def trained_rows(dealt: Dealt) -> np.ndarray:
     """Rows of the table that go through forward and backward, on all ranks."""
     return np.concatenate([rows for mine in dealt for rows in mine])
-
-
-def who_trains_what(table: np.ndarray, steps: Sequence[Dealt]) -> tuple[np.ndarray, np.ndarray]:
-    """Summaries of all that is trained, and the data-parallel rank of each."""
-    shares = [np.concatenate(mine) for dealt in steps for mine in dealt]
-    ranks = [rank for dealt in steps for rank in range(len(dealt))]
-    return table[np.concatenate(shares)], np.repeat(ranks, [len(share) for share in shares])

@@ -151,9 +151,9 @@ class Trainer:
         self.state.position, self.state.carried = rollout.position, rollout.carried
         names, dynamic = self._cfg.rewards.columns, self._cfg.algorithm.dynamic_sample
         self._rollout_metrics = rollout_metrics(rollout, names, dynamic=dynamic)
+        rows = completion_rows(rollout, experience, names, self._parts.source.row)
         if self._cfg.logging.log_completions:
-            mine = member(completion_rows(rollout, experience, names, self._parts.source.row))
-            everybodys = self._parts.control.gather_at_first(mine, "completions to be written down")
+            everybodys = self._parts.control.gather_at_first(member(rows), "completions to be written down")
             self._reporter.completions(self.state.step + 1, everybodys)
         if not experience.table["token_weight"].any():
             self._reporter.message("overlong_filter: every completion was cut off, so this rollout teaches nothing")
@@ -183,7 +183,9 @@ class Trainer:
         with self._clock.phase("canary"):
             replicas, step = self._parts.collector.replicas, self._parts.step
             tokens = min(engine_check.TOKENS, self._cfg.rollout.max_completion_length)
-            asked = self._parts.source.first_rows(lcm(replicas, step.least) // replicas)  # every rank scores some
+            asked = self._parts.source.first_rows(
+                lcm(replicas, step.dealing.least) // replicas
+            )  # every rank scores some
             sampled = self._parts.collector.probe(asked, tokens)
         self._parts.colocation.enter(Use.TRAIN)
         with self._clock.phase("canary"):

@@ -150,6 +150,63 @@ class Packing:
         )
 
 
+@dataclass(frozen=True)
+class Dealing:
+    """Who trains what of a rollout, step by step.
+
+    Attributes:
+        size: completions of an optimizer step.
+        ranks: data-parallel ranks.
+        everything: whether all completions go through forward and backward: where experts are balanced by their load,
+            and where an advantage is known only after a pass.
+        contrasts: whether the loss tells good completions of a group from bad ones, and has no gradient elsewhere.
+        without_advantage: whether a completion of advantage 0 has a gradient.
+    """
+
+    packing: Packing
+    size: int
+    ranks: int
+    everything: bool = False
+    contrasts: bool = False
+    without_advantage: bool = False
+
+    @property
+    def least(self) -> int:
+        """A multiple of so many completions can always be dealt."""
+        return self.ranks * self.packing.multiple
+
+    def deal(self, table: np.ndarray, known: np.ndarray | None = None) -> list[list[list[MicroBatch]]]:
+        """For each optimizer step of a pass over the rollout, rows of ``table`` by rank and micro-batch.
+
+        Args:
+            known: bool [B], the completions that there are payloads of; None for all.
+        """
+        there = table["answers"] if known is None else table["answers"] & known
+        shares = [np.arange(start, start + self.size) for start in range(0, len(table), self.size)]
+        return [self._step(table, share[there[share]]) for share in shares]
+
+    def _step(self, table: np.ndarray, share: np.ndarray) -> list[list[MicroBatch]]:
+        rows = share[self._taught(table[share])]
+        return [[rows[batch] for batch in mine] for mine in self.packing.deal(table[rows], self.ranks)]
+
+    def _taught(self, share: np.ndarray) -> np.ndarray:
+        """The rows of ``share`` that have a gradient, and some more where ranks could not get as many otherwise."""
+        if self.everything:
+            return np.arange(len(share))
+        if self.contrasts:
+            share = share.copy()
+            share["advantage"] = _mixed(share)
+        return with_gradient(share, self.least, self.without_advantage)
+
+
+def _mixed(table: np.ndarray) -> np.ndarray:
+    """Whether each completion counts, and its group has both such with an advantage above 0 and such without: [B]."""
+    counts = table["token_weight"] != 0
+    good = np.unique(table["position"][counts & (table["advantage"] > 0)])
+    bad = np.unique(table["position"][counts & (table["advantage"] <= 0)])
+    return counts & np.isin(table["position"], np.intersect1d(good, bad))
+
+
 def with_gradient(table: np.ndarray, multiple_of: int, without_advantage: bool = False) -> np.ndarray:
     """Row numbers of the completions that the objective has a gradient for: int64.
 

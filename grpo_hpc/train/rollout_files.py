@@ -10,17 +10,16 @@ Layout within a checkpoint::
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from grpo_hpc.errors import CheckpointError, ConfigError
 from grpo_hpc.rollout.collect import Collected, Scored
-from grpo_hpc.rollout.exchange import Exchange
-from grpo_hpc.rollout.sample import Key, Sample, from_payloads, keys_of
+from grpo_hpc.rollout.exchange import Exchange, from_payloads, payloads
+from grpo_hpc.rollout.sample import Key, keys_of
 from grpo_hpc.train.experience import Dealt, Experience
 
 Deal = Callable[[np.ndarray, np.ndarray], list[Dealt]]
@@ -82,7 +81,7 @@ def read_rollout(folder: Path, exchange: Exchange, deal: Deal, place: Place) -> 
 def _trained(experience: Experience) -> dict[str, np.ndarray]:
     keys = list(experience.samples)
     rows = _rows_of(experience.table, keys)
-    parts = {"trained": experience.table[rows], "payloads": _joined(experience.samples[key] for key in keys)}
+    parts = {"trained": experience.table[rows], "payloads": payloads(experience.samples[key] for key in keys)}
     for name in ("old", "ref", "routing"):
         values: Mapping[Key, np.ndarray] | None = getattr(experience, name)
         if values is not None:
@@ -115,7 +114,7 @@ def _read_experience(
 def _take(experience: Experience, path: Path, rows: np.ndarray, mine: set[Key], place: Place) -> None:
     """Add what the file at ``path`` holds of ``mine``."""
     with np.load(path) as stored:
-        found = from_payloads(rows, stored["payloads"])
+        found = from_payloads(keys_of(rows), rows, stored["payloads"])
         values = {"old": rows["sampled"], "ref": rows["sampled"], "routing": rows["tokens"] - 1}
         for name, lengths in values.items():
             if name not in stored.files or (name != "routing" and not place.last_stage):
@@ -134,7 +133,7 @@ def _carried(carried: Collected) -> dict[str, np.ndarray]:
     told = json.dumps([[carried.scored[key].text, carried.scored[key].failures] for key in keys]).encode()
     return {
         "carried": carried.table[_rows_of(carried.table, keys)],
-        "carried_payloads": _joined(carried.scored[key].sample for key in keys),
+        "carried_payloads": payloads(carried.scored[key].sample for key in keys),
         "carried_texts": np.frombuffer(told, np.uint8),
     }
 
@@ -147,7 +146,7 @@ def _read_carried(table: np.ndarray, files: Mapping[int, Path], place: Place) ->
         if rank % place.size != place.rank or rows is None:
             continue
         with np.load(path) as stored:
-            samples = from_payloads(rows, stored["carried_payloads"])
+            samples = from_payloads(keys_of(rows), rows, stored["carried_payloads"])
             texts = json.loads(stored["carried_texts"].tobytes())
         for (key, sample), (text, failures) in zip(samples.items(), texts, strict=True):
             scored[key] = Scored(sample, text, failures=failures)
@@ -155,10 +154,6 @@ def _read_carried(table: np.ndarray, files: Mapping[int, Path], place: Place) ->
 
 
 # -- arrays --------------------------------------------------------------------------------------------------------
-
-
-def _joined(samples: Iterator[Sample] | Any) -> np.ndarray:
-    return np.frombuffer(b"".join(sample.payload() for sample in samples), np.uint8)
 
 
 def _member(path: Path, name: str) -> np.ndarray | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
+from grpo_hpc.algo.advantages import zero_variance_fraction
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
 from grpo_hpc.data.prompts import PromptSet
@@ -39,6 +41,13 @@ class Rollout:
     rounds: int = 1
     dropped: int = 0
     filled: int = 0
+
+    @property
+    def alike(self) -> float:
+        """Share of the sampled groups whose rewards are all equal."""
+        return zero_variance_fraction(
+            torch.from_numpy(self.sampled["reward"].copy()), self.sampled["position"].tolist()
+        )
 
     @property
     def carried(self) -> Collected:

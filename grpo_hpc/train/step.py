@@ -24,13 +24,13 @@ from grpo_hpc.config.batch import BatchSchedule
 from grpo_hpc.control import Control
 from grpo_hpc.rollout.exchange import Exchange
 from grpo_hpc.rollout.sample import Key, Sample, keys_of
-from grpo_hpc.train.credit import mixed, set_advantages, set_token_weights
-from grpo_hpc.train.experience import Dealt, Experience, trained_rows, who_trains_what
+from grpo_hpc.train.credit import set_advantages, set_token_weights
+from grpo_hpc.train.experience import Experience, trained_rows
 from grpo_hpc.train.megatron.chosen_objective import objective_of
 from grpo_hpc.train.megatron.platform import Platform
 from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
 from grpo_hpc.train.micro_batches import PackedBatch
-from grpo_hpc.train.packing import Packing, packing_metrics, with_gradient
+from grpo_hpc.train.packing import Dealing, Packing, packing_metrics
 from grpo_hpc.train.rollout_files import Place
 from grpo_hpc.train.scorer import ENTROPIES, WAITED_FOR, Scorer, Scores
 from grpo_hpc.train.watch import PhaseClock
@@ -54,6 +54,9 @@ class Step:
 
     Args:
         reference: gives the reference model's scores; None without a KL term.
+
+    Attributes:
+        dealing: who trains what.
     """
 
     def __init__(
@@ -70,12 +73,20 @@ class Step:
         clock: PhaseClock,
     ) -> None:
         self._cfg, self._schedule = cfg, schedule
-        self._policy, self._reference, self._packing = policy, reference, packing
+        self._policy, self._reference = policy, reference
         self._exchange, self._control, self._clock = exchange, control, clock
         self._scorer = Scorer(platform, packing.layout, exchange, control, place)
         self._records = cfg.moe.router_replay_mode == "R2"
         self._objective = objective_of(cfg)
         self._top_entropy = cfg.algorithm.top_entropy_quantile
+        self.dealing = Dealing(
+            packing,
+            schedule.global_batch_size,
+            schedule.dp,
+            everything=cfg.moe.balances or cfg.algorithm.kl_in_reward,
+            contrasts=self._objective.loss.classifies,
+            without_advantage=self._objective.teaches_without_advantage or self._top_entropy < 1.0,
+        )
 
     def begin(self, table: np.ndarray, held: Mapping[Key, Sample]) -> Experience:
         """A fresh rollout, complete for its first update.
@@ -88,8 +99,8 @@ class Step:
         set_token_weights(self._cfg, self._schedule, table)
         if not in_reward:
             set_advantages(self._cfg, table)
-        steps = self.deal(table)
-        experience = Experience(table, steps, self._exchange.deliver(held, *who_trains_what(table, steps)))
+        steps = self.dealing.deal(table)
+        experience = Experience(table, steps, self._exchange.deliver(held, table, steps))
         with self._clock.phase("logprob"):
             if self._records:
                 experience.old, experience.routing = scorer.record(experience, self._policy)
@@ -111,7 +122,7 @@ class Step:
         trained = experience.table[trained_rows(dealt)]
         ages = step - trained["oldest"]
         metrics |= {"staleness/mean": float(ages.mean()), "staleness/max": float(ages.max())}
-        metrics |= packing_metrics(dealt, experience.table, self._packing)
+        metrics |= packing_metrics(dealt, experience.table, self.dealing.packing)
         metrics["loss"] += constant
         experience.used += 1
         return Made(metrics, trained)
@@ -134,51 +145,14 @@ class Step:
         """This rank's micro-batches of the coming step."""
         return self._scorer.packed(experience, experience.steps[experience.number], advantages)
 
-    @property
-    def least(self) -> int:
-        """A multiple of so many completions can always be dealt."""
-        return self._schedule.dp * self._packing.multiple
-
     def logprobs(self, table: np.ndarray, held: Mapping[Key, Sample]) -> tuple[np.ndarray, np.ndarray]:
         """The engine's log-probabilities and the trainer's of the same tokens, from all ranks: [N], [N]."""
-        dealt = self._packing.deal(table, self._schedule.dp)
-        experience = Experience(table, [dealt], self._exchange.deliver(held, *who_trains_what(table, [dealt])))
+        steps = [self.dealing.packing.deal(table, self.dealing.ranks)]
+        experience = Experience(table, steps, self._exchange.deliver(held, table, steps))
         now = self._scorer.said(self._scorer.logprobs(experience, self._policy.scores))
         mine = [(experience.samples[key].logprobs, value) for key, value in now.items()]
         pairs = [pair for part in self._control.gather(mine, WAITED_FOR) for pair in part]
         return np.concatenate([engine for engine, _ in pairs]), np.concatenate([trainer for _, trainer in pairs])
-
-    # -- who trains what --------------------------------------------------------------------------------------------
-
-    def deal(self, table: np.ndarray, known: np.ndarray | None = None) -> list[Dealt]:
-        """For each optimizer step of a pass over the rollout, who trains which rows of ``table``.
-
-        Args:
-            known: bool [B], the completions that there are payloads of; None for all.
-        """
-        size = self._schedule.global_batch_size
-        there = np.ones(len(table), bool) if known is None else known
-        shares = [np.arange(start, start + size) for start in range(0, len(table), size)]
-        return [self._deal(table, share[there[share]]) for share in shares]
-
-    def _deal(self, table: np.ndarray, share: np.ndarray) -> Dealt:
-        rows = share[table["answers"][share]]
-        rows = rows[self._taught(table[rows])]
-        dealt = self._packing.deal(table[rows], self._schedule.dp)
-        return [[rows[batch] for batch in mine] for mine in dealt]
-
-    def _taught(self, share: np.ndarray) -> np.ndarray:
-        """The rows of ``share`` that have a gradient, and some more where ranks could not get as many otherwise.
-
-        All of them where experts are balanced by their load, and where an advantage is known only after a pass.
-        """
-        if self._cfg.moe.balances or self._cfg.algorithm.kl_in_reward:
-            return np.arange(len(share))
-        if self._objective.loss.classifies:
-            share = share.copy()
-            share["advantage"] = mixed(share)
-        everything = self._objective.teaches_without_advantage or self._top_entropy < 1.0
-        return with_gradient(share, self.least, everything)
 
     @property
     def _needs_old(self) -> bool:

@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from grpo_hpc.algo.advantages import zero_variance_fraction
 from grpo_hpc.data.rows import Row
 from grpo_hpc.observe.completions import CompletionLog
 from grpo_hpc.observe.events import EventLog
@@ -71,9 +69,8 @@ def rollout_metrics(rollout: Rollout, rewards: Sequence[str], *, dynamic: bool) 
     sampled = rollout.sampled
     scored = sampled["reward"][~np.isnan(sampled["reward"])]
     lengths, ended = sampled["sampled"], sampled["sampled"][sampled["end"] != LENGTH]
-    alike = zero_variance_fraction(torch.from_numpy(sampled["reward"].copy()), sampled["position"].tolist())
     metrics = {
-        "reward/zero_variance_groups": alike,
+        "reward/zero_variance_groups": rollout.alike,
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),

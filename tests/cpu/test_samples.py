@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from ranks import run_ranks
 
 from grpo_hpc.errors import RolloutError
+from grpo_hpc.rollout.exchange import from_payloads, payload_bytes, payloads
 from grpo_hpc.rollout.sample import (
     REASONS,
     Key,
     Sample,
-    from_payloads,
     in_order,
     keys_of,
-    payload_bytes,
     summaries,
 )
 from grpo_hpc.train.experience import Experience
@@ -54,11 +53,11 @@ def samples(draw):
 def test_a_payload_gives_the_sample_back(made):
     table = summaries(made, owner=3, rewards=2)
     assert keys_of(in_order(table)) == sorted(sample.key for sample in made)
-    flat = np.frombuffer(b"".join(sample.payload() for sample in made), np.uint8)
+    flat = payloads(made)
     for sample, row, size, again in zip(
-        made, table, payload_bytes(table), from_payloads(table, flat).values(), strict=True
+        made, table, payload_bytes(table), from_payloads(keys_of(table), table, flat).values(), strict=True
     ):
-        assert len(sample.payload()) == size
+        assert len(payloads([sample])) == size
         for field in fields(sample):
             assert np.array_equal(getattr(again, field.name), getattr(sample, field.name)), field.name
         assert not again.tokens.flags.writeable and not sample.mask.flags.writeable

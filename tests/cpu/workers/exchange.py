@@ -12,8 +12,8 @@ def main() -> None:
     import torch.distributed as dist
 
     from grpo_hpc.control import Control
-    from grpo_hpc.rollout.exchange import Exchange
-    from grpo_hpc.rollout.sample import in_order, keys_of, payload_bytes, summaries
+    from grpo_hpc.rollout.exchange import Exchange, payload_bytes
+    from grpo_hpc.rollout.sample import in_order, keys_of, summaries
 
     dist.init_process_group("gloo")
     control = Control(timedelta(minutes=1))
@@ -28,7 +28,9 @@ def main() -> None:
         exchange = Exchange(control, control.rank if replicas > 1 else 0)
         rng = np.random.default_rng(3)
         to = rng.integers(0, replicas, len(table))
-        got = exchange.deliver(held, table, to)
+        # in two steps, of one micro-batch on each rank
+        rows = [[[part] for part in np.array_split(np.flatnonzero(to == r), 2)] for r in range(replicas)]
+        got = exchange.deliver(held, table, [[mine[0] for mine in rows], [mine[1] for mine in rows]])
         wanted = table[to == exchange.data_rank]
         assert list(got) == keys_of(wanted)
         for key, found in got.items():
@@ -38,8 +40,7 @@ def main() -> None:
         changed = int(payload_bytes(table[leaders != table["owner"]]).sum())
         moved = sum(control.gather(exchange.moved, "bytes"))
         assert moved == changed, f"{moved} bytes moved, {changed} change their owner"
-    nothing = exchange.deliver(held, table[:0], np.zeros(0, int))
-    assert nothing == {}
+    assert exchange.deliver(held, table, [[[np.zeros(0, int)]]]) == {}, "nothing travels that nobody trains"
 
 
 def sample(rank: int, number: int):

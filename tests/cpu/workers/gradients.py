@@ -131,7 +131,7 @@ class files_of:
         from grpo_hpc.train.megatron.distributed_checkpoint import DistributedCheckpoint
         from grpo_hpc.train.rollout_files import read_rollout
 
-        left = partial(read_rollout, exchange=self._step._exchange, deal=self._step.deal, place=self._place)
+        left = partial(read_rollout, exchange=self._step._exchange, deal=self._step.dealing.deal, place=self._place)
         return checkpoints.load(checkpoint, DistributedCheckpoint(policy, platform, **options), self._control, left)
 
 
