@@ -87,10 +87,9 @@ class Packing:
         Raises:
             ConfigError: a sequence alone has more than ``tokens``, or there are too few completions.
         """
-        costliest_first = np.lexsort((table["branch"], table["sample"], table["position"], -self.costs(table)))
         if self.tokens is None:
-            return self._by_size(costliest_first, ranks)
-        return self._by_tokens(table, costliest_first, self.tokens, ranks)
+            return self._by_size(_falling(self.costs(table), table), ranks)
+        return self._by_tokens(table, _falling(table["tokens"], table), self.tokens, ranks)
 
     def costs(self, table: np.ndarray) -> np.ndarray:
         """Forward operations of each completion of ``table``, whose last token is no input: float64."""
@@ -182,6 +181,11 @@ def packing_metrics(dealt: list[list[MicroBatch]], table: np.ndarray, packing: P
     }
 
 
+def _falling(values: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Row numbers of ``table`` in falling order of ``values``, whatever the order of the rows is."""
+    return np.lexsort((table["branch"], table["sample"], table["position"], -values))
+
+
 def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
@@ -208,7 +212,7 @@ def _least_bins(lengths: np.ndarray, budget: int) -> int:
 def _even_bins(weights: np.ndarray, lengths: np.ndarray, budget: int, bins: int, ranks: int) -> list[np.ndarray] | None:
     """Numbers of the items in each bin, none of which is longer than ``budget``; None where this does not find room.
 
-    Items are given in falling order of weight, and are no fewer than ``bins``. The first of them open a bin each;
+    Items are given in falling order of length, and are no fewer than ``bins``. The first of them open a bin each;
     every ``ranks`` bins are to weigh what the first of them begins with. An item goes where it fits into what is
     missing, to the bin that misses most, and else to the bin of least weight that has room (Graham's
     longest-processing-time rule, SIAM J. Appl. Math. 17, 1969, with a bound).
