@@ -6,8 +6,9 @@
     global     = micro * dp * accumulation
     generation = global * steps_per_generation
 
-Every division must come out whole. A broken rule is shown as its equation, with the numbers; the nearest values that
-satisfy all rules at once are found in :mod:`grpo_hpc.config.nearest`.
+Every division must come out whole; those of a rollout over its engines need not, and are no rule. A broken rule is
+shown as its equation, with the numbers; the nearest values that satisfy all rules at once are found in
+:mod:`grpo_hpc.config.nearest`.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ class BatchSchedule:
         num_generations: completions per prompt.
         prompts_per_rollout: prompts per rollout.
         prompts_per_step: prompts per optimizer step.
-        completions_per_rank_per_rollout: completions that the vLLM engine of one rank generates per rollout; with
-            vllm_tensor_parallel_size > 1 the ranks of one engine share them.
+        engines: vLLM engines that share a rollout.
+        completions_per_rank_per_rollout: completions that the vLLM engine of one rank generates per rollout, or one
+            less where they do not come out even; with vllm_tensor_parallel_size > 1 the ranks of one engine share them.
         rollouts: rollouts of the whole run; the last one may serve fewer steps than the others.
     """
 
@@ -57,6 +59,7 @@ class BatchSchedule:
     num_generations: int
     prompts_per_rollout: int
     prompts_per_step: int
+    engines: int
     completions_per_rank_per_rollout: int
     rollouts: int
 
@@ -150,6 +153,7 @@ def schedule(cfg: RunConfig) -> BatchSchedule:
         raise ConfigError("\n".join(equations(broken)))
     dp, generation = sizes.world // sizes.footprint, sizes.generation
     steps = generation // sizes.global_batch_size
+    engines = sizes.rollout_world // sizes.vllm_tensor_parallel_size
     return BatchSchedule(
         world_size=sizes.world,
         dp=dp,
@@ -163,7 +167,8 @@ def schedule(cfg: RunConfig) -> BatchSchedule:
         num_generations=sizes.num_generations,
         prompts_per_rollout=generation // sizes.num_generations,
         prompts_per_step=sizes.global_batch_size // sizes.num_generations,
-        completions_per_rank_per_rollout=generation // (sizes.rollout_world // sizes.vllm_tensor_parallel_size),
+        engines=engines,
+        completions_per_rank_per_rollout=-(-generation // engines),
         rollouts=-(-cfg.batch.train_iters // (steps * cfg.batch.num_iterations)),
     )
 
@@ -194,7 +199,7 @@ def broken_rules(s: Sizes) -> list[BrokenRule]:
         return broken
     if broken := _broken_generation(s):
         return broken
-    if broken := [*_broken_step(s), *_broken_rollout(s)]:
+    if broken := _broken_step(s):
         return broken
     return refused_by_ms_swift(s) if s.loss_scaling == "ms_swift" else []
 
@@ -270,7 +275,7 @@ def _broken_step(s: Sizes) -> list[BrokenRule]:
                 "an optimizer step must be whole micro-batches on every data-parallel rank",
                 "accumulation = global_batch_size / (micro_batch_size * dp)",
                 f"{size} / ({micro} * {dp}) = {size} / {micro * dp}, remainder {rest}",
-                ("global_batch_size", "micro_batch_size"),
+                ("global_batch_size", "micro_batch_size", "nproc_per_node"),
             )
         )
     if rest := size % group:
@@ -300,30 +305,5 @@ def refused_by_ms_swift(s: Sizes) -> list[BrokenRule]:
             "generation_batch_size / num_generations / (dp * micro_batch_size)",
             f"{s.generation} / {group} / ({dp} * {micro}) = {prompts} / {dp * micro}, remainder {rest}",
             ("micro_batch_size", "global_batch_size", "num_generations"),
-        )
-    ]
-
-
-def _broken_rollout(s: Sizes) -> list[BrokenRule]:
-    """A rollout is cut evenly over the vLLM engines.
-
-    That it holds whole groups follows from the rules of a step, since a rollout is whole steps.
-    """
-    engines = s.rollout_world // s.vllm_tensor_parallel_size
-    rest = s.generation % engines
-    if not rest:
-        return []
-    size_key = "global_batch_size" if s.generation_batch_size is None else "generation_batch_size"
-    nodes_key = "nodes" if s.vllm_mode == "colocate" else "vllm_server_nodes"
-    if s.vllm_tensor_parallel_size == 1:
-        what, symbols = "ranks", f"({nodes_key} * nproc_per_node)"
-    else:
-        what, symbols = "vLLM engines", f"({nodes_key} * nproc_per_node / vllm_tensor_parallel_size)"
-    return [
-        BrokenRule(
-            f"the completions of a rollout must be cut evenly over the {what}",
-            f"completions per rollout / {symbols}",
-            f"{s.generation} / {engines}, remainder {rest}",
-            (size_key, "steps_per_generation", "vllm_tensor_parallel_size", "nproc_per_node"),
         )
     ]

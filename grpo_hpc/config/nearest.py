@@ -55,8 +55,8 @@ def _candidates(sizes: Sizes, key: str) -> Iterator[int]:
     now = _now(sizes, key)
     if key == "global_batch_size":
         unit = _step_unit(sizes)
-        # nothing above generation_batch_size divides it, and engines ask for no more units than there are engines
-        return _multiples(unit, now, max(_REACH, sizes.rollout_world, (sizes.generation_batch_size or 0) // unit + 1))
+        # nothing above generation_batch_size divides it
+        return _multiples(unit, now, max(_REACH, (sizes.generation_batch_size or 0) // unit + 1))
     if key == "generation_batch_size":
         return _multiples(sizes.global_batch_size, now, _REACH)
     if key == "num_generations":

@@ -352,6 +352,38 @@ def reward_functions(given: Given, run: Run) -> Result:
     return Result({"reward_funcs": names}, "; ".join(notes), None if notes else Fate.TAKEN)
 
 
+REWARD_PARAMETERS = {
+    **{
+        f"cosine_{name}_len_value_{of}": ("cosine", f"{name}_len_value_{of}")
+        for name in ("min", "max")
+        for of in ("wrong", "correct")
+    },
+    "cosine_max_len": ("cosine", "max_completion_length"),
+    "repetition_n_grams": ("repetition", "n_grams"),
+    "repetition_max_penalty": ("repetition", "max_penalty"),
+    "soft_max_length": ("soft_overlong", "max_completion_length"),
+    "soft_cache_length": ("soft_overlong", "soft_cache_length"),
+}
+"""The reward function that each of these flags is for, and what its parameter is called here."""
+
+
+def reward_parameter(given: Given, run: Run) -> Result:
+    """Parameters of all built-in rewards have one key: each of their flags writes all that were given."""
+    chosen = run.given("reward_funcs")
+    named = set() if chosen is None else set(map(str, chosen.values))
+    function, name = REWARD_PARAMETERS[given.name]
+    if function not in named:
+        return Result(note=f"reward_funcs does not name {function}", fate=Fate.IGNORED)
+    if number(given.values[0]) is None:
+        return Result(note="is no number", fate=Fate.UNSUPPORTED)
+    found: dict[str, dict[str, float]] = {}
+    for flag, (owner, parameter) in REWARD_PARAMETERS.items():
+        said = run.given(flag)
+        if owner in named and said is not None and (value := number(said.values[0])) is not None:
+            found.setdefault(owner, {})[parameter] = int(value) if value.is_integer() else value
+    return Result({"reward_params": found}, f"{name} of {function}")
+
+
 def visible_devices(given: Given, run: Run) -> Result:
     """A list of GPUs is their number, unless the number of processes is given."""
     count = len([device for device in given.shown.split(",") if device.strip()])

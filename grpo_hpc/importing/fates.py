@@ -65,6 +65,7 @@ class Flag:
         why: why it becomes none, or how it is converted.
         default: ms-swift's default, or what it is in a run, where the run must be told because ours may differ.
         old_default: the default in 3.11, when it differs.
+        here: the value, as it is written, that says what happens here anyway, while the run file has no such key.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Flag:
     why: str = ""
     default: Any = None
     old_default: Any = None
+    here: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,6 +91,11 @@ def same(name: str, *old: str, default: Any = None, old_default: Any = None, con
 def all_same(*names: str) -> tuple[Flag, ...]:
     """Flags that the run file knows under the same names."""
     return tuple(same(name) for name in names)
+
+
+def without_key(here: str, *names: str) -> tuple[Flag, ...]:
+    """Flags that the run file has no key for: ``here`` is what happens anyway, and any other value is reported."""
+    return tuple(Flag(name, here=here) for name in names)
 
 
 def renamed(name: str, key: str, *old: str, default: Any = None) -> Flag:

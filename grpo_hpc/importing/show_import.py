@@ -113,6 +113,8 @@ def _cells(flag: Flag) -> tuple[str, ...]:
     key = dotted(flag.key or flag.name)
     if key is not None:
         return (*first, f"`{key}`", flag.why)
+    if flag.here is not None:
+        return (*first, Fate.UNSUPPORTED.value, f"`{flag.here}` is what happens here")
     return (*first, "converted" if flag.why else Fate.UNSUPPORTED.value, flag.why)
 
 

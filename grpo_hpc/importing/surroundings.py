@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from grpo_hpc.importing import convert
-from grpo_hpc.importing.fates import Flag, all_same, converted, ignored, missing, nothing, renamed
+from grpo_hpc.importing.fates import Flag, all_same, converted, ignored, missing, nothing, renamed, without_key
 
 SERVER_FLAGS: tuple[Flag, ...] = (
     *all_same(
         "vllm_tensor_parallel_size",
-        "vllm_pipeline_parallel_size",
         "vllm_gpu_memory_utilization",
         "vllm_max_model_len",
         "vllm_max_num_seqs",
         "vllm_max_lora_rank",
-        "vllm_enable_lora",
         "vllm_enforce_eager",
-        "vllm_enable_prefix_caching",
-        "vllm_enable_expert_parallel",
-        "vllm_disable_cascade_attn",
-        "vllm_disable_custom_all_reduce",
         "vllm_limit_mm_per_prompt",
         "vllm_mm_processor_cache_gb",
         "vllm_engine_kwargs",
@@ -26,9 +20,13 @@ SERVER_FLAGS: tuple[Flag, ...] = (
         "vllm_speculative_config",
         "multi_turn_scheduler",
         "max_turns",
-        "use_gym_env",
         "gym_env",
         "enable_thinking",
+    ),
+    *without_key("1", "vllm_pipeline_parallel_size"),
+    *without_key("true", "vllm_enable_prefix_caching", "vllm_disable_cascade_attn"),
+    *without_key(
+        "false", "vllm_enable_lora", "vllm_enable_expert_parallel", "vllm_disable_custom_all_reduce", "use_gym_env"
     ),
     renamed("port", "vllm_server_port"),
     *nothing("servers listen where the job runs", "host"),

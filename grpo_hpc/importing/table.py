@@ -6,9 +6,22 @@ file's key of the same name, as soon as the run file has one; until then it is r
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from grpo_hpc.importing import convert
 from grpo_hpc.importing.convert import only, unless
-from grpo_hpc.importing.fates import Flag, Run, all_same, converted, ignored, missing, nothing, renamed, same
+from grpo_hpc.importing.fates import (
+    Flag,
+    Run,
+    all_same,
+    converted,
+    ignored,
+    missing,
+    nothing,
+    renamed,
+    same,
+    without_key,
+)
 
 
 def _served(run: Run) -> bool:
@@ -21,6 +34,27 @@ def _gdpo(run: Run) -> bool:
 
 def _one_turn(run: Run) -> bool:
     return run.value("multi_turn_scheduler") is None
+
+
+def _adam(run: Run) -> bool:
+    return bool(run.value("optimizer") == "adam")
+
+
+def _constant_decay(run: Run) -> bool:
+    return run.value("weight_decay_incr_style") in (None, "constant")
+
+
+def _no_wsd(run: Run) -> bool:
+    return str(run.value("lr_decay_style")).lower() != "wsd"
+
+
+def _without(name: str) -> Callable[[Run], bool]:
+    return lambda run: run.value(name) in (None, "0")
+
+
+_no_fp8, _no_fp4 = _without("fp8_format"), _without("fp4_format")
+_no_mtp, _no_capacity = _without("mtp_num_layers"), _without("moe_expert_capacity_factor")
+_no_best = _without("metric_for_best_model")
 
 
 _BATCH = (
@@ -44,22 +78,13 @@ _PARALLEL = (
         "pipeline_model_parallel_layout",
         "decoder_first_pipeline_num_layers",
         "decoder_last_pipeline_num_layers",
-        "account_for_embedding_in_pipeline_split",
-        "account_for_loss_in_pipeline_split",
         "use_distributed_optimizer",
         "overlap_grad_reduce",
         "overlap_param_gather",
-        "tp_comm_overlap",
-        "cp_comm_type",
-        "nccl_comm_warmup",
-        "use_megatron_fsdp",
-        "data_parallel_sharding_strategy",
         "microbatch_group_size_per_vp_stage",
-        "deterministic_mode",
         "recompute_method",
         "recompute_num_layers",
         "recompute_modules",
-        "moe_layer_recompute",
     ),
     same(
         "virtual_pipeline_model_parallel_size", "num_virtual_stages_per_pipeline_rank", convert=convert.virtual_stages
@@ -68,6 +93,18 @@ _PARALLEL = (
         "write virtual_pipeline_model_parallel_size = layers / pipeline stages / this",
         "num_layers_per_virtual_pipeline_stage",
     ),
+    *without_key(
+        "false",
+        "account_for_embedding_in_pipeline_split",
+        "account_for_loss_in_pipeline_split",
+        "tp_comm_overlap",
+        "nccl_comm_warmup",
+        "use_megatron_fsdp",
+        "deterministic_mode",
+        "moe_layer_recompute",
+    ),
+    *without_key("p2p", "cp_comm_type"),
+    *without_key("no_shard", "data_parallel_sharding_strategy"),
     same("sequence_parallel", convert=convert.sequence_parallel),
     same("recompute_granularity", default="selective", convert=convert.recompute),
     converted(
@@ -130,21 +167,23 @@ _OPTIMIZER = (
         "min_lr",
         "lr_warmup_iters",
         "lr_decay_iters",
-        "lr_wsd_decay_iters",
-        "lr_wsd_decay_style",
-        "lr_warmup_init",
-        "start_weight_decay",
-        "end_weight_decay",
-        "weight_decay_incr_style",
-        "apply_wd_to_qk_layernorm",
         "optimizer_cpu_offload",
         "optimizer_offload_fraction",
         "use_precision_aware_optimizer",
-        "main_grads_dtype",
-        "main_params_dtype",
-        "sgd_momentum",
         "vit_lr",
         "aligner_lr",
+    ),
+    *without_key("0", "lr_warmup_init"),
+    *without_key("constant", "weight_decay_incr_style"),
+    *without_key("false", "apply_wd_to_qk_layernorm"),
+    *without_key("fp32", "main_grads_dtype", "main_params_dtype"),
+    *(
+        same(name, convert=unless(_constant_decay, "nothing reads it while weight_decay_incr_style is constant"))
+        for name in ("start_weight_decay", "end_weight_decay")
+    ),
+    *(
+        same(name, convert=unless(_no_wsd, "only lr_decay_style WSD reads it"))
+        for name in ("lr_wsd_decay_iters", "lr_wsd_decay_style")
     ),
     same("exp_avg_dtype", convert=convert.state_precision),
     same("exp_avg_sq_dtype", convert=convert.state_precision),
@@ -156,48 +195,52 @@ _OPTIMIZER = (
     same("adam_beta2", default=0.95),
     same("adam_eps", default=1e-8),
     same("optimizer", default="adam"),
-    *all_same(
-        "muon_coefficient_type",
-        "muon_extra_scale_factor",
-        "muon_fp32_matmul_prec",
-        "muon_momentum",
-        "muon_num_ns_steps",
-        "muon_scalar_optimizer",
-        "muon_scale_mode",
-        "muon_split_qkv",
-        "muon_tp_mode",
-        "muon_use_nesterov",
+    *(
+        same(name, convert=unless(_adam, "optimizer adam does not read it"))
+        for name in (
+            "sgd_momentum",
+            "muon_coefficient_type",
+            "muon_extra_scale_factor",
+            "muon_fp32_matmul_prec",
+            "muon_momentum",
+            "muon_num_ns_steps",
+            "muon_scalar_optimizer",
+            "muon_scale_mode",
+            "muon_split_qkv",
+            "muon_tp_mode",
+            "muon_use_nesterov",
+        )
     ),
     *(converted(name, convert.precision, "becomes model.dtype") for name in ("bf16", "fp16", "torch_dtype")),
-    *all_same(
-        "fp8_format",
-        "fp8_recipe",
-        "fp8_param_gather",
-        "fp8_amax_history_len",
-        "fp8_amax_compute_algo",
-        "fp4_format",
-        "fp4_recipe",
-        "fp4_param_gather",
+    *all_same("fp8_format", "fp4_format"),
+    *(
+        same(name, convert=unless(_no_fp8, "nothing reads it without fp8_format"))
+        for name in ("fp8_recipe", "fp8_param_gather", "fp8_amax_history_len", "fp8_amax_compute_algo")
+    ),
+    *(
+        same(name, convert=unless(_no_fp4, "nothing reads it without fp4_format"))
+        for name in ("fp4_recipe", "fp4_param_gather")
     ),
 )
 
-_MOE = all_same(
-    "moe_router_dtype",
-    "moe_token_dispatcher_type",
-    "moe_aux_loss_coeff",
-    "moe_z_loss_coeff",
-    "moe_shared_expert_overlap",
-    "moe_expert_capacity_factor",
-    "moe_pad_expert_input_to_capacity",
-    "moe_token_drop_policy",
-    "moe_enable_deepep",
-    "moe_router_bias_update_rate",
-    "moe_router_load_balancing_type",
-    "router_replay_mode",
-    "mtp_num_layers",
-    "mtp_loss_scaling_factor",
-    "mtp_shared_weights",
-    "mtp_decoder_input_detach",
+_MOE = (
+    *all_same(
+        "moe_router_dtype",
+        "moe_aux_loss_coeff",
+        "moe_z_loss_coeff",
+        "moe_expert_capacity_factor",
+        "moe_router_bias_update_rate",
+        "router_replay_mode",
+    ),
+    *without_key("alltoall", "moe_token_dispatcher_type"),
+    *without_key("seq_aux_loss", "moe_router_load_balancing_type"),
+    *without_key("false", "moe_shared_expert_overlap", "moe_pad_expert_input_to_capacity", "moe_enable_deepep"),
+    same("moe_token_drop_policy", convert=unless(_no_capacity, "nothing reads it without moe_expert_capacity_factor")),
+    *without_key("0", "mtp_num_layers"),
+    *(
+        same(name, convert=unless(_no_mtp, "nothing reads it without mtp_num_layers"))
+        for name in ("mtp_loss_scaling_factor", "mtp_shared_weights", "mtp_decoder_input_detach")
+    ),
 )
 
 _ROLLOUT = (
@@ -211,27 +254,23 @@ _ROLLOUT = (
             "vllm_max_model_len",
             "vllm_enforce_eager",
             "vllm_limit_mm_per_prompt",
-            "vllm_enable_prefix_caching",
-            "vllm_disable_cascade_attn",
             "vllm_max_num_seqs",
             "vllm_mm_processor_cache_gb",
             "vllm_engine_kwargs",
         )
     ),
     *all_same(
-        "vllm_enable_lora",
         "sleep_level",
         "offload_model",
         "offload_optimizer",
-        "offload_teacher_model",
         "vllm_server_timeout",
-        "vllm_server_pass_dataset",
-        "async_generate",
-        "min_p",
-        "repetition_penalty",
         "stop_words",
         "structured_outputs_regex",
     ),
+    *without_key("true", "vllm_enable_prefix_caching", "vllm_disable_cascade_attn"),
+    *without_key("false", "vllm_enable_lora", "offload_teacher_model", "vllm_server_pass_dataset", "async_generate"),
+    *without_key("0", "min_p"),
+    *without_key("1", "repetition_penalty"),
     converted("vllm_server_host", convert.servers, "the number of hosts becomes vllm_server_nodes"),
     converted("vllm_server_base_url", convert.servers, "the number of hosts becomes vllm_server_nodes"),
     same("vllm_server_port", convert=convert.server_port),
@@ -292,18 +331,13 @@ _REWARDS = (
     converted("reward_funcs", convert.reward_functions, "plugins are named path/to/file.py:function"),
     *all_same(
         "reward_weights",
-        "cosine_min_len_value_wrong",
-        "cosine_max_len_value_wrong",
-        "cosine_min_len_value_correct",
-        "cosine_max_len_value_correct",
-        "cosine_max_len",
-        "repetition_n_grams",
-        "repetition_max_penalty",
-        "soft_max_length",
-        "soft_cache_length",
         "multi_turn_scheduler",
-        "use_gym_env",
         "gym_env",
+    ),
+    *without_key("false", "use_gym_env"),
+    *(
+        converted(name, convert.reward_parameter, f"`rewards.reward_params`, {parameter} of {function}")
+        for name, (function, parameter) in convert.REWARD_PARAMETERS.items()
     ),
     same("max_turns", convert=unless(_one_turn, "nothing happens without multi_turn_scheduler")),
     *ignored(
@@ -327,7 +361,6 @@ _TUNING = (
         "target_modules",
         "target_regex",
         "modules_to_save",
-        "lora_bias",
         "lora_dtype",
         "use_rslora",
         "adapters",
@@ -336,9 +369,9 @@ _TUNING = (
         "freeze_parameters_ratio",
         "trainable_parameters",
         "trainable_parameters_regex",
-        "freeze_llm",
-        "merge_lora",
     ),
+    *without_key("none", "lora_bias"),
+    *without_key("false", "freeze_llm", "merge_lora"),
     *nothing("there is one implementation of LoRA", "tuner_backend", "use_swift_lora"),
     *missing("quantised training", "quant_method", "quant_bits", "hqq_axis", "bnb_4bit_compute_dtype"),
     *missing("quantised training", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_quant_storage"),
@@ -375,10 +408,16 @@ _CHECKPOINT = (
     converted("output_dir", convert.output_dir, "its last part becomes the run's name", "save"),
     same("save_steps", "save_interval", default=500),
     same("save_total_limit", "save_retain_interval"),
-    renamed("save_safetensors", "export", default=True),
+    *nothing(
+        "checkpoints are Megatron's; export writes a Hugging Face folder at the end, checkpoint convert any other",
+        "save_safetensors",
+    ),
     converted("eval_steps", convert.evaluation_steps, "needs val_dataset", "eval_interval"),
     converted("save_strategy", only("steps", "checkpoints go by steps", "write save_steps"), "only by steps"),
-    *all_same("metric_for_best_model", "greater_is_better", "async_save", "max_shard_size"),
+    *all_same("metric_for_best_model", "max_shard_size"),
+    same("greater_is_better", convert=unless(_no_best, "nothing reads it without metric_for_best_model")),
+    *without_key("false", "async_save"),
+    renamed("dist_ckpt_optim_fully_reshardable", "reshardable"),
     *nothing("a run directory is named after its run and never written over", "add_version"),
     *nothing("checkpoints always hold optimizer and random state, so that resume is exact", "no_save_optim"),
     *nothing("checkpoints always hold optimizer and random state, so that resume is exact", "no_save_rng"),
@@ -391,7 +430,6 @@ _CHECKPOINT = (
         "auto_detect_ckpt_format",
         "ckpt_assume_constant_structure",
         "ckpt_fully_parallel_load",
-        "dist_ckpt_optim_fully_reshardable",
         "dist_ckpt_save_pre_mcore_014",
         "distrib_optim_fully_reshardable_mem_efficient",
         "use_persistent_ckpt_worker",
@@ -411,8 +449,13 @@ _CHECKPOINT = (
 
 _MODEL = (
     converted("model", convert.model, "becomes model.path, a local folder"),
-    *all_same("language_model_only", "task_type", "num_labels", "enable_thinking", "add_non_thinking_prefix"),
-    *all_same("use_cpu_initialization", "megatron_extra_kwargs", "rope_scaling", "new_special_tokens"),
+    *all_same("num_labels", "enable_thinking", "add_non_thinking_prefix"),
+    *without_key("false", "language_model_only", "use_cpu_initialization"),
+    *without_key("causal_lm", "task_type"),
+    *without_key("0", "hidden_dropout", "attention_dropout"),
+    *all_same("megatron_extra_kwargs", "rope_scaling", "new_special_tokens"),
+    *missing("every layer has full attention", "softmax_type", "window_size", "window_attn_skip_freq", "layer_types"),
+    *missing("rotary positions follow from the model's family", "mrope_section", "mrope_interleaved"),
     *nothing("config.json of the model says it", "model_type", "architectures", "llm_architectures", "problem_type"),
     *nothing("weights are local files", "model_revision", "use_hf", "hub_token", "local_repo_path", "check_model"),
     *nothing("Megatron places the model", "device_map", "max_memory", "init_strategy", "perform_initialization"),
@@ -456,8 +499,6 @@ _MODEL = (
         "rotary_percent",
         "rotary_interleaved",
         "partial_rotary_factor",
-        "mrope_section",
-        "mrope_interleaved",
         "no_rope_freq",
         "normalization",
         "norm_epsilon",
@@ -470,14 +511,8 @@ _MODEL = (
         "add_qkv_bias",
         "qk_layernorm",
         "qk_l2_norm",
-        "softmax_type",
-        "window_size",
-        "window_attn_skip_freq",
-        "layer_types",
         "padded_vocab_size",
         "seq_length",
-        "hidden_dropout",
-        "attention_dropout",
         "linear_conv_kernel_dim",
         "linear_key_head_dim",
         "linear_num_key_heads",

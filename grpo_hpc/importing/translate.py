@@ -13,7 +13,7 @@ from grpo_hpc.config.document import parse_value
 from grpo_hpc.config.fields import field_problems
 from grpo_hpc.config.keys import closest
 from grpo_hpc.config.sections import SECTION_OF, SECTIONS, TOP_LEVEL, RunConfig
-from grpo_hpc.importing.convert import as_given, run_name, truth
+from grpo_hpc.importing.convert import as_given, number, run_name, truth
 from grpo_hpc.importing.fates import Fate, Flag, Result
 from grpo_hpc.importing.source import Given, Source
 from grpo_hpc.importing.surroundings import ENVIRONMENT, SERVER_FLAGS
@@ -97,11 +97,11 @@ def translate(source: Source) -> Translation:
 def _translated(given: Sequence[Given], table: Iterable[Flag], run: _Run, values: dict[str, Any]) -> Iterator[Row]:
     """One row for each of ``given``; what they become is written into ``values``."""
     index = {name: flag for flag in table for name in flag.names}
-    last = {index[g.name].name if g.name in index else g.name: number for number, g in enumerate(given)}
-    for number, item in enumerate(given):
+    last = {index[g.name].name if g.name in index else g.name: place for place, g in enumerate(given)}
+    for place, item in enumerate(given):
         flag = index.get(item.name)
         later = last[flag.name if flag else item.name]
-        if number != later:
+        if place != later:
             yield Row(item.name, item.shown, item.place, Fate.IGNORED, note=f"given again at {given[later].place}")
         elif item.values == (None,):
             yield Row(item.name, "null", item.place, Fate.NO_EFFECT, note="null is ms-swift's default")
@@ -148,10 +148,17 @@ def _result(given: Given, flag: Flag, run: _Run) -> Result:
 
 
 def _no_key(given: Given, flag: Flag, leaf: str, value: Any) -> Row:
-    off = truth(value) is False if not isinstance(value, list) else False
-    if off or (flag.default is not None and str(value) == str(flag.default)):
-        return Row(given.name, given.shown, given.place, Fate.NO_EFFECT, note="off, or as it is here anyway")
+    if _says(value, flag.here) or _says(value, flag.default):
+        return Row(given.name, given.shown, given.place, Fate.NO_EFFECT, note="as it is here anyway")
     return Row(given.name, given.shown, given.place, Fate.UNSUPPORTED, note=f"the run file has no key {leaf} yet")
+
+
+def _says(value: Any, other: Any) -> bool:
+    """Whether two values mean the same, as words of a shell or as what they stand for."""
+    if other is None or isinstance(value, list):
+        return False
+    readings = ((str(v).lower(), truth(v), number(v)) for v in (value, other))
+    return any(one is not None and one == two for one, two in zip(*readings, strict=True))
 
 
 def _defaults(run: _Run, values: dict[str, Any]) -> Iterator[Row]:

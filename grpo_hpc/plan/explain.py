@@ -8,13 +8,14 @@ from grpo_hpc.plan.make import Plan
 def batch_lines(plan: Plan) -> list[str]:
     """One sentence for each link of the chain, with its numbers."""
     s = plan.schedule
-    engines = s.generation_batch_size // s.completions_per_rank_per_rollout
+    each = f"{s.completions_per_rank_per_rollout:,} completions each"
+    if s.generation_batch_size % s.engines:
+        each = f"{s.completions_per_rank_per_rollout - 1:,} or {each}"
     sentences = [
         f"A rollout takes {s.prompts_per_rollout:,} rows of the data set and samples {s.num_generations} completions "
         f"of each: {s.prompts_per_rollout:,} * {s.num_generations} = {s.generation_batch_size:,} completions "
         f"(generation_batch_size).",
-        f"{engines:,} vLLM engines share them: {s.generation_batch_size:,} / {engines:,} = "
-        f"{s.completions_per_rank_per_rollout:,} completions each.",
+        f"{s.engines:,} vLLM engines share them: {s.generation_batch_size:,} / {s.engines:,} = {each}.",
         f"Rewards are compared inside each prompt's group of {s.num_generations}; that gives the advantages.",
         f"The rollout is cut into {s.generation_batch_size:,} / {s.global_batch_size:,} = "
         f"{s.steps_per_generation:,} optimizer steps (steps_per_generation) of {s.global_batch_size:,} completions, "

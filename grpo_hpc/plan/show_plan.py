@@ -164,7 +164,7 @@ def _schedule_table(plan: Plan) -> Table:
     table.add_column("from", style="dim")
     rows = [
         ("rollout", s.prompts_per_rollout, s.generation_batch_size, _count(s.steps_per_rollout, "step")),
-        ("rollout, one engine", "", per_engine, _count(s.generation_batch_size // per_engine, "engine")),
+        ("rollout, one engine", "", per_engine, _count(s.engines, "engine")),
         ("step", s.prompts_per_step, s.global_batch_size, replicas),
         ("step, one dp rank", "", s.global_batch_size // s.dp, _count(s.dp, "dp rank")),
         ("micro-batch", "", micro, passes),

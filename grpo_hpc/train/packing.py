@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import pairwise
 from typing import NoReturn
 
 import numpy as np
@@ -87,10 +87,9 @@ class Packing:
         Raises:
             ConfigError: a sequence alone has more than ``tokens``, or there are too few completions.
         """
-        costliest_first = np.lexsort((table["branch"], table["sample"], table["position"], -self.costs(table)))
         if self.tokens is None:
-            return self._by_size(costliest_first, ranks)
-        return self._by_tokens(table, costliest_first, self.tokens, ranks)
+            return self._by_size(_falling(self.costs(table), table), ranks)
+        return self._by_tokens(table, _falling(table["tokens"], table), self.tokens, ranks)
 
     def costs(self, table: np.ndarray) -> np.ndarray:
         """Forward operations of each completion of ``table``, whose last token is no input: float64."""
@@ -106,7 +105,7 @@ class Packing:
         return [[order[run[run[:, rank] < len(order), rank]] for run in runs] for rank in range(ranks)]
 
     def _by_tokens(self, table: np.ndarray, order: np.ndarray, budget: int, ranks: int) -> list[list[MicroBatch]]:
-        """As few micro-batches as fit, of nearly equal cost; on every rank the k-th one costs about as much."""
+        """Few micro-batches, of nearly equal cost; on every rank the k-th one costs about as much."""
         padding = self.layout.sequence_multiple
         lengths = -(-(table["tokens"][order].astype(np.int64) - 1) // padding) * padding
         budget -= self.layout.row_multiple - padding  # the row's own padding
@@ -124,13 +123,14 @@ class Packing:
     def _fitting(self, lengths: np.ndarray, costs: np.ndarray, budget: int, ranks: int) -> list[np.ndarray]:
         """The micro-batches of all ranks: even in cost where that fits, even in tokens where only that does."""
         step = ranks * self.multiple
-        for bins in count(_up(max(1, _least_bins(lengths, budget)), step), step):
+        bins = _up(max(1, _least_bins(lengths, budget)), step)
+        while True:
             if bins > len(lengths):
                 self._too_few(len(lengths), ranks, bins // ranks, f"batch.max_tokens_per_micro_batch = {self.tokens}")
             for weights in (costs, lengths.astype(np.float64)):
                 if (found := _even_bins(weights, lengths, budget, bins, ranks)) is not None:
                     return found
-        raise AssertionError("unreachable")
+            bins += step * max(1, bins // (50 * step))  # one more on each rank; of very many 2 %, so that it ends soon
 
     def _too_long(self, tokens: int) -> NoReturn:
         raise ConfigError(
@@ -239,6 +239,11 @@ def packing_metrics(dealt: list[list[MicroBatch]], table: np.ndarray, packing: P
     }
 
 
+def _falling(values: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Row numbers of ``table`` in falling order of ``values``, whatever the order of the rows is."""
+    return np.lexsort((table["branch"], table["sample"], table["position"], -values))
+
+
 def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
@@ -265,7 +270,7 @@ def _least_bins(lengths: np.ndarray, budget: int) -> int:
 def _even_bins(weights: np.ndarray, lengths: np.ndarray, budget: int, bins: int, ranks: int) -> list[np.ndarray] | None:
     """Numbers of the items in each bin, none of which is longer than ``budget``; None where this does not find room.
 
-    Items are given in falling order of weight, and are no fewer than ``bins``. The first of them open a bin each;
+    Items are given in falling order of length, and are no fewer than ``bins``. The first of them open a bin each;
     every ``ranks`` bins are to weigh what the first of them begins with. An item goes where it fits into what is
     missing, to the bin that misses most, and else to the bin of least weight that has room (Graham's
     longest-processing-time rule, SIAM J. Appl. Math. 17, 1969, with a bound).

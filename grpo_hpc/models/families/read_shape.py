@@ -46,6 +46,7 @@ def read_shape(path: str | Path) -> ModelShape:
 def shape_of(config: dict[str, Any]) -> ModelShape:
     """The shape that a Hugging Face configuration describes (see :func:`read_shape`)."""
     described = family(config.get("model_type", ""))
+    _require_plain_weights(config)
     try:
         shape = described.read(config)
     except KeyError as error:
@@ -59,3 +60,17 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
     if shape.heads % shape.kv_heads:
         raise CheckpointError(f"{shape.heads} query heads cannot share {shape.kv_heads} key/value heads evenly")
     return shape
+
+
+def _require_plain_weights(config: dict[str, Any]) -> None:
+    """Refuse weights that are stored in blocks with scales: no map knows these tensors, and exports copy the config."""
+    for part in (config, config.get("text_config")):
+        for key in ("quantization_config", "compression_config"):
+            if isinstance(part, dict) and (said := part.get(key)) is not None:
+                method = said.get("quant_method") if isinstance(said, dict) else None
+                raise CheckpointError(
+                    f"{key}: the weights are quantised{f' ({method})' if method else ''}, which cannot be trained or "
+                    "converted",
+                    "Take the model's folder in bfloat16 or float32. If its weights are, and the key is a leftover, "
+                    f"remove {key} from config.json.",
+                )

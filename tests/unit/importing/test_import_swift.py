@@ -197,6 +197,53 @@ def test_the_limit_of_collectives_is_in_seconds_under_its_present_name_and_in_mi
     assert fate(imported("--ddp_timeout", "0"), "ddp_timeout") is Fate.UNSUPPORTED
 
 
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (["--enable_thinking", "false"], Fate.UNSUPPORTED),  # the template's default is what runs, and it is often on
+        (["--enable_thinking", "true"], Fate.UNSUPPORTED),
+        (["--vllm_enable_prefix_caching", "false"], Fate.UNSUPPORTED),
+        (["--vllm_enable_prefix_caching", "true"], Fate.NO_EFFECT),
+        (["--use_megatron_fsdp", "false"], Fate.NO_EFFECT),
+        (["--use_megatron_fsdp", "true"], Fate.UNSUPPORTED),
+        (["--repetition_penalty", "1.0"], Fate.NO_EFFECT),
+        (["--repetition_penalty", "1.1"], Fate.UNSUPPORTED),
+        (["--cp_comm_type", "p2p"], Fate.NO_EFFECT),
+        (["--cp_comm_type", "a2a"], Fate.UNSUPPORTED),
+        (["--hidden_dropout", "0.0"], Fate.NO_EFFECT),
+        (["--hidden_dropout", "0.1"], Fate.UNSUPPORTED),
+        (["--window_size", "128"], Fate.UNSUPPORTED),
+        (["--muon_momentum", "0.9"], Fate.IGNORED),
+        (["--muon_momentum", "0.9", "--optimizer", "muon"], Fate.UNSUPPORTED),
+        (["--fp8_recipe", "delayed"], Fate.IGNORED),
+        (["--fp8_recipe", "delayed", "--fp8_format", "e4m3"], Fate.UNSUPPORTED),
+        (["--mtp_loss_scaling_factor", "0.1", "--mtp_num_layers", "0"], Fate.IGNORED),
+        (["--start_weight_decay", "0.1"], Fate.IGNORED),
+    ],
+    ids=" ".join,
+)
+def test_a_flag_without_a_key_has_no_effect_only_where_its_value_is_what_happens(
+    flags: list[str], wanted: Fate
+) -> None:
+    assert fate(imported(*flags), flags[0].removeprefix("--")) is wanted
+
+
+def test_parameters_of_built_in_rewards() -> None:
+    flags = ["--cosine_max_len_value_wrong", "-1.0", "--cosine_max_len", "2048", "--soft_cache_length", "512"]
+    result = imported(*flags, "--repetition_n_grams", "4", "--reward_funcs", "cosine", "soft_overlong", "accuracy")
+    assert values(result)["rewards.reward_params"] == {
+        "cosine": {"max_len_value_wrong": -1, "max_completion_length": 2048},
+        "soft_overlong": {"soft_cache_length": 512},
+    }
+    assert fate(result, "repetition_n_grams") is Fate.IGNORED
+    assert fate(imported("--cosine_max_len", "long", "--reward_funcs", "cosine"), "cosine_max_len") is Fate.UNSUPPORTED
+
+
+def test_checkpoints_that_other_layouts_can_load() -> None:
+    assert values(imported("--dist_ckpt_optim_fully_reshardable", "true"))["checkpoint.reshardable"] is True
+    assert "checkpoint.export" not in values(imported("--save_safetensors", "false"))
+
+
 def test_hub_ids_and_folders(tmp_path: Path) -> None:
     hub = imported("--model", "Qwen/Qwen3-0.6B", "--dataset", "org/Rows#10")
     assert values(hub)["model.path"] == "models/Qwen3-0.6B"

@@ -79,6 +79,9 @@ def test_no_torch_is_imported():
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
         ({"attention_bias": True}, "attention_bias: True is not supported"),
+        ({"quantization_config": {"quant_method": "fp8"}}, r"quantization_config: the weights are quantised \(fp8\)"),
+        ({"text_config": {"quantization_config": {"bits": 4}}}, "the weights are quantised, which cannot be trained"),
+        ({"compression_config": {}}, "compression_config: the weights are quantised"),
         ({"hidden_size": None}, "not a positive number"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary scaling"),
     ],

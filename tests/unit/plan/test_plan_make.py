@@ -91,6 +91,14 @@ def test_a_model_folder_comes_before_the_planning_config(tmp_path: Path) -> None
     assert plan.shape.layers == 2
 
 
+def test_quantised_weights_are_refused_before_anything_is_queued(tmp_path: Path) -> None:
+    quantised = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(json.loads(SMOLLM2.read_text()) | quantised))
+    with pytest.raises(CheckpointError, match=r"quantised \(gptq\)") as caught:
+        make_plan(quickstart(f"model.path={tmp_path}"))
+    assert "remove quantization_config from config.json" in str(caught.value.hint)
+
+
 def test_missing_files_are_errors() -> None:
     with pytest.raises(CheckpointError, match=r"nowhere\.json"):
         make_plan(quickstart("model.config=nowhere.json"))

@@ -87,12 +87,18 @@ def test_token_budget_needs_few_micro_batches_and_fills_them_evenly():
     assert metrics["packing/imbalance"] < 0.01 and metrics["packing/padding_fraction"] == 0.0
 
 
-@given(st.lists(st.integers(2, 300), min_size=8, max_size=60), st.sampled_from([1, 2, 4]))
-def test_never_more_micro_batches_than_evening_out_tokens_needs(tokens, ranks):
+@given(
+    st.lists(st.integers(2, 300), min_size=8, max_size=60),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([COST, Cost(linear=1.0, head=50.0)]),
+    st.integers(0, 99),
+)
+def test_never_more_micro_batches_than_evening_out_tokens_needs(tokens, ranks, cost, seed):
     table = table_of(tokens)
+    table["sampled"] = np.random.default_rng(seed).integers(1, table["tokens"])  # the longest may not cost most
     bins = next(n for n in range(ranks, 10_000, ranks) if max(even_in_tokens(tokens, n)[0]) <= 400)
     assume(bins <= len(tokens))
-    assert len(Packing(1, COST, tokens=400).deal(table, ranks)[0]) * ranks <= bins
+    assert len(Packing(1, cost, tokens=400).deal(table, ranks)[0]) * ranks <= bins
 
 
 def even_in_tokens(tokens, bins):
