@@ -11,6 +11,7 @@ from typing import Any
 
 from grpo_hpc.cluster.profile import Profile
 from grpo_hpc.cluster.slurm import outside_of_array
+from grpo_hpc.config.patterns import wall_seconds
 from grpo_hpc.errors import EnvironmentProblem
 from grpo_hpc.jobs.job_script import sbatch_options
 from grpo_hpc.jobs.prepare import make_job
@@ -88,22 +89,9 @@ def parameters(run_dir: RunDir, profile: Profile, more: Sequence[str]) -> dict[s
         "name": given["job-name"],
         "nodes": int(given["nodes"]),
         "tasks_per_node": 1,
-        "timeout_min": minutes(str(profile.time_limit)),
+        "timeout_min": -(-wall_seconds(str(profile.time_limit)) // 60),
         "slurm_signal_delay_s": profile.save_before_s,
         # one supervisor on the first node; the GPUs are for the steps that it starts
         "slurm_srun_args": ["--nodes=1", "--ntasks=1", "--overlap", "--gres=none"],
         "slurm_additional_parameters": others,
     }
-
-
-def minutes(time_limit: str) -> int:
-    """A wall time such as 30:00, 12:00:00 or 1-00:00:00 in whole minutes, rounded up."""
-    days, _, clock = time_limit.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    if days:  # days-hours:minutes
-        hours, mins, seconds = [*parts, 0, 0][:3]
-    elif len(parts) == 3:
-        hours, mins, seconds = parts
-    else:  # minutes:seconds
-        hours, (mins, seconds) = 0, parts
-    return (int(days or 0) * 24 + hours) * 60 + mins + (seconds > 0)
