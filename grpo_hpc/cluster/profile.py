@@ -93,6 +93,11 @@ class Profile(Section):
     )
     preflight: Floors = Floors()
 
+    @property
+    def left_open(self) -> list[str]:
+        """Keys that say nothing here and may be said by sbatch's variables, as in ``SBATCH_ACCOUNT``."""
+        return [key for key in ("account", "partition", "qos", "constraint") if getattr(self, key) is None]
+
 
 def profile_folders() -> list[Path]:
     """Where profiles lie: the user's own folder, then the shipped one."""
