@@ -71,6 +71,8 @@ def _type_hint(kind: str, got: Any) -> str:
         return f"; write {int(got)}"
     if kind == "list_type" and isinstance(got, str):
         return f"; write [{got}]"
+    if kind == "string_type" and isinstance(got, int | float):
+        return f'; write "{shown(got)}", with quotes'
     return ""
 
 

@@ -40,6 +40,7 @@ def test_wall_times(time: str, seconds: int, tmp_path: Path) -> None:
         ("account: a b", "account (line 1): stands in a line of #SBATCH: letters, digits and _ . , :"),
         ("options: [--comment=a b]", "options.0: stands in a line of #SBATCH"),
         ("inherit: [1A]", "inherit.0: must be the name of a variable"),
+        ("memory: 0", 'memory (line 1): must be text, got 0; write "0", with quotes'),
         ("time_limit: 12h", "time_limit (line 1): must be a wall time: 30:00 is minutes:seconds"),
         ("partition: a\npartition: b", "partition (line 1): is given again on line 2"),
         ("- a", "must hold keys and values, as in 'partition: gpu'"),
