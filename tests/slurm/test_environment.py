@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from lightruns import ended, everything, job
+from lightruns import ended, everything, job, wait_for
 
 from grpo_hpc.cluster import slurm
 from grpo_hpc.runs.attempts import history
@@ -38,6 +38,7 @@ def test_a_job_that_begins_without_an_environment_hands_its_own_to_its_steps(sub
 
 
 def test_what_fails_at_once_and_alike_is_not_tried_four_times(submit):
-    run = submit(profile={"environment": {"PATH": "/nowhere"}})
+    run = submit(profile={"python": "/nowhere/python"})
     assert [attempt.state for attempt in ended(run, 2)] == ["crash", "crash"], everything(run)
-    assert len(history(run)) == 2
+    wait_for(lambda: slurm.state(job(run)) == "FAILED", "the job to fail")
+    assert len(history(run)) == 2 and "/nowhere/python: No such file" in history(run)[1].reason, everything(run)
