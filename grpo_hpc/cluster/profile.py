@@ -11,12 +11,12 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from grpo_hpc.config import RunConfig
-from grpo_hpc.config.document import dump_yaml
+from grpo_hpc.config.document import dump_yaml, read_yaml
 from grpo_hpc.config.fields import field_problems
+from grpo_hpc.config.patterns import WallTime, matching, wall_seconds
 from grpo_hpc.config.problems import raise_problems
 from grpo_hpc.config.sections import Section
 from grpo_hpc.errors import ConfigError
@@ -25,9 +25,20 @@ from grpo_hpc.shipped import shipped
 Executor = Literal["local", "slurm", "submitit"]
 Runtime = Literal["none", "apptainer", "docker", "podman", "pyxis"]
 # These stand in #SBATCH lines, which know no reliable quoting; Slurm's own names need nothing else.
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,:@+=/|&*!()\[\]-]+$")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-TimeLimit = Annotated[str, Field(pattern=r"^(\d+-)?\d{1,4}(:[0-5]?\d){1,2}$")]
+Word = Annotated[
+    str,
+    matching(
+        r"[A-Za-z0-9_.,:@+=/|&*!()\[\]-]+",
+        "stands in a line of #SBATCH: letters, digits and _ . , : @ + = / | & * ! ( ) [ ] -, without blanks",
+    ),
+]
+Name = Annotated[
+    str,
+    matching(
+        r"[A-Za-z_][A-Za-z0-9_]*",
+        "must be the name of a variable: letters, digits and _, and no digit at the beginning",
+    ),
+]
 
 
 class Floors(Section):
@@ -67,7 +78,7 @@ class Profile(Section):
     cpus_per_node: int | None = Field(default=None, ge=1, description="CPU cores that a job asks for on each node")
     memory: Word | None = Field(default=None, description="memory that a job asks for on each node; 0 is all of it")
     exclusive: bool = Field(default=False, description="whole nodes only")
-    time_limit: TimeLimit | None = Field(default=None, description="wall time of one job")
+    time_limit: WallTime | None = Field(default=None, description="wall time of one job")
     save_before_s: int = Field(default=300, ge=1, description="seconds before the wall time at which a run saves")
     requeue: bool = Field(default=True, description="the site lets a job requeue itself")
     chain: int = Field(default=1, ge=1, description="jobs that are queued behind one another, where it does not")
@@ -81,6 +92,11 @@ class Profile(Section):
         default=None, min_length=1, description="file with NAME=VALUE lines, readable by its owner alone (0600)"
     )
     preflight: Floors = Floors()
+
+    @property
+    def left_open(self) -> list[str]:
+        """Keys that say nothing here and may be said by sbatch's variables, as in ``SBATCH_ACCOUNT``."""
+        return [key for key in ("account", "partition", "qos", "constraint") if getattr(self, key) is None]
 
 
 def profile_folders() -> list[Path]:
@@ -119,12 +135,9 @@ def read_profile(path: Path) -> Profile:
     Raises:
         ConfigError: lists every mistake.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"the cluster profile {path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"the cluster profile {path} must hold keys and values, as in 'partition: gpu'")
+    document = read_yaml(path, "cluster profile", "partition: gpu")
+    raise_problems(document.problems, str(path), document.places)
+    values = document.values
     unknown = [key for key in values if key not in Profile.model_fields]
     if unknown:
         near = difflib.get_close_matches(str(unknown[0]), Profile.model_fields, n=1)
@@ -133,7 +146,7 @@ def read_profile(path: Path) -> Profile:
     try:
         return Profile.model_validate(values)
     except ValidationError as error:
-        raise_problems(field_problems(error), str(path), {})
+        raise_problems(field_problems(error), str(path), document.places)
         raise
 
 
@@ -175,6 +188,7 @@ def require_complete(cfg: RunConfig, profile: Profile) -> None:
             "the executor submitit needs a time limit: without one it asks Slurm for five minutes",
             "Set cluster.time_limit, as in 12:00:00, or time_limit: in the cluster profile.",
         )
+    _require_time_to_save(profile)
     if profile.executor == "local" and profile.runtime == "pyxis":
         raise ConfigError("pyxis is a part of Slurm; the local executor cannot use it", "Use docker or podman.")
     if profile.executor == "local" and cfg.resources.nodes > 1:
@@ -190,6 +204,17 @@ def require_complete(cfg: RunConfig, profile: Profile) -> None:
             f"resources.nproc_per_node is {cfg.resources.nproc_per_node}, and a node of {cfg.cluster.profile} has "
             f"{gpus} GPUs",
             f"Use resources.nproc_per_node={gpus} and more nodes.",
+        )
+
+
+def _require_time_to_save(profile: Profile) -> None:
+    limit = wall_seconds(profile.time_limit) if profile.time_limit else None
+    if profile.executor != "local" and limit is not None and profile.save_before_s >= limit:
+        raise ConfigError(
+            f"the time limit {profile.time_limit} is {limit} s, and save_before_s is {profile.save_before_s}: every "
+            "job would be told to save and stop as soon as it starts",
+            f"Set save_before_s in the cluster profile to {max(1, limit // 2)} or less, or cluster.time_limit to more "
+            f"than {profile.save_before_s} s.",
         )
 
 

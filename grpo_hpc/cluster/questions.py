@@ -138,9 +138,8 @@ def check_answer(question: Question, value: Any, site: Site) -> None:
         Profile.model_validate({question.key: value})
     except ValidationError as error:
         said = error.errors()[0]
-        why = "it has characters or a form that Slurm does not take" if "pattern" in said["type"] else said["msg"]
         hint = f"Write it as in {question.example}." if question.example else ""
-        raise ConfigError(f"{question.key} cannot be {value!r}: {why}", hint) from None
+        raise ConfigError(f"{question.key} cannot be {value!r}: {said['msg']}", hint) from None
     if question.key == "secrets":
         read_secrets(Path(value).expanduser())
     known = [partition.name for partition in site.partitions]

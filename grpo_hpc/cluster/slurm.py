@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from grpo_hpc.errors import EnvironmentProblem
 _DEADLINE_S = 60
 _ACCOUNTED_S = 2  # less than Slurm waits between TERM and KILL
 _POLL_S = 0.2
+_KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"}  # where Slurm is, and who asks
 _ALIVE = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "CONFIGURING")
 
 
@@ -67,16 +69,34 @@ def call(command: Sequence[str], cwd: Path | None = None) -> str:
     return done.stdout.strip()
 
 
-def sbatch(script: Path, *options: str) -> str:
-    """Queue ``script`` from its own folder and return the number of the job."""
-    with outside_of_array():
+def sbatch(script: Path, *options: str, left_open: Collection[str] = ()) -> str:
+    """Queue ``script`` from its own folder and return the number of the job.
+
+    Args:
+        left_open: as in :func:`uninfluenced`.
+    """
+    with uninfluenced(left_open):
         return call(["sbatch", "--parsable", *options, script.name], cwd=script.parent).split(";")[0]
 
 
 @contextmanager
-def outside_of_array() -> Iterator[None]:
-    """A task of an array queues jobs here; they get its environment, and must not take themselves for tasks, too."""
-    removed = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("SLURM_ARRAY_")}
+def uninfluenced(left_open: Collection[str]) -> Iterator[None]:
+    """Jobs that are queued here are what their script says, and nothing of an allocation around them is in their way.
+
+    sbatch obeys ``SBATCH_*`` before its script. ``SLURM_*`` of an allocation reaches the job with the rest of the
+    environment, where srun takes it for its own options, and a job that a task of an array queues for such a task.
+
+    Args:
+        left_open: keys of the profile that say nothing, such as ``account``: there ``SBATCH_ACCOUNT`` counts.
+    """
+    counts = {f"SBATCH_{key.upper()}" for key in left_open}
+    removed = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if name.startswith(("SLURM_", "SBATCH_", "SRUN_")) and name not in counts | _KEPT
+    }
+    if unheard := sorted(name for name in removed if name.startswith("SBATCH_")):
+        print(f"not passed to sbatch, as the profile says what jobs ask for: {', '.join(unheard)}", file=sys.stderr)
     try:
         yield
     finally:

@@ -71,12 +71,25 @@ def read_document(path: Path) -> Document:
     """
     if not path.exists():
         path = run_files().get(str(path), path)
+    if not path.exists():
+        raise ConfigError(f"run file {path} does not exist", _others(path))
+    return read_yaml(path, "run file", "name: my-run")
+
+
+def read_yaml(path: Path, kind: str, example: str) -> Document:
+    """Parse a YAML file.
+
+    Args:
+        kind: what the file is, for messages.
+        example: a line of such a file.
+
+    Raises:
+        ConfigError: the file is unreadable, not YAML or not a mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"run file {path} does not exist", _others(path)) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"run file {path} cannot be read: {error}") from None
+        raise ConfigError(f"{kind} {path} cannot be read: {error}") from None
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -84,7 +97,7 @@ def read_document(path: Path) -> Document:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {_yaml_mistake(error)}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold keys and values, as in 'name: my-run'; got {type(values).__name__}")
+        raise ConfigError(f"{path} must hold keys and values, as in '{example}'; got {type(values).__name__}")
     document = Document(values)
     if node is not None:
         _note_keys(node, "", document)

@@ -59,8 +59,6 @@ def _text(detail: ErrorDetails) -> str:
         return f"must be {words} {detail['ctx'][limit]:g}, got {shown(got)}"
     if kind == "literal_error":
         return _choice_text(loc, got)
-    if kind == "string_pattern_mismatch":
-        return f"may hold letters, digits and . _ -, and begins with a letter or digit; got {shown(got)}"
     if kind in ("string_too_short", "too_short"):
         return f"must not be empty ({_description(loc)})"
     if kind == "finite_number":
@@ -73,6 +71,8 @@ def _type_hint(kind: str, got: Any) -> str:
         return f"; write {int(got)}"
     if kind == "list_type" and isinstance(got, str):
         return f"; write [{got}]"
+    if kind == "string_type" and isinstance(got, int | float):
+        return f'; write "{shown(got)}", with quotes'
     return ""
 
 

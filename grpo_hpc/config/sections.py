@@ -6,10 +6,11 @@ out. Rules that tie several keys together live in :mod:`grpo_hpc.config.rules` a
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from grpo_hpc.config.patterns import WallTime, matching
 from grpo_hpc.rewards.names import column_of, file_of, is_path
 
 Precision = Literal["float32", "bfloat16"]
@@ -422,9 +423,8 @@ class Cluster(Section):
         default=None, description="container runtime that the processes run in"
     )
     image: str | None = Field(default=None, min_length=1, description="container image: a SIF file, or its name")
-    time_limit: str | None = Field(
+    time_limit: WallTime | None = Field(
         default=None,
-        pattern=r"^(\d+-)?\d{1,4}(:[0-5]?\d){1,2}$",
         description="wall time of one job, as in 30:00 (minutes), 12:00:00 or 1-00:00:00",
     )
     max_failures: int = Field(
@@ -435,7 +435,12 @@ class Cluster(Section):
 class RunConfig(Section):
     """One run, fully described. Made by :func:`grpo_hpc.config.load_run`, which also checks the rules between keys."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run and of its folder")
+    name: Annotated[
+        str,
+        matching(
+            r"[A-Za-z0-9][A-Za-z0-9._-]*", "may hold letters, digits and . _ -, and begins with a letter or digit"
+        ),
+    ] = Field(description="name of the run and of its folder")
     output_dir: str = Field(default="runs", min_length=1, description="folder that holds the run directories")
     seed: int = Field(
         default=42, ge=0, lt=2**31, description="seed of the data order, the sampling and the initialisation"

@@ -98,7 +98,8 @@ def _queue(sweep: Sweep, indices: list[int], runs: list[RunDir], profile: Profil
 
             jobs = submit_array(runs, sweep.path, profile, after)
         else:
-            array = slurm.sbatch(sweep.job_script, f"--array={','.join(map(str, indices))}", *after)
+            tasks = f"--array={','.join(map(str, indices))}"
+            array = slurm.sbatch(sweep.job_script, tasks, *after, left_open=profile.left_open)
             jobs = [f"{array}_{index}" for index in indices]
         for run, job_id in zip(runs, jobs, strict=True):
             note_jobs(run, job_id)

@@ -50,8 +50,8 @@ def queue_one(run_dir: RunDir, profile: Profile, options: Sequence[str] = ()) ->
     return job_id
 
 
-def _sbatch(run_dir: RunDir, _profile: Profile, options: Sequence[str]) -> str:
-    return slurm.sbatch(run_dir.job_script, *options)
+def _sbatch(run_dir: RunDir, profile: Profile, options: Sequence[str]) -> str:
+    return slurm.sbatch(run_dir.job_script, *options, left_open=profile.left_open)
 
 
 def _submitit(run_dir: RunDir, profile: Profile, options: Sequence[str]) -> str:

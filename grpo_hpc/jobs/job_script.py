@@ -163,7 +163,7 @@ def _clean(job: Job, wrapping: Wrapping) -> list[tuple[str, list[str]]]:
     """The function that removes what containers a killed step has left on the nodes, where that can be."""
     if not wrapping.clean or job.profile.executor == "local":
         return []
-    srun = f"srun --nodes={job.nodes} --ntasks={job.nodes} --ntasks-per-node=1 --overlap --mpi=none"
+    srun = f"srun --nodes={job.nodes} --ntasks={job.nodes} --ntasks-per-node=1 --overlap --mpi=none --export=ALL"
     return [("clean", [srun, f"bash -c {quote(wrapping.clean)}"])]
 
 
@@ -175,8 +175,9 @@ def _srun(job: Job, step: Step) -> list[str]:
         words.append(f"--cpus-per-task={job.profile.cpus_per_node}")
     if job.device == "cuda":
         words += gpu_request(job.profile, step.ranks)
-    # --overlap: the supervisor of submitit is a step itself; --mpi=none: ranks are torchrun's business
-    return [*words, "--kill-on-bad-exit=1", "--overlap", "--mpi=none"]
+    # --overlap: the supervisor of submitit is a step itself; --mpi=none: ranks are torchrun's business;
+    # --export=ALL: a site may have another default, and the step would find no program
+    return [*words, "--kill-on-bad-exit=1", "--overlap", "--mpi=none", "--export=ALL"]
 
 
 def _processes(job: Job, step: Step) -> str:

@@ -26,7 +26,7 @@ from grpo_hpc.jobs.executors import queue_one
 from grpo_hpc.jobs.prepare import stored_profile
 from grpo_hpc.jobs.serving.server_steps import Servers, serving
 from grpo_hpc.jobs.steps import Steps, wait
-from grpo_hpc.runs.attempts import OVER, Attempt, State, begin, failures_in_a_row, history
+from grpo_hpc.runs.attempts import OVER, Attempt, State, begin, fails_alike, failures_in_a_row, history
 from grpo_hpc.runs.ends import OF_SLURM, End, judge, of_texts, why_cancelled, why_ended
 from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.runs.submissions import Submission, submissions
@@ -231,14 +231,21 @@ def _record_environment(run_dir: RunDir, profile: Profile, folder: Path, env: di
     write_atomically(folder / "environment.json", json.dumps(without_secrets(found, secret), indent=2) + "\n")
 
 
+def _given_up(run_dir: RunDir, submission: int) -> str | None:
+    """Why another start would be of no use; None while it may be."""
+    past = [attempt for attempt in history(run_dir) if attempt.submission == submission]
+    failures, budget = failures_in_a_row(past), run_dir.config().cluster.max_failures
+    if failures > budget:
+        return f"{failures} starts in a row saved nothing (max_failures is {budget})"
+    return "two starts in a row failed at once and for the same reason" if fails_alike(past) else None
+
+
 def _go_on(run_dir: RunDir, profile: Profile, allocation: slurm.Allocation, attempt: Attempt) -> bool:
     """Arrange for the next attempt, if there shall be one; True when the run goes on."""
     if attempt.state in OVER:
         return False
-    budget = run_dir.config().cluster.max_failures
-    failures = failures_in_a_row([a for a in history(run_dir) if a.submission == attempt.submission])
-    if failures > budget:
-        print(f"not started again: {failures} starts in a row saved nothing (max_failures is {budget})", flush=True)
+    if why := _given_up(run_dir, attempt.submission):
+        print(f"not started again: {why}", flush=True)
         return False
     if attempt.state == "preflight" and not profile.preflight.exclude_node:
         return False

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.cluster.profile import Profile
-from grpo_hpc.cluster.slurm import outside_of_array
+from grpo_hpc.cluster.slurm import uninfluenced
+from grpo_hpc.config.patterns import wall_seconds
 from grpo_hpc.errors import EnvironmentProblem
 from grpo_hpc.jobs.job_script import sbatch_options
 from grpo_hpc.jobs.prepare import make_job
@@ -45,7 +46,7 @@ def submit(run_dir: RunDir, profile: Profile, more: Sequence[str]) -> str:
     Raises:
         EnvironmentProblem: Slurm refused.
     """
-    return _submit([run_dir], run_dir.path, parameters(run_dir, profile, more))[0]
+    return _submit([run_dir], run_dir.path, parameters(run_dir, profile, more), profile.left_open)[0]
 
 
 def submit_array(run_dirs: list[RunDir], folder: Path, profile: Profile, more: Sequence[str]) -> list[str]:
@@ -57,17 +58,18 @@ def submit_array(run_dirs: list[RunDir], folder: Path, profile: Profile, more: S
     Raises:
         EnvironmentProblem: Slurm refused.
     """
-    return _submit(run_dirs, folder, {**parameters(run_dirs[0], profile, more), "name": folder.name})
+    options = {**parameters(run_dirs[0], profile, more), "name": folder.name}
+    return _submit(run_dirs, folder, options, profile.left_open)
 
 
-def _submit(run_dirs: list[RunDir], folder: Path, options: dict[str, Any]) -> list[str]:
+def _submit(run_dirs: list[RunDir], folder: Path, options: dict[str, Any], left_open: list[str]) -> list[str]:
     import submitit
     from submitit.core.utils import FailedJobError
 
     executor = submitit.AutoExecutor(folder=folder / "submitit", cluster="slurm")
     executor.update_parameters(**options)
     try:
-        with chdir(folder), redirect_stdout(sys.stderr), outside_of_array():
+        with chdir(folder), redirect_stdout(sys.stderr), uninfluenced(left_open):
             if len(run_dirs) == 1:
                 return [str(executor.submit(Supervised(run_dirs[0].path)).job_id)]
             with executor.batch():
@@ -88,22 +90,9 @@ def parameters(run_dir: RunDir, profile: Profile, more: Sequence[str]) -> dict[s
         "name": given["job-name"],
         "nodes": int(given["nodes"]),
         "tasks_per_node": 1,
-        "timeout_min": minutes(str(profile.time_limit)),
+        "timeout_min": -(-wall_seconds(str(profile.time_limit)) // 60),
         "slurm_signal_delay_s": profile.save_before_s,
         # one supervisor on the first node; the GPUs are for the steps that it starts
-        "slurm_srun_args": ["--nodes=1", "--ntasks=1", "--overlap", "--gres=none"],
+        "slurm_srun_args": ["--nodes=1", "--ntasks=1", "--overlap", "--gres=none", "--export=ALL"],
         "slurm_additional_parameters": others,
     }
-
-
-def minutes(time_limit: str) -> int:
-    """A wall time such as 30:00, 12:00:00 or 1-00:00:00 in whole minutes, rounded up."""
-    days, _, clock = time_limit.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    if days:  # days-hours:minutes
-        hours, mins, seconds = [*parts, 0, 0][:3]
-    elif len(parts) == 3:
-        hours, mins, seconds = parts
-    else:  # minutes:seconds
-        hours, (mins, seconds) = 0, parts
-    return (int(days or 0) * 24 + hours) * 60 + mins + (seconds > 0)

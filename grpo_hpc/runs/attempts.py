@@ -31,6 +31,7 @@ OVER: frozenset[State] = frozenset({"success", "stopped", "cancelled", "error", 
 UNPROVOKED: frozenset[State] = frozenset({"preempted"})
 """States that say nothing against the run, so they cost nothing of its failure budget."""
 RECORD = "attempt.json"
+_AT_ONCE_S = 10
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,13 @@ def failures_in_a_row(attempts: list[Attempt]) -> int:
             break
         count += attempt.state not in UNPROVOKED
     return count
+
+
+def fails_alike(attempts: list[Attempt]) -> bool:
+    """The last two starts crashed within seconds and for the same reason, so that a third one would do so, too."""
+    last = attempts[-2:]
+    at_once = all(a.state == "crash" and a.ended is not None and a.ended - a.started < _AT_ONCE_S for a in last)
+    return len(last) == 2 and at_once and last[0].reason == last[1].reason
 
 
 def saved_step(run_dir: RunDir) -> int:

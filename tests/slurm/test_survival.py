@@ -168,7 +168,7 @@ def test_a_cancel_while_a_step_starts_is_final_too(submit, moment):
     slurm.call(["scancel", first])
     wait_for(lambda: slurm.state(second) == "COMPLETED", "the second job")
     assert {attempt.state for attempt in history(run)} <= {"cancelled"}, everything(run)
-    assert standing(run).state == "cancelled", everything(run)
+    wait_for(lambda: standing(run).state == "cancelled", f"the accounting to say so\n{everything(run)}", 20)
 
 
 @pytest.fixture

@@ -1,0 +1,31 @@
+"""What the records of earlier starts say about another one."""
+
+from __future__ import annotations
+
+import pytest
+
+from grpo_hpc.runs.attempts import Attempt, fails_alike, failures_in_a_row
+
+
+def crash(reason: str = "exit code 1; no bash", seconds: float = 1, last_step: int = 0, state="crash") -> Attempt:
+    return Attempt(1, 1, "slurm", "7", 0, ["n"], 0, 0, state, reason, 1, seconds, last_step)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "alike"),
+    [
+        ([], False),
+        ([crash()], False),
+        ([crash(), crash()], True),
+        ([crash("other"), crash(), crash()], True),
+        ([crash(), crash("other")], False),
+        ([crash(), crash(seconds=60)], False),
+        ([crash(), crash(state="preempted")], False),
+    ],
+)
+def test_an_error_that_repeats_at_once_is_not_worth_more_starts(attempts: list[Attempt], alike: bool) -> None:
+    assert fails_alike(attempts) == alike
+
+
+def test_failures_count_until_something_is_saved() -> None:
+    assert failures_in_a_row([crash(), crash(last_step=3), crash(), crash(state="preempted"), crash()]) == 2
