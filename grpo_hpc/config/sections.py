@@ -37,7 +37,7 @@ class Model(Section):
 class Data(Section):
     """Prompts to train and evaluate on."""
 
-    train: str = Field(min_length=1, description="rows to train on: JSONL, Parquet or a saved `datasets` folder")
+    train: str = Field(min_length=1, description="rows to train on: JSON lines, Parquet or a saved `datasets` folder")
     eval: str | None = Field(default=None, min_length=1, description="held-out rows for evaluation")
     system: str | None = Field(
         default=None, min_length=1, description="system message of every chat that does not begin with its own"

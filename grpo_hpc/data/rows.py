@@ -1,22 +1,28 @@
-"""Reading prompts: JSON lines, Parquet, or a folder written by ``datasets``' ``save_to_disk``.
+"""Reading prompts: JSON lines or a JSON list, Parquet, or a folder written by ``datasets``' ``save_to_disk``.
 
 A row holds a chat, either ``messages`` (a list of ``{"role": ..., "content": ...}``) or ``prompt`` (a text, or such a
-list). Every other column is handed to the reward functions. An answer of the assistant at the end of the chat is
-removed: the policy is to write it. Nothing here imports torch, so that mistakes are found before a run starts.
+list). Every other column is handed to the reward functions; ``tools`` and ``chat_template_kwargs`` also go to the chat
+template. An answer of the assistant at the end of the chat is removed: the policy is to write it. Nothing here imports
+torch, so that mistakes are found before a run starts.
 """
 
 from __future__ import annotations
 
 import json
+import sys
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from grpo_hpc.data.template_kwargs import mistake_in
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 RESERVED_COLUMNS = ("completions", "prompts", "finish_reasons", "completion_ids")
+_MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
+_NO_MEDIA = "media do not reach the model, and it would learn to answer without them"
 _SHOWN_MISTAKES = 5
 _EXAMPLE = 'A row looks like {"messages": [{"role": "user", "content": "..."}], "answer": ...}.'
 
@@ -29,11 +35,13 @@ class Row:
         prompt_id: the row's ``id`` column, else ``<file stem>:<line>``; the same in every run over this file.
         messages: the chat up to the place where the assistant is to speak.
         columns: every column but the chat, as read.
+        template: what the chat template is given beside the messages: ``tools``, and the row's chat_template_kwargs.
     """
 
     prompt_id: str
     messages: list[dict[str, Any]]
     columns: dict[str, Any]
+    template: dict[str, Any] = field(default_factory=dict)
 
 
 class _Mistake(Exception):
@@ -90,7 +98,8 @@ def numbered_rows(path: str | Path, system: str | None = None) -> Iterator[tuple
     What is wrong with rows is raised behind the last one, so that all of it can be told.
 
     Args:
-        path: a ``.jsonl`` or ``.json`` file with one object per line, a ``.parquet`` file, or a ``datasets`` folder.
+        path: a ``.jsonl`` or ``.json`` file with one object per line, a ``.json`` file that is one list of objects, a
+            ``.parquet`` file, or a ``datasets`` folder.
         system: message put in front of chats that do not begin with a system (or developer) message of their own.
 
     Raises:
@@ -134,7 +143,7 @@ def _reader(path: Path) -> Callable[[Path], _Records]:
     files_of(path)
     if path.is_dir():
         return _read_datasets_folder
-    readers = {".jsonl": _read_json_lines, ".json": _read_json_lines, ".parquet": _read_parquet}
+    readers = {".jsonl": _read_json_lines, ".json": _read_json, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise ConfigError(
             f"{path} is of no known format: its name ends in {path.suffix or 'nothing'}",
@@ -153,12 +162,39 @@ def _read_json_lines(path: Path) -> _Records:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            try:
-                yield number, json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError as error:
-                yield number, _Mistake(f"is not UTF-8: {error.reason} at byte {error.start}")
-            except json.JSONDecodeError as error:
-                yield number, _Mistake(f"is not JSON: {error.msg} at column {error.colno}")
+            yield number, _parsed(line)
+
+
+def _read_json(path: Path) -> _Records:
+    with path.open("rb") as file:
+        begin = file.read(1000).removeprefix(BOM_UTF8).lstrip()
+    if not begin.startswith(b"["):
+        yield from _read_json_lines(path)
+        return
+    records = _parsed(path.read_bytes())
+    if isinstance(records, _Mistake):
+        raise ConfigError(f"{path} {records}")
+    yield from enumerate(records, start=1)
+
+
+def _parsed(data: bytes) -> Any:
+    """What ``data`` says, or what is wrong with it."""
+    try:
+        record = json.loads(data.decode("utf-8-sig"))
+        if b"\\u" in data:
+            json.dumps(record, ensure_ascii=False).encode()
+        return record
+    except UnicodeDecodeError as error:
+        return _Mistake(f"is not UTF-8: {error.reason} at byte {error.start}")
+    except UnicodeEncodeError as error:
+        return _Mistake(f"has half a character: {error.object[error.start]!a} without the other half of its pair")
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        return _Mistake(f"is not JSON: {error.msg} at {line}column {error.colno}")
+    except RecursionError:
+        return _Mistake("is nested too deeply")
+    except ValueError:  # Python reads integers up to a limit
+        return _Mistake(f"has an integer of more than {sys.get_int_max_str_digits()} digits")
 
 
 def _read_parquet(path: Path) -> _Records:
@@ -212,7 +248,31 @@ def _row(record: Any, default_id: str) -> Row:
     columns = {name: value for name, value in record.items() if name != chat}
     if clash := sorted(columns.keys() & set(RESERVED_COLUMNS)):
         raise _Mistake(f"has a column {clash[0]!r}, a name that reward functions know for something else")
-    return Row(_identity(record.get("id"), default_id), _messages(record[chat], chat), columns)
+    if media := [name for name in _MEDIA_COLUMNS if columns.get(name) not in (None, "", [])]:
+        raise _Mistake(f"has a column {media[0]!r}: {_NO_MEDIA}")
+    identity = _identity(record.get("id"), default_id)
+    return Row(identity, _messages(record[chat], chat), columns, _template(columns))
+
+
+def _template(columns: dict[str, Any]) -> dict[str, Any]:
+    kwargs = columns.get("chat_template_kwargs") or {}
+    if not isinstance(kwargs, dict):
+        raise _Mistake(f"has a 'chat_template_kwargs' that is a {_kind(kwargs)}, not an object")
+    if mistake := mistake_in(kwargs):
+        raise _Mistake(f"has a 'chat_template_kwargs' that {mistake}")
+    tools = _tools(columns.get("tools"))
+    return _without_nulls(kwargs) | ({"tools": tools} if tools else {})
+
+
+def _tools(given: Any) -> list[dict[str, Any]]:
+    """Descriptions of tools; they may be JSON text, because Parquet would mix the fields of all of them."""
+    tools = given or []
+    if isinstance(given, str) and given:
+        tools = _parsed(given.encode())
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        what = str(tools) if isinstance(tools, _Mistake) else f"is {_article(tools)}"
+        raise _Mistake(f"has a 'tools' that {what}; it must be a list of objects, or such a list as JSON text")
+    return _without_nulls(tools)
 
 
 def _with_system(row: Row, system: str | None) -> Row:
@@ -249,13 +309,55 @@ def _message(message: Any, place: str) -> dict[str, Any]:
         raise _Mistake(f"has a {place} that is a {_kind(message)}, not an object with 'role' and 'content'")
     if message.get("role") not in ROLES:
         raise _Mistake(f"has {place}.role {message.get('role')!r}; known are {', '.join(ROLES)}")
-    if not isinstance(message.get("content"), str):
-        raise _Mistake(f"has a {place}.content that is {_article(message.get('content'))}, not text")
-    return {key: value for key, value in message.items() if value is not None}  # Parquet fills absent keys with None
+    kept = _without_nulls(message)
+    if kept.get("tool_calls"):
+        calls = _list(kept["tool_calls"], f"{place}.tool_calls")
+        kept["tool_calls"] = [_call(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(calls)]
+        kept.setdefault("content", "")  # a call without a word
+    _require_text(kept.get("content"), f"{place}.content")
+    return kept
+
+
+def _call(call: Any, place: str) -> dict[str, Any]:
+    """A tool call with an object as arguments, which chat templates write as JSON; OpenAI's format has JSON text."""
+    function = call.get("function", call) if isinstance(call, dict) else call
+    if not isinstance(function, dict):
+        raise _Mistake(f"has a {place} that is a {_kind(function)}, not an object")
+    if isinstance(arguments := function.get("arguments"), str):
+        parsed = _parsed(arguments.encode()) if arguments.strip() else {}
+        if not isinstance(parsed, dict):
+            what = str(parsed) if isinstance(parsed, _Mistake) else f"is {_article(parsed)}"
+            raise _Mistake(f"has {place}.arguments that {what}; it must be a JSON object")
+        function = function | {"arguments": parsed}
+    return call | {"function": function} if "function" in call else function
+
+
+def _require_text(content: Any, place: str) -> None:
+    if isinstance(content, list):
+        kinds = [part.get("type") for part in content if isinstance(part, dict)]
+        if media := [kind for kind in kinds if kind != "text"]:
+            raise _Mistake(f"has a {place} with a part of the type {media[0]!r}: {_NO_MEDIA}")
+    if not isinstance(content, str):
+        raise _Mistake(f"has a {place} that is {_article(content)}, not text")
+    if "<image>" in content:  # what ms-swift's data sets have where a picture belongs
+        raise _Mistake(f"has a {place} with the tag <image>: {_NO_MEDIA}")
+
+
+def _list(value: Any, place: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise _Mistake(f"has a {place} that is {_article(value)}, not a list")
+    return value
+
+
+def _without_nulls(value: Any) -> Any:
+    """``value`` without keys that are null, on every level: Parquet fills up with them what only some rows have."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(entry) for key, entry in value.items() if entry is not None}
+    return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _article(value: Any) -> str:
-    return "missing" if value is None else f"a {_kind(value)}"
+    return "missing" if value is None else f"an {_kind(value)}" if isinstance(value, dict) else f"a {_kind(value)}"
 
 
 def _kind(value: Any) -> str:
