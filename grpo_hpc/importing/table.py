@@ -411,7 +411,8 @@ _CHECKPOINT = (
 
 _MODEL = (
     converted("model", convert.model, "becomes model.path, a local folder"),
-    *all_same("language_model_only", "task_type", "num_labels", "enable_thinking", "add_non_thinking_prefix"),
+    *all_same("language_model_only", "task_type", "num_labels", "add_non_thinking_prefix"),
+    converted("enable_thinking", convert.thinking, "an argument of the chat template: chat_template_kwargs"),
     *all_same("use_cpu_initialization", "megatron_extra_kwargs", "rope_scaling", "new_special_tokens"),
     *nothing("config.json of the model says it", "model_type", "architectures", "llm_architectures", "problem_type"),
     *nothing("weights are local files", "model_revision", "use_hf", "hub_token", "local_repo_path", "check_model"),
