@@ -23,6 +23,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 RESERVED_COLUMNS = ("completions", "prompts", "finish_reasons", "completion_ids")
 _MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
 _NO_MEDIA = "media do not reach the model, and it would learn to answer without them"
+TOO_DEEP = "is nested too deeply"
 _SHOWN_MISTAKES = 5
 _EXAMPLE = 'A row looks like {"messages": [{"role": "user", "content": "..."}], "answer": ...}.'
 
@@ -113,8 +114,8 @@ def numbered_rows(path: str | Path, system: str | None = None) -> Iterator[tuple
             row = _with_system(_row(record, f"{path.stem}:{number}"), system)
             if row.prompt_id in seen:
                 raise _Mistake(f"has the id {row.prompt_id!r} of row {seen[row.prompt_id]} again")
-        except _Mistake as mistake:
-            mistakes.add(number, mistake)
+        except (_Mistake, RecursionError) as mistake:
+            mistakes.add(number, mistake if isinstance(mistake, _Mistake) else TOO_DEEP)
             continue
         seen[row.prompt_id] = number
         yield number, row
@@ -192,7 +193,7 @@ def _parsed(data: bytes) -> Any:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         return _Mistake(f"is not JSON: {error.msg} at {line}column {error.colno}")
     except RecursionError:
-        return _Mistake("is nested too deeply")
+        return _Mistake(TOO_DEEP)
     except ValueError:  # Python reads integers up to a limit
         return _Mistake(f"has an integer of more than {sys.get_int_max_str_digits()} digits")
 

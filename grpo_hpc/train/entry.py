@@ -176,7 +176,7 @@ def _prompts(path: str, cfg: RunConfig, run_dir: RunDir, tokenizer: Tokenizer, c
     prompts = open_prompts(
         path,
         tokenizer,
-        Path(own) / "prompts" if own else run_dir.prompts,
+        Path(own).expanduser() / "prompts" if own else run_dir.prompts,
         system=cfg.data.system,
         builds=os.environ["LOCAL_RANK" if own else "RANK"] == "0",
         gather=partial(control.gather, what=f"the rank that reads {path}"),

@@ -98,6 +98,7 @@ def test_blank_lines_count_as_lines_but_not_as_rows(tmp_path):
         (r'{"prompt": "x", "a": {"\ude00\ud83d": 1}}', "has half a character: '\\ude00'"),
         ('{"prompt": "x", "n": ' + "7" * 5000 + "}", "has an integer of more than 4300 digits"),
         ('{"prompt": "x", "n": ' + "[" * 5000 + "]" * 5000 + "}", "is nested too deeply"),
+        ('{"prompt": "x", "tools": [{"a": ' + "[" * 700 + "]" * 700 + "}]}", "is nested too deeply"),
     ],
 )
 def test_a_wrong_row_is_named_with_its_line(tmp_path, row, said):
