@@ -25,7 +25,8 @@ from uuid import uuid4
 import numpy as np
 
 from grpo_hpc.data.exact_json import from_json, to_json
-from grpo_hpc.data.rows import TOO_DEEP, Mistakes, Row, files_of, numbered_rows
+from grpo_hpc.data.record_files import TOO_DEEP, Mistakes, files_of
+from grpo_hpc.data.rows import Row, numbered_rows
 from grpo_hpc.errors import ConfigError, EnvironmentProblem, GrpoHpcError
 
 _FORMAT = 1  # of the files below and of what a row becomes: raise it when either changes

@@ -184,6 +184,8 @@ def test_paths_that_cannot_be_read(tmp_path):
     assert "holds: train.jsonl" in message_of(tmp_path / "tran.jsonl")
     assert ".csv" in message_of(write(tmp_path / "a.csv", "x"))
     assert "no rows" in message_of(write(tmp_path / "empty.jsonl"))
+    (tmp_path / "broken.jsonl").symlink_to("/proc/self/mem")  # its first byte is an error of the device
+    assert "broken.jsonl cannot be read: Input/output error" in message_of(tmp_path / "broken.jsonl")
     assert "not a readable Parquet file" in message_of(write(tmp_path / "a.parquet", "x"))
 
 
