@@ -10,6 +10,7 @@ from grpo_hpc.config import algorithm
 from grpo_hpc.config.adapters import target_linears
 from grpo_hpc.config.problems import Problem
 from grpo_hpc.config.sections import RunConfig
+from grpo_hpc.data.template_kwargs import mistake_in
 from grpo_hpc.errors import ConfigError
 
 
@@ -325,6 +326,8 @@ def _rest(cfg: RunConfig) -> list[Problem]:
     for name in sorted(set(cfg.logging.report_to)):
         if cfg.logging.report_to.count(name) > 1:
             found.append(Problem("logging.report_to", f"names {name} twice"))
+    if mistake := mistake_in(cfg.data.chat_template_kwargs):
+        found.append(Problem("data.chat_template_kwargs", mistake))
     if cfg.evaluation.eval_steps is not None and cfg.data.eval is None:
         found.append(Problem("evaluation.eval_steps", "needs rows to evaluate on: give data.eval"))
     if cfg.checkpoint.save_total_limit is not None and cfg.checkpoint.save_steps is None:

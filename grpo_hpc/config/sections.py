@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from grpo_hpc.config.patterns import WallTime, matching
 from grpo_hpc.rewards.names import column_of, file_of, is_path
@@ -38,10 +38,15 @@ class Model(Section):
 class Data(Section):
     """Prompts to train and evaluate on."""
 
-    train: str = Field(min_length=1, description="rows to train on: JSONL, Parquet or a saved `datasets` folder")
+    train: str = Field(min_length=1, description="rows to train on: JSON lines, Parquet or a saved `datasets` folder")
     eval: str | None = Field(default=None, min_length=1, description="held-out rows for evaluation")
     system: str | None = Field(
         default=None, min_length=1, description="system message of every chat that does not begin with its own"
+    )
+    chat_template_kwargs: dict[str, JsonValue] = Field(
+        default={},
+        description="what the chat template is told beside the messages, such as enable_thinking: false; a row's "
+        "column of this name counts more",
     )
     max_length: int | None = Field(default=None, ge=1, description="longest prompt in tokens; longer rows are dropped")
     shuffle: bool = Field(default=True, description="a new order of the rows in every epoch")

@@ -11,6 +11,7 @@ import hashlib
 import json
 import mmap
 import shutil
+import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -24,10 +25,12 @@ from uuid import uuid4
 import numpy as np
 
 from grpo_hpc.data.exact_json import from_json, to_json
-from grpo_hpc.data.rows import Mistakes, Row, files_of, numbered_rows
+from grpo_hpc.data.record_files import TOO_DEEP, Mistakes, files_of
+from grpo_hpc.data.rows import Row, numbered_rows
 from grpo_hpc.errors import ConfigError, EnvironmentProblem, GrpoHpcError
 
-_FORMAT = 1  # of the files below
+_FORMAT = 1  # of the files below and of what a row becomes: raise it when either changes
+_FORGOTTEN = 3600  # seconds after its last write, a half-built folder is nobody's any more
 _AT_ONCE = 1000  # rows that are tokenised together
 _TOKENS, _ROWS, _INDEX, _MANIFEST = "tokens.bin", "rows.bin", "index.bin", "manifest.json"
 
@@ -222,6 +225,7 @@ def _build(folder: Path, source: str | Path, tokenizer: ChatTokenizer, system: s
     draft = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}")
     try:
         draft.mkdir(parents=True)
+        _remove_forgotten(folder)
         manifest = _write(draft, source, tokenizer, system)
         (draft / _MANIFEST).write_text(json.dumps(asdict(manifest)))
         _publish(draft, folder, source)
@@ -232,6 +236,14 @@ def _build(folder: Path, source: str | Path, tokenizer: ChatTokenizer, system: s
         ) from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _remove_forgotten(folder: Path) -> None:
+    """Remove what killed processes left of ``folder``; others may be building it right now."""
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        with suppress(OSError):  # somebody else has removed it
+            if time.time() - max(path.stat().st_mtime for path in [left, *left.iterdir()]) > _FORGOTTEN:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _write(folder: Path, source: str | Path, tokenizer: ChatTokenizer, system: str | None) -> _Manifest:
@@ -268,7 +280,7 @@ def _ready(line: int, row: Row, tokenizer: ChatTokenizer, mistakes: Mistakes) ->
     except TypeError as error:
         mistakes.add(line, f"holds {error}, which cannot be kept")
     except RecursionError:
-        mistakes.add(line, "is nested too deeply")
+        mistakes.add(line, TOO_DEEP)
     except ConfigError as error:
         mistakes.add(line, error.message)
     return None

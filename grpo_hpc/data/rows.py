@@ -1,23 +1,26 @@
-"""Reading prompts: JSON lines, Parquet, or a folder written by ``datasets``' ``save_to_disk``.
+"""Reading prompts: JSON lines or a JSON list, Parquet, or a folder written by ``datasets``' ``save_to_disk``.
 
 A row holds a chat, either ``messages`` (a list of ``{"role": ..., "content": ...}``) or ``prompt`` (a text, or such a
-list). Every other column is handed to the reward functions. An answer of the assistant at the end of the chat is
-removed: the policy is to write it. Nothing here imports torch, so that mistakes are found before a run starts.
+list). Every other column is handed to the reward functions; ``tools`` and ``chat_template_kwargs`` also go to the chat
+template. An answer of the assistant at the end of the chat is removed: the policy is to write it. Nothing here imports
+torch, so that mistakes are found before a run starts.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from grpo_hpc.errors import ConfigError, EnvironmentProblem
+from grpo_hpc.data.record_files import TOO_DEEP, Mistake, Mistakes, parse_json, read_records
+from grpo_hpc.data.template_kwargs import mistake_in
+from grpo_hpc.errors import ConfigError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 RESERVED_COLUMNS = ("completions", "prompts", "finish_reasons", "completion_ids")
-_SHOWN_MISTAKES = 5
+_MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
+_NO_MEDIA = "media do not reach the model, and it would learn to answer without them"
 _EXAMPLE = 'A row looks like {"messages": [{"role": "user", "content": "..."}], "answer": ...}.'
 
 
@@ -29,49 +32,13 @@ class Row:
         prompt_id: the row's ``id`` column, else ``<file stem>:<line>``; the same in every run over this file.
         messages: the chat up to the place where the assistant is to speak.
         columns: every column but the chat, as read.
+        template: what the chat template is given beside the messages: ``tools``, and the row's chat_template_kwargs.
     """
 
     prompt_id: str
     messages: list[dict[str, Any]]
     columns: dict[str, Any]
-
-
-class _Mistake(Exception):
-    """What is wrong with one row."""
-
-
-# (line or row number, the parsed record or what is wrong with it)
-_Records = Iterator[tuple[int, Any]]
-
-
-class Mistakes:
-    """What is wrong with the rows of a file, told all at once.
-
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self._path, self._count, self._shown = path, 0, list[str]()
-
-    def add(self, number: int, what: object) -> None:
-        """Note ``what`` is wrong with row or line ``number``."""
-        self._count += 1
-        if self._count <= _SHOWN_MISTAKES:
-            self._shown.append(f"  {self._path}:{number}: {what}")
-
-    def require_none(self, hint: str = "") -> None:
-        """Go on only if there are none.
-
-        Raises:
-            ConfigError: lists the first few with their places.
-        """
-        if not self._count:
-            return
-        rows = "1 row that" if self._count == 1 else f"{self._count} rows that"
-        more = self._count - len(self._shown)
-        rest = [f"  ... and {more} more"] if more else []
-        raise ConfigError("\n".join([f"{self._path} has {rows} cannot be used:", *self._shown, *rest]), hint)
+    template: dict[str, Any] = field(default_factory=dict)
 
 
 def read_rows(path: str | Path, system: str | None = None) -> list[Row]:
@@ -90,7 +57,8 @@ def numbered_rows(path: str | Path, system: str | None = None) -> Iterator[tuple
     What is wrong with rows is raised behind the last one, so that all of it can be told.
 
     Args:
-        path: a ``.jsonl`` or ``.json`` file with one object per line, a ``.parquet`` file, or a ``datasets`` folder.
+        path: a ``.jsonl`` or ``.json`` file with one object per line, a ``.json`` file that is one list of objects, a
+            ``.parquet`` file, or a ``datasets`` folder.
         system: message put in front of chats that do not begin with a system (or developer) message of their own.
 
     Raises:
@@ -99,13 +67,13 @@ def numbered_rows(path: str | Path, system: str | None = None) -> Iterator[tuple
     """
     path = Path(path)
     mistakes, seen = Mistakes(path), dict[str, int]()
-    for number, record in _reader(path)(path):
+    for number, record in read_records(path):
         try:
             row = _with_system(_row(record, f"{path.stem}:{number}"), system)
             if row.prompt_id in seen:
-                raise _Mistake(f"has the id {row.prompt_id!r} of row {seen[row.prompt_id]} again")
-        except _Mistake as mistake:
-            mistakes.add(number, mistake)
+                raise Mistake(f"has the id {row.prompt_id!r} of row {seen[row.prompt_id]} again")
+        except (Mistake, RecursionError) as mistake:
+            mistakes.add(number, mistake if isinstance(mistake, Mistake) else TOO_DEEP)
             continue
         seen[row.prompt_id] = number
         yield number, row
@@ -114,105 +82,42 @@ def numbered_rows(path: str | Path, system: str | None = None) -> Iterator[tuple
         raise ConfigError(f"{path} holds no rows")
 
 
-def files_of(path: str | Path) -> list[Path]:
-    """The files that rows of ``path`` are read from, in order.
-
-    Raises:
-        ConfigError: it does not exist.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise ConfigError(f"the data file {path} does not exist", _files_beside(path))
-    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-
-
-# -- formats -------------------------------------------------------------------------------------------------------
-
-
-def _reader(path: Path) -> Callable[[Path], _Records]:
-    """The function that reads the format of ``path``."""
-    files_of(path)
-    if path.is_dir():
-        return _read_datasets_folder
-    readers = {".jsonl": _read_json_lines, ".json": _read_json_lines, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise ConfigError(
-            f"{path} is of no known format: its name ends in {path.suffix or 'nothing'}",
-            f"Known are {', '.join(readers)} and folders written by datasets' save_to_disk.",
-        )
-    return readers[path.suffix]
-
-
-def _files_beside(path: Path) -> str:
-    names = sorted(p.name for p in path.parent.iterdir() if p.name[0] != ".") if path.parent.is_dir() else []
-    return f"{path.parent} holds: {', '.join(names[:8])}." if names else f"There is nothing in {path.parent} either."
-
-
-def _read_json_lines(path: Path) -> _Records:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError as error:
-                yield number, _Mistake(f"is not UTF-8: {error.reason} at byte {error.start}")
-            except json.JSONDecodeError as error:
-                yield number, _Mistake(f"is not JSON: {error.msg} at column {error.colno}")
-
-
-def _read_parquet(path: Path) -> _Records:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise _needs("pyarrow", path) from None
-    try:
-        with parquet.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches():
-                for record in batch.to_pylist():
-                    number += 1
-                    yield number, record
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ConfigError(f"{path} is not a readable Parquet file: {error}") from None
-
-
-def _read_datasets_folder(path: Path) -> _Records:
-    try:
-        from datasets import Dataset, load_from_disk
-    except ImportError:
-        raise _needs("datasets", path) from None
-    try:
-        dataset = load_from_disk(str(path))
-    except (FileNotFoundError, ValueError) as error:
-        raise ConfigError(f"{path} is not a folder written by datasets' save_to_disk: {error}") from None
-    if not isinstance(dataset, Dataset):
-        splits = list(dataset)
-        hint = f"Name one of them, such as {path / splits[0]}."
-        raise ConfigError(f"{path} holds several splits: {', '.join(splits)}", hint)
-    yield from enumerate(dataset, start=1)
-
-
-def _needs(package: str, path: Path) -> EnvironmentProblem:
-    return EnvironmentProblem(f"reading {path} needs the package {package}", f"Install it: pip install {package}")
-
-
-# -- rows ----------------------------------------------------------------------------------------------------------
-
-
 def _row(record: Any, default_id: str) -> Row:
-    if isinstance(record, _Mistake):
+    if isinstance(record, Mistake):
         raise record
     if not isinstance(record, dict):
-        raise _Mistake(f"is a JSON {_kind(record)}, not an object")
+        raise Mistake(f"is a JSON {_kind(record)}, not an object")
     chat = "messages" if record.get("messages") is not None else "prompt"
     if record.get(chat) is None:
-        raise _Mistake(f"has no 'messages' or 'prompt', only {', '.join(map(repr, record)) or 'nothing'}")
+        raise Mistake(f"has no 'messages' or 'prompt', only {', '.join(map(repr, record)) or 'nothing'}")
     columns = {name: value for name, value in record.items() if name != chat}
     if clash := sorted(columns.keys() & set(RESERVED_COLUMNS)):
-        raise _Mistake(f"has a column {clash[0]!r}, a name that reward functions know for something else")
-    return Row(_identity(record.get("id"), default_id), _messages(record[chat], chat), columns)
+        raise Mistake(f"has a column {clash[0]!r}, a name that reward functions know for something else")
+    if media := [name for name in _MEDIA_COLUMNS if columns.get(name) not in (None, "", [])]:
+        raise Mistake(f"has a column {media[0]!r}: {_NO_MEDIA}")
+    identity = _identity(record.get("id"), default_id)
+    return Row(identity, _messages(record[chat], chat), columns, _template(columns))
+
+
+def _template(columns: dict[str, Any]) -> dict[str, Any]:
+    kwargs = columns.get("chat_template_kwargs") or {}
+    if not isinstance(kwargs, dict):
+        raise Mistake(f"has a 'chat_template_kwargs' that is a {_kind(kwargs)}, not an object")
+    if mistake := mistake_in(kwargs):
+        raise Mistake(f"has a 'chat_template_kwargs' that {mistake}")
+    tools = _tools(columns.get("tools"))
+    return _without_nulls(kwargs) | ({"tools": tools} if tools else {})
+
+
+def _tools(given: Any) -> list[dict[str, Any]]:
+    """Descriptions of tools; they may be JSON text, because Parquet would mix the fields of all of them."""
+    tools = given or []
+    if isinstance(given, str) and given:
+        tools = parse_json(given.encode())
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        what = str(tools) if isinstance(tools, Mistake) else f"is {_article(tools)}"
+        raise Mistake(f"has a 'tools' that {what}; it must be a list of objects, or such a list as JSON text")
+    return _without_nulls(tools)
 
 
 def _with_system(row: Row, system: str | None) -> Row:
@@ -225,7 +130,7 @@ def _identity(given: Any, default: str) -> str:
     if given is None:
         return default
     if isinstance(given, bool) or not isinstance(given, str | int):
-        raise _Mistake(f"has an 'id' that is a {_kind(given)}, not text or an integer")
+        raise Mistake(f"has an 'id' that is a {_kind(given)}, not text or an integer")
     return str(given)
 
 
@@ -234,28 +139,70 @@ def _messages(chat: Any, column: str) -> list[dict[str, Any]]:
         chat = [{"role": "user", "content": chat}]
     if not isinstance(chat, list) or not chat:
         what = "an empty list" if chat == [] else f"a {_kind(chat)}"
-        raise _Mistake(f"has a {column!r} that is {what}, not a list of messages")
+        raise Mistake(f"has a {column!r} that is {what}, not a list of messages")
     messages = [_message(message, f"{column}[{index}]") for index, message in enumerate(chat)]
     if messages[-1]["role"] == "assistant":
         messages.pop()
     if not messages or messages[-1]["role"] not in ("user", "tool"):
         last = f"ends with the role {messages[-1]['role']!r}" if messages else "holds nothing but an answer"
-        raise _Mistake(f"has a {column!r} that {last}; it must end with 'user' or 'tool' before the answer")
+        raise Mistake(f"has a {column!r} that {last}; it must end with 'user' or 'tool' before the answer")
     return messages
 
 
 def _message(message: Any, place: str) -> dict[str, Any]:
     if not isinstance(message, dict):
-        raise _Mistake(f"has a {place} that is a {_kind(message)}, not an object with 'role' and 'content'")
+        raise Mistake(f"has a {place} that is a {_kind(message)}, not an object with 'role' and 'content'")
     if message.get("role") not in ROLES:
-        raise _Mistake(f"has {place}.role {message.get('role')!r}; known are {', '.join(ROLES)}")
-    if not isinstance(message.get("content"), str):
-        raise _Mistake(f"has a {place}.content that is {_article(message.get('content'))}, not text")
-    return {key: value for key, value in message.items() if value is not None}  # Parquet fills absent keys with None
+        raise Mistake(f"has {place}.role {message.get('role')!r}; known are {', '.join(ROLES)}")
+    kept = _without_nulls(message)
+    if kept.get("tool_calls"):
+        calls = _list(kept["tool_calls"], f"{place}.tool_calls")
+        kept["tool_calls"] = [_call(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(calls)]
+        kept.setdefault("content", "")  # a call without a word
+    _require_text(kept.get("content"), f"{place}.content")
+    return kept
+
+
+def _call(call: Any, place: str) -> dict[str, Any]:
+    """A tool call with an object as arguments, which chat templates write as JSON; OpenAI's format has JSON text."""
+    function = call.get("function", call) if isinstance(call, dict) else call
+    if not isinstance(function, dict):
+        raise Mistake(f"has a {place} that is a {_kind(function)}, not an object")
+    if isinstance(arguments := function.get("arguments"), str):
+        parsed = parse_json(arguments.encode()) if arguments.strip() else {}
+        if not isinstance(parsed, dict):
+            what = str(parsed) if isinstance(parsed, Mistake) else f"is {_article(parsed)}"
+            raise Mistake(f"has {place}.arguments that {what}; it must be a JSON object")
+        function = function | {"arguments": parsed}
+    return call | {"function": function} if "function" in call else function
+
+
+def _require_text(content: Any, place: str) -> None:
+    if isinstance(content, list):
+        kinds = [part.get("type") for part in content if isinstance(part, dict)]
+        if media := [kind for kind in kinds if kind != "text"]:
+            raise Mistake(f"has a {place} with a part of the type {media[0]!r}: {_NO_MEDIA}")
+    if not isinstance(content, str):
+        raise Mistake(f"has a {place} that is {_article(content)}, not text")
+    if "<image>" in content:  # what ms-swift's data sets have where a picture belongs
+        raise Mistake(f"has a {place} with the tag <image>: {_NO_MEDIA}")
+
+
+def _list(value: Any, place: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise Mistake(f"has a {place} that is {_article(value)}, not a list")
+    return value
+
+
+def _without_nulls(value: Any) -> Any:
+    """``value`` without keys that are null, on every level: Parquet fills up with them what only some rows have."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(entry) for key, entry in value.items() if entry is not None}
+    return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _article(value: Any) -> str:
-    return "missing" if value is None else f"a {_kind(value)}"
+    return "missing" if value is None else f"an {_kind(value)}" if isinstance(value, dict) else f"a {_kind(value)}"
 
 
 def _kind(value: Any) -> str:

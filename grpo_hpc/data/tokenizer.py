@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from functools import cached_property
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from grpo_hpc.data.rows import Row
 from grpo_hpc.errors import ConfigError
@@ -19,23 +22,31 @@ class Tokenizer:
 
     Args:
         model_path: a Hugging Face folder.
+        kwargs: what its chat template is told beside each row's messages; a row may say otherwise.
 
     Raises:
-        ConfigError: its tokenizer has no chat template.
+        ConfigError: its tokenizer has no chat template, or one that does not read all of ``kwargs``.
     """
 
-    def __init__(self, model_path: str) -> None:
+    def __init__(self, model_path: str, kwargs: Mapping[str, Any] | None = None) -> None:
         from transformers import AutoTokenizer
 
         self._folder = Path(model_path)
         self._tokenizer = AutoTokenizer.from_pretrained(model_path)
         if not self._tokenizer.chat_template:
             raise ConfigError(f"the tokenizer in {model_path} has no chat template", "Add a chat_template to it.")
+        self._kwargs = dict(kwargs or {})
+        if unread := self._unread(self._kwargs):
+            raise ConfigError(
+                f"data.chat_template_kwargs: the chat template in {model_path} does not read {unread[0]!r}",
+                f"It asks for: {', '.join(_options(self._tokenizer.get_chat_template())) or 'nothing'}.",
+            )
 
     @cached_property
     def digest(self) -> str:
-        """Of everything that decides which tokens a chat becomes: files of the folder, and versions of packages."""
-        digest = hashlib.blake2b(f"{version('transformers')} {version('tokenizers')}".encode(), digest_size=16)
+        """Of everything that decides which tokens a chat becomes: files, arguments of the template, packages."""
+        decisive = [self._kwargs, version("transformers"), version("tokenizers")]
+        digest = hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=16)
         for file in sorted(file for pattern in _FILES for file in self._folder.glob(pattern)):
             content = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
             digest.update(f"\n{file.relative_to(self._folder)} {content}".encode())
@@ -45,12 +56,24 @@ class Tokenizer:
         """The chat as the template writes it, ending where the assistant is to speak.
 
         Raises:
-            ConfigError: the template refuses the chat.
+            ConfigError: the template refuses the chat, or does not read what the row has for it.
         """
+        if unread := self._unread(row.template):
+            raise ConfigError(f"has {unread[0]!r}, which the model's chat template does not read")
+        told = self._kwargs | row.template
         try:
-            return str(self._tokenizer.apply_chat_template(row.messages, add_generation_prompt=True, tokenize=False))
+            return str(
+                self._tokenizer.apply_chat_template(row.messages, add_generation_prompt=True, tokenize=False, **told)
+            )
         except Exception as error:  # a template is a program of its own
             raise ConfigError(f"is refused by the model's chat template: {type(error).__name__}: {error}") from None
+
+    def _unread(self, kwargs: Mapping[str, Any]) -> list[str]:
+        """Names that the chat template never mentions."""
+        if not kwargs:
+            return []
+        template = self._tokenizer.get_chat_template(tools=kwargs.get("tools"))
+        return [name for name in kwargs if not _mentions(template, name)]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of what :meth:`text` gave; many at once are spread over the processor's cores."""
@@ -63,3 +86,13 @@ class Tokenizer:
     def decode(self, tokens: list[int]) -> str:
         """``tokens`` as text, without special tokens."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+@cache
+def _mentions(template: str, name: str) -> bool:
+    return re.search(rf"\b{re.escape(name)}\b", template) is not None
+
+
+def _options(template: str) -> list[str]:
+    """Names that the template looks for before it reads them."""
+    return sorted(set(re.findall(r"\b(\w+) is (?:not )?defined", template)))

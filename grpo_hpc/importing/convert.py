@@ -100,6 +100,14 @@ def system_message(given: Given, run: Run) -> Result:
     return Result({"system": given.shown}, fate=Fate.TAKEN)
 
 
+def thinking(given: Given, run: Run) -> Result:
+    """Both values say something: what a chat template does when it is told nothing differs between models."""
+    on = truth(given.values[0])
+    if on is None:
+        return Result(note="is neither true nor false", fate=Fate.UNSUPPORTED)
+    return Result({"chat_template_kwargs": {"enable_thinking": on}})
+
+
 def output_dir(given: Given, run: Run) -> Result:
     """The last part of the path is the run's name, the rest the folder that holds runs."""
     path = Path(given.shown)

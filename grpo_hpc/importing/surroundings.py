@@ -21,13 +21,13 @@ SERVER_FLAGS: tuple[Flag, ...] = (
         "multi_turn_scheduler",
         "max_turns",
         "gym_env",
-        "enable_thinking",
     ),
     *without_key("1", "vllm_pipeline_parallel_size"),
     *without_key("true", "vllm_enable_prefix_caching", "vllm_disable_cascade_attn"),
     *without_key(
         "false", "vllm_enable_lora", "vllm_enable_expert_parallel", "vllm_disable_custom_all_reduce", "use_gym_env"
     ),
+    converted("enable_thinking", convert.thinking, "an argument of the chat template: chat_template_kwargs"),
     renamed("port", "vllm_server_port"),
     *nothing("servers listen where the job runs", "host"),
     *nothing("every node of the servers gets as many engines as fit", "vllm_data_parallel_size"),

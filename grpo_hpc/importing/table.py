@@ -449,13 +449,14 @@ _CHECKPOINT = (
 
 _MODEL = (
     converted("model", convert.model, "becomes model.path, a local folder"),
-    *all_same("num_labels", "enable_thinking", "add_non_thinking_prefix"),
+    *all_same("num_labels", "add_non_thinking_prefix"),
     *without_key("false", "language_model_only", "use_cpu_initialization"),
     *without_key("causal_lm", "task_type"),
     *without_key("0", "hidden_dropout", "attention_dropout"),
     *all_same("megatron_extra_kwargs", "rope_scaling", "new_special_tokens"),
     *missing("every layer has full attention", "softmax_type", "window_size", "window_attn_skip_freq", "layer_types"),
     *missing("rotary positions follow from the model's family", "mrope_section", "mrope_interleaved"),
+    converted("enable_thinking", convert.thinking, "an argument of the chat template: chat_template_kwargs"),
     *nothing("config.json of the model says it", "model_type", "architectures", "llm_architectures", "problem_type"),
     *nothing("weights are local files", "model_revision", "use_hf", "hub_token", "local_repo_path", "check_model"),
     *nothing("Megatron places the model", "device_map", "max_memory", "init_strategy", "perform_initialization"),

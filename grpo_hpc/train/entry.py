@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -100,7 +101,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         stop = StopRequest(run_dir.stop, control)
         init_model_parallel(cfg, platform)
         pool = start_rewards(cfg)
-        tokenizer = Tokenizer(cfg.model.path)
+        tokenizer = Tokenizer(cfg.model.path, cfg.data.chat_template_kwargs)
         train_set = _prompts(cfg.data.train, cfg, run_dir, tokenizer, control)  # before a model: rows may be wrong
         eval_set = _prompts(cfg.data.eval, cfg, run_dir, tokenizer, control) if cfg.data.eval else None
         policy = TrainedPolicy(cfg, platform, control, clock.progress)
@@ -175,7 +176,7 @@ def _prompts(path: str, cfg: RunConfig, run_dir: RunDir, tokenizer: Tokenizer, c
     prompts = open_prompts(
         path,
         tokenizer,
-        Path(own) / "prompts" if own else run_dir.prompts,
+        Path(own).expanduser() / "prompts" if own else run_dir.prompts,
         system=cfg.data.system,
         builds=os.environ["LOCAL_RANK" if own else "RANK"] == "0",
         gather=partial(control.gather, what=f"the rank that reads {path}"),
@@ -212,17 +213,19 @@ def _reporter(run_dir: RunDir, cfg: RunConfig, events: EventLog | None) -> Repor
 
 def _closing_lines(run_dir: RunDir, cfg: RunConfig, saved: Path | None) -> list[str]:
     lines = [f"checkpoint  {saved}"] if saved else []
+    told = json.dumps(cfg.data.chat_template_kwargs) if cfg.data.chat_template_kwargs else ""
+    serving = f" --default-chat-template-kwargs {shlex.quote(told)}" if told else ""
     if cfg.checkpoint.export and cfg.tuner.tuner_type == "lora":
         lines += [
             f"adapters    {run_dir.export}",
             f"  serve it  vllm serve {cfg.model.path} --enable-lora --max-lora-rank {cfg.tuner.lora_rank} "
-            f"--lora-modules {cfg.name}={run_dir.export}",
+            f"--lora-modules {cfg.name}={run_dir.export}{serving}",
             f"  load it   peft.AutoPeftModelForCausalLM.from_pretrained({str(run_dir.export)!r})",
         ]
     elif cfg.checkpoint.export:
         lines += [
             f"export      {run_dir.export}",
-            f"  serve it  vllm serve {run_dir.export}",
+            f"  serve it  vllm serve {run_dir.export}{serving}",
             f"  load it   transformers.AutoModelForCausalLM.from_pretrained({str(run_dir.export)!r})",
         ]
     lines += [f"metrics     {run_dir.metrics}", f"completions {run_dir.completions}"]

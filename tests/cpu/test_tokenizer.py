@@ -61,3 +61,25 @@ def test_a_folder_without_a_template(folder):
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ConfigError, match="has no chat template"):
         Tokenizer(str(folder))
+
+
+OPTIONS = """{%- if enable_thinking is defined and not enable_thinking %}quiet {% endif %}
+{%- for tool in tools or [] %}[{{ tool.name }}]{% endfor %}{{ messages[0].content }}"""
+
+
+def test_what_the_template_is_told_beside_the_messages(folder):
+    with_template(folder, OPTIONS)
+    loud, quiet = Tokenizer(str(folder)), Tokenizer(str(folder), {"enable_thinking": False})
+    row, own = Row("x", CHATS[0], {}), Row("x", CHATS[0], {}, {"enable_thinking": True, "tools": [{"name": "f"}]})
+    assert (loud.text(row), quiet.text(row)) == ("a", "quiet a")
+    assert (loud.text(own), quiet.text(own)) == ("[f]a", "[f]a"), "the row's own word counts"
+    assert loud.digest != quiet.digest
+
+
+def test_what_the_template_does_not_read_is_refused(folder):
+    with_template(folder, OPTIONS)
+    with pytest.raises(ConfigError, match="does not read 'thinking'") as caught:
+        Tokenizer(str(folder), {"thinking": False})
+    assert "It asks for: enable_thinking." in caught.value.hint
+    with pytest.raises(ConfigError, match="has 'tools', which the model's chat template does not read"):
+        with_template(folder, "{{ messages[0].content }}").text(Row("x", CHATS[0], {}, {"tools": [{"name": "f"}]}))

@@ -100,6 +100,7 @@ def test_what_a_run_leaves_behind(finished):
         assert abs(sum(row["advantage"] for row in members)) < 1e-4
 
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["step_00000005", "step_00000006"]
+    assert len(list((run_dir / ".cache" / "prompts").iterdir())) == len(["train", "eval"])
     assert list((run_dir / "tensorboard").glob("events.*"))
     assert "export" in printed and "Traceback" not in printed
     model = AutoModelForCausalLM.from_pretrained(run_dir / "export", dtype=torch.float32)
@@ -107,12 +108,13 @@ def test_what_a_run_leaves_behind(finished):
     assert model.generate(torch.tensor([tokenizer("Say 3.")["input_ids"]]), max_new_tokens=2).shape[1] > 6
 
 
-def test_interrupted_and_killed_runs_resume_exactly(finished, tiny, tmp_path):
+def test_interrupted_and_killed_runs_resume_exactly(finished, tiny, tmp_path, monkeypatch):
     """Ctrl-C, then kill -9 at a random step, in the middle of a rollout or between two: the same losses as without.
 
     Here everything that trains leaves its memory during rollouts, too, which must change nothing either.
     """
     whole, _ = finished
+    monkeypatch.setenv("GRPO_HPC_CACHE", str(tmp_path / "cache"))
     rng = random.Random()
     first, second = sorted(rng.sample(range(1, STEPS), 2))
     run_dir = tmp_path / "runs" / "broken"
@@ -142,6 +144,8 @@ def test_interrupted_and_killed_runs_resume_exactly(finished, tiny, tmp_path):
     assert all(value.equal(expected[name]) for name, value in exported.items())
     got, want = (list(read_completions(path / "completions")) for path in (run_dir, whole))
     assert len(got) == len(want)
+    assert len(list((tmp_path / "cache" / "prompts").iterdir())) == len(["train", "eval"])
+    assert not (run_dir / ".cache").exists()
 
 
 def test_a_run_of_adapters_resumes_exactly(tiny, tmp_path):

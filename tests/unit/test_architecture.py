@@ -17,7 +17,7 @@ ALLOWED = {
     "control": {"errors"},
     "files": set(),
     "shipped": set(),
-    "config": {"errors", "shipped", "algo.losses", "algo.estimators", "rewards.names"},
+    "config": {"errors", "shipped", "algo.losses", "algo.estimators", "rewards.names", "data.template_kwargs"},
     "algo": set(),
     "data": {"errors"},
     "observe": {"errors", "files"},

@@ -35,6 +35,10 @@ class Letters:
         return [list(text.encode()) for text in texts]
 
 
+def deep(levels):
+    return [deep(levels - 1)] if levels else []
+
+
 def write(path, *rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -195,6 +199,17 @@ def test_a_killed_builder_leaves_no_set(tmp_path, data):
     assert len(open_prompts(data, tokenizer, tmp_path / "cache")) == tokenizer.encoded == 5
 
 
+def test_what_a_killed_builder_left_is_removed_when_it_is_old(tmp_path, data):
+    open_prompts(data, Letters(), tmp_path / "cache")
+    (whole,) = (tmp_path / "cache").iterdir()
+    drafts = [whole.rename(whole.with_name(f".{whole.name}.0ld")), whole.with_name(f".{whole.name}.new")]
+    drafts[1].mkdir()
+    for path in [drafts[0], *drafts[0].iterdir()]:
+        os.utime(path, (1, 1))
+    open_prompts(data, Letters(), tmp_path / "cache")
+    assert sorted((tmp_path / "cache").iterdir()) == [drafts[1], whole]
+
+
 class Ranks:
     """Processes that call together, as threads: ``gather`` gives everybody's message."""
 
@@ -265,6 +280,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, data):
     [
         ({"prompt": "refused"}, "is refused by the model's chat template: no such role"),
         ({"prompt": ""}, "is no token at all"),
+        ({"prompt": "x", "deep": deep(700)}, "is nested too deeply"),
     ],
 )
 def test_rows_that_the_tokenizer_cannot_use_are_named_with_their_lines(tmp_path, row, said):

@@ -72,12 +72,95 @@ def test_blank_lines_count_as_lines_but_not_as_rows(tmp_path):
         ({"messages": [{"role": "system", "content": "x"}]}, "ends with the role 'system'"),
         ({"prompt": "x", "id": 1.5}, "'id' that is a number"),
         ({"prompt": "x", "completions": 1}, "a column 'completions'"),
+        ({"prompt": "x", "images": ["a.png"]}, "a column 'images': media do not reach the model"),
+        ({"prompt": "x", "audio": {"path": "a.wav"}}, "a column 'audio': media do not reach the model"),
+        ({"prompt": "<image>What is it?"}, "prompt[0].content with the tag <image>: media do not"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "with a part of the type 'image': media do"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, "content that is a list"),
+        ({"prompt": "x", "tools": {"name": "f"}}, "'tools' that is an object; it must be a list"),
+        ({"prompt": "x", "tools": "f"}, "'tools' that is not JSON: Expecting value at column 1; it must be"),
+        ({"prompt": "x", "tools": ["f"]}, "'tools' that is a list; it must be a list of objects"),
+        ({"prompt": "x", "chat_template_kwargs": "a"}, "'chat_template_kwargs' that is a text"),
+        ({"prompt": "x", "chat_template_kwargs": {"tools": []}}, "'tools', which are a column of the data"),
+        ({"prompt": "x", "chat_template_kwargs": {"tokenize": 1}}, "'tokenize', which is decided elsewhere"),
+        ({"messages": [{"role": "assistant", "content": None}, *CHAT]}, "messages[0].content that is missing"),
+        ({"messages": [{"role": "assistant", "tool_calls": "f"}, *CHAT]}, "[0].tool_calls that is a text, not a list"),
+        ({"messages": [{"role": "assistant", "tool_calls": ["f"]}, *CHAT]}, "tool_calls[0] that is a text, not an ob"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]}, *CHAT]},
+            "messages[0].tool_calls[0].arguments that is not JSON: Expecting property",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "3"}]}, *CHAT]},
+            "messages[0].tool_calls[0].arguments that is a number; it must be a JSON object",
+        ),
+        (r'{"prompt": "a\ud83d"}', "has half a character: '\\ud83d'"),
+        (r'{"prompt": "x", "a": {"\ude00\ud83d": 1}}', "has half a character: '\\ude00'"),
+        ('{"prompt": "x", "n": ' + "7" * 5000 + "}", "has an integer of more than 4300 digits"),
+        ('{"prompt": "x", "n": ' + "[" * 5000 + "]" * 5000 + "}", "is nested too deeply"),
+        ('{"prompt": "x", "tools": [{"a": ' + "[" * 700 + "]" * 700 + "}]}", "is nested too deeply"),
     ],
 )
 def test_a_wrong_row_is_named_with_its_line(tmp_path, row, said):
     text = message_of(write(tmp_path / "a.jsonl", {"prompt": "good"}, row))
     assert "a.jsonl:2: " in text
     assert said in text
+
+
+def test_pairs_of_escapes_are_one_character(tmp_path):
+    assert (
+        read_rows(write(tmp_path / "a.jsonl", r'{"prompt": "\ud83d\ude00\u00e4"}'))[0].messages[0]["content"] == "😀ä"
+    )
+
+
+def test_columns_for_media_may_be_empty(tmp_path):
+    row = {"prompt": "x", "images": [], "image": None, "videos": ""}
+    assert read_rows(write(tmp_path / "a.jsonl", row))[0].messages == [{"role": "user", "content": "x"}]
+
+
+def test_tools_and_arguments_of_the_template(tmp_path):
+    """As a list or as JSON text; nulls are what Parquet fills up with; reward functions get the column as it is."""
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"a": {"type": "string", "enum": [None, "b"]}}}}
+    padded = {**tool, "function": {**tool["function"], "description": None}}
+    given = [
+        {"tools": [padded], "chat_template_kwargs": {"enable_thinking": False, "unset": None}},
+        {"tools": json.dumps([tool])},
+        {"tools": [], "chat_template_kwargs": None},
+    ]
+    rows = read_rows(write(tmp_path / "a.jsonl", *({"prompt": "x", **columns} for columns in given)))
+    assert [row.template for row in rows] == [{"enable_thinking": False, "tools": [tool]}, {"tools": [tool]}, {}]
+    assert [row.columns for row in rows] == given
+
+
+def test_a_tool_call_in_the_history(tmp_path):
+    """Its content may be null, and its arguments JSON text, as OpenAI's format has them."""
+    calls = [
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": "ä"}'}},
+        {"name": "g", "arguments": {"b": 1}},
+        {"function": {"name": "h", "arguments": ""}},
+    ]
+    told = {"role": "tool", "content": "3", "tool_call_id": "1"}
+    chat = [*CHAT, {"role": "assistant", "content": None, "tool_calls": calls}, told]
+    (row,) = read_rows(write(tmp_path / "a.jsonl", {"messages": chat}))
+    assert row.messages[1]["content"] == "" and row.messages[2] == told
+    assert row.messages[1]["tool_calls"] == [
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": "ä"}}},
+        calls[1],
+        {"function": {"name": "h", "arguments": {}}},
+    ]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_json_file_may_be_one_list(tmp_path, mark):
+    path = tmp_path / "a.json"
+    path.write_text(mark + json.dumps([{"prompt": "x"}, {"prompt": "y", "answer": 3}], indent=1), encoding="utf-8")
+    assert [(row.prompt_id, row.columns) for row in read_rows(path)] == [("a:1", {}), ("a:2", {"answer": 3})]
+    path.write_text('[{"prompt": "x"}, 3]')
+    assert "a.json:2: is a JSON number, not an object" in message_of(path)
+    path.write_text('[{"prompt": "x"},\n {"prompt"]')
+    assert "a.json is not JSON: Expecting ':' delimiter at line 2, column 11" in message_of(path)
+    assert "holds no rows" in message_of(write(path, "[]"))
+    assert len(read_rows(write(path, {"prompt": "x"}, {"prompt": "y"}))) == 2
 
 
 def test_text_that_is_not_utf8(tmp_path):
@@ -101,6 +184,8 @@ def test_paths_that_cannot_be_read(tmp_path):
     assert "holds: train.jsonl" in message_of(tmp_path / "tran.jsonl")
     assert ".csv" in message_of(write(tmp_path / "a.csv", "x"))
     assert "no rows" in message_of(write(tmp_path / "empty.jsonl"))
+    (tmp_path / "broken.jsonl").symlink_to("/proc/self/mem")  # its first byte is an error of the device
+    assert "broken.jsonl cannot be read: Input/output error" in message_of(tmp_path / "broken.jsonl")
     assert "not a readable Parquet file" in message_of(write(tmp_path / "a.parquet", "x"))
 
 

@@ -260,6 +260,15 @@ def test_the_system_message_is_a_text_or_a_file_with_one(tmp_path: Path) -> None
     assert fate(imported("--system", "elsewhere/prompt.txt"), "system") is Fate.UNSUPPORTED
 
 
+@pytest.mark.parametrize(("word", "on"), [("false", False), ("0", False), ("true", True)])
+def test_thinking_is_an_argument_of_the_template_on_or_off(word: str, on: bool) -> None:
+    result = imported("--enable_thinking", word)
+    assert values(result)["data.chat_template_kwargs"] == {"enable_thinking": on}
+    assert fate(result, "enable_thinking") == Fate.CONVERTED
+    assert fate(imported("--enable_thinking", "perhaps"), "enable_thinking") == Fate.UNSUPPORTED
+    assert "data.chat_template_kwargs" not in values(imported())
+
+
 def test_plugins_are_named_with_their_file() -> None:
     result = imported("--reward_funcs", "exact_number", "mine", "--external_plugins", "p.py")
     assert values(result)["rewards.reward_funcs"] == ["exact_number", "p.py:mine"]
