@@ -200,8 +200,6 @@ def test_the_limit_of_collectives_is_in_seconds_under_its_present_name_and_in_mi
 @pytest.mark.parametrize(
     ("flags", "wanted"),
     [
-        (["--enable_thinking", "false"], Fate.UNSUPPORTED),  # the template's default is what runs, and it is often on
-        (["--enable_thinking", "true"], Fate.UNSUPPORTED),
         (["--vllm_enable_prefix_caching", "false"], Fate.UNSUPPORTED),
         (["--vllm_enable_prefix_caching", "true"], Fate.NO_EFFECT),
         (["--use_megatron_fsdp", "false"], Fate.NO_EFFECT),
