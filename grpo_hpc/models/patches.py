@@ -170,7 +170,7 @@ def sum_over_expert_replicas(model: nn.Module) -> None:
 @_patch(
     "megatron.core.tensor_parallel.layers:ColumnParallelLinear.forward",
     "megatron.core.tensor_parallel.layers:RowParallelLinear.forward",
-    "megatron.core.extensions.transformer_engine:TELayerNormColumnParallelLinear.return_layernorm_output",
+    "megatron.core.extensions.transformer_engine:TELayerNormColumnParallelLinear.forward",
 )
 def extend_class(module: Any, extension: type[nn.Module]) -> None:
     """Put ``extension`` before the class of ``module``, whose methods it may call.

@@ -46,7 +46,7 @@ def test_a_run_that_diverges_saves_nothing_more_and_ends_with_the_reason(tiny, t
         "diverges",
         nproc_per_node=1,
         steps_per_generation=4,
-        lr=3e38,
+        lr=3e37,
         max_skipped_updates=2,
         eval=None,
     )

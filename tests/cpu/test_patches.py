@@ -38,9 +38,10 @@ def exists(target: str) -> bool:
 
 
 def names_of(tree: ast.AST) -> set[str]:
-    """Functions, variables and attributes of ``self`` that are made there."""
+    """Functions, imports, variables and attributes of ``self`` that are made there."""
     nodes = list(ast.walk(tree))
     found = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    found |= {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
     stored = [node for node in nodes if isinstance(getattr(node, "ctx", None), ast.Store)]
     return found | {getattr(node, "id", None) or getattr(node, "attr", "") for node in stored}
 
