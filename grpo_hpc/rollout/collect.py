@@ -79,11 +79,11 @@ class Collector:
     """
 
     def __init__(
-        self, cfg: RunConfig, engine: Engine, tokenizer: Tokenizer, pool: RewardRunner, control: Control
+        self, cfg: RunConfig, engine: Engine, tokenizer: Tokenizer, runner: RewardRunner, control: Control
     ) -> None:
         self._seed = cfg.seed
         self._engine, self._tokenizer, self._control = engine, tokenizer, control
-        self._rewards, self._pool = cfg.rewards, pool
+        self._rewards, self._runner = cfg.rewards, runner
         self._columns, self._longest = cfg.rewards.columns, cfg.rollout.max_completion_length
         self._size = cfg.rollout.ranks_of_engine
         self._replica, self._part = divmod(control.rank, self._size)
@@ -130,7 +130,7 @@ class Collector:
 
     def close(self) -> None:
         """End the processes that call reward functions."""
-        self._pool.close()
+        self._runner.close()
 
     def _owned(self, sampled: list[Sample]) -> list[Sample]:
         return sampled[self._part :: self._size]
@@ -163,7 +163,7 @@ class Collector:
             completion_ids=tokens,
         )
         r = self._rewards
-        scores = score(self._pool, self._columns, r.reward_weights, r.reward_failure, batch)
+        scores = score(self._runner, self._columns, r.reward_weights, r.reward_failure, batch)
         for sentence in scores.first.values():
             print(sentence, file=sys.stderr, flush=True)
         each = [{name: column[n] for name, column in scores.columns.items()} for n in range(len(answers))]
@@ -206,7 +206,7 @@ def start_rewards(cfg: RunConfig) -> RewardRunner:
         EnvironmentProblem: one of them cannot work here.
     """
     r = cfg.rewards
-    pool = RewardRunner(
+    runner = RewardRunner(
         r.reward_funcs,
         r.reward_params,
         {"max_completion_length": cfg.rollout.max_completion_length, "reward_timeout": r.reward_timeout},
@@ -215,8 +215,8 @@ def start_rewards(cfg: RunConfig) -> RewardRunner:
         timeout=r.reward_timeout,
         retries=r.reward_retries,
     )
-    pool.start()
-    return pool
+    runner.start()
+    return runner
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:

@@ -100,7 +100,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         control = Control(timedelta(minutes=limit))
         stop = StopRequest(run_dir.stop, control)
         init_model_parallel(cfg, platform)
-        pool = start_rewards(cfg)
+        runner = start_rewards(cfg)
         tokenizer = Tokenizer(cfg.model.path, cfg.data.chat_template_kwargs)
         train_set = _prompts(cfg.data.train, cfg, run_dir, tokenizer, control)  # before a model: rows may be wrong
         eval_set = _prompts(cfg.data.eval, cfg, run_dir, tokenizer, control) if cfg.data.eval else None
@@ -126,7 +126,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         colocation.attach(engine)
         longest = engine.max_model_len - cfg.rollout.max_completion_length
         reporter.rewind(state.step)
-        collector = Collector(cfg, engine, tokenizer, pool, control)
+        collector = Collector(cfg, engine, tokenizer, runner, control)
         prompts = _fitting(train_set, cfg, longest, events)
         parts = Parts(
             policy=policy,
