@@ -114,7 +114,7 @@ def only_the_first_rank(_):
 
 @contextlib.contextmanager
 def counted_reading():
-    """Inside, the bytes of every slice of a model folder are written down."""
+    """Inside, the numbers in every slice of a model folder are counted."""
     from grpo_hpc.models.hf_folder import HfFolder
 
     real, sizes = HfFolder.slice, []
@@ -125,7 +125,7 @@ def counted_reading():
 
         def __getitem__(self, index):
             part = self.tensor[index]
-            sizes.append(part.nbytes)
+            sizes.append(part.numel())
             return part
 
     HfFolder.slice = lambda folder, name: Counted(real(folder, name))
@@ -140,9 +140,9 @@ def check_reading(read: int, chunks) -> None:
     from grpo_hpc.models.movers import local_parameters
 
     sharers = {True: mpu.get_expert_data_parallel_world_size(), False: mpu.get_data_parallel_world_size(True)}
-    sizes = {name: parameter.nbytes for name, parameter in local_parameters(chunks).items()}
+    sizes = {name: parameter.numel() for name, parameter in local_parameters(chunks).items()}
     fair = sum(size / sharers[".experts." in name] for name, size in sizes.items())
-    assert 0 < read <= fair + 2 * max(sizes.values()), f"{read} bytes were read, {fair} would be fair"
+    assert 0 < read <= fair + 2 * max(sizes.values()), f"{read} numbers were read, {fair} would be fair"
 
 
 def check_reference(reference, read, resumed) -> None:
