@@ -5,14 +5,13 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from grpo_hpc.errors import RewardError
 
-if TYPE_CHECKING:
-    from grpo_hpc.rewards.registry import RewardFunction
+RewardFunction = Callable[..., Sequence[float | None]]
 
 
 def wanted(name: str, function: RewardFunction, offered: Mapping[str, Any]) -> dict[str, Any]:

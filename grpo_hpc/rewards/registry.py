@@ -31,11 +31,11 @@ from typing import Any, TypeVar
 
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.rewards.batching import together
+from grpo_hpc.rewards.calling import RewardFunction
 from grpo_hpc.rewards.names import column_of, target_of
 from grpo_hpc.rewards.reward_params import check_given, checked, declared, in_source, shown
 
 OFFERED = ("completions", "prompts", "finish_reasons", "completion_ids")  # besides the columns of the data
-RewardFunction = Callable[..., Sequence[float | None]]
 _Reward = TypeVar("_Reward", bound=Callable[..., Any])
 
 Parameters = Mapping[str, Mapping[str, Any]]  # values of parameters by the column name of their function

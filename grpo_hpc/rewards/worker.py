@@ -22,8 +22,8 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from grpo_hpc.errors import GrpoHpcError
-from grpo_hpc.rewards.calling import described, only_score, wanted
-from grpo_hpc.rewards.registry import RewardFunction, resolve
+from grpo_hpc.rewards.calling import RewardFunction, described, only_score, wanted
+from grpo_hpc.rewards.registry import resolve
 
 _PR_SET_PDEATHSIG = 1
 
