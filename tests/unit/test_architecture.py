@@ -130,21 +130,18 @@ MOST_MODULES = 20
 
 
 @cache
-def imports(file: Path, lazy: bool = True, types: bool = True) -> frozenset[str]:
+def imports(file: Path, lazy: bool = True) -> frozenset[str]:
     """What a module imports, ``from a import b`` as ``a.b``.
 
     Args:
         lazy: also what functions import.
-        types: also what only a type checker reads.
     """
     tree = ast.parse(file.read_text())
-    typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
-    unread = set() if types else {inner for node in typing for at in node.body for inner in ast.walk(at)}
     found = set()
     for node in ast.walk(tree) if lazy else tree.body:
-        if isinstance(node, ast.Import) and node not in unread:
+        if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node not in unread:
+        elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return frozenset(found)
 
@@ -229,14 +226,10 @@ def test_every_part_is_listed():
 
 
 def test_no_circle_of_imports():
-    """What is imported lazily counts; what only a type checker imports does not."""
+    """What is imported lazily counts, and what only a type checker imports."""
     known = modules()
     arrows = {
-        name: {
-            found
-            for wanted in imports(file, types=False)
-            if (found := module_of(wanted, known)) not in (None, name, "grpo_hpc")
-        }
+        name: {found for wanted in imports(file) if (found := module_of(wanted, known)) not in (None, name, "grpo_hpc")}
         for name, file in known.items()
     }
     assert sum(map(len, arrows.values())) > len(arrows), "imports are found at all"
