@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -81,13 +82,12 @@ def configured(**rollout):
 )
 @pytest.mark.parametrize("side", [0.99, 1.01, math.nan])
 def test_the_canary_has_one_limit(given, limit, side):
-    sampled = [SimpleNamespace(rollout_logprobs=[-1.0, -2.0])]
-    trainer = [[-1.0 - 2 * limit * side, -2.0]]
+    engine, trainer = np.array([-1.0, -2.0], np.float32), np.array([-1.0 - 2 * limit * side, -2.0])
     if side == 0.99:
-        assert engine_check.check(configured(**given), sampled, trainer) == pytest.approx(limit * side)
+        assert engine_check.check(configured(**given), engine, trainer) == pytest.approx(limit * side)
     else:
         with pytest.raises(RolloutError, match="over 2 tokens") as error:
-            engine_check.check(configured(**given), sampled, trainer)
+            engine_check.check(configured(**given), engine, trainer)
         assert f"canary_tolerance is {limit:g}" in error.value.message and "Likely causes" in error.value.hint
 
 
