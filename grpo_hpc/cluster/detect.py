@@ -8,9 +8,8 @@ import shutil
 from dataclasses import dataclass
 
 from grpo_hpc.cluster import slurm
+from grpo_hpc.cluster.sbatch_options import gpus
 from grpo_hpc.errors import EnvironmentProblem
-
-_GPU = re.compile(r"gpu:(?:([A-Za-z][^:,(]*):)?(\d+)")  # gpu:8, gpu:a100:8, gpu:a100:8(S:0-1)
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,10 @@ def partitions(sinfo: str, exclusive: frozenset[str] = frozenset()) -> tuple[Par
         name = name.removesuffix("*")
         if available != "up":
             continue
-        gpu_type, gpus = max(_gpus(gres), key=lambda kind: kind[1], default=(None, 0))
+        gpu_type, most = max(gpus(gres).items(), key=lambda kind: kind[1], default=(None, 0))
         size = int(re.sub(r"\D", "", cpus) or 0)
         here = Partition(
-            name, default, time_limit(limit), int(nodes), gpus, gpu_type, size, exclusive=name in exclusive
+            name, default, time_limit(limit), int(nodes), most, gpu_type, size, exclusive=name in exclusive
         )
         if name not in found or (here.gpus, here.nodes) > (found[name].gpus, found[name].nodes):
             found[name] = here
@@ -119,10 +118,6 @@ def exclusive_partitions(scontrol: str) -> frozenset[str]:
     """Names of the partitions whose nodes are not shared."""
     rows = [dict(word.partition("=")[::2] for word in line.split()) for line in scontrol.splitlines()]
     return frozenset(row["PartitionName"] for row in rows if row.get("OverSubscribe", "").startswith("EXCLUSIVE"))
-
-
-def _gpus(gres: str) -> list[tuple[str | None, int]]:
-    return [(kind or None, int(count)) for kind, count in _GPU.findall(gres)]
 
 
 def _said(*command: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grpo_hpc.cluster.sbatch_options import Asked, asked, read_options, script_lines, split_words
 from grpo_hpc.config.document import read_document
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.importing.shell import Command, Word, read_script
@@ -15,7 +16,10 @@ from grpo_hpc.importing.shell import Command, Word, read_script
 _LARGEST = 1 << 20
 _FLAG = re.compile(r"--?[A-Za-z_]")
 _SECRET = re.compile(r"api_key|hub_token|_(KEY|TOKEN)$")
-_SBATCH = re.compile(r"^#SBATCH\s+(?:--)?(-N|nodes|gpus-per-node|gres)[=\s]+(?:gpu:)?(?:[A-Za-z]\w*:)?(\d+)\s*$", re.M)
+_TAKEN = {
+    *("nodes", "gres", "gpus", "gpus-per-node", "gpus-per-task", "tres-per-node", "ntasks", "ntasks-per-node"),
+    *("job-name", "output", "error", "open-mode"),  # a run has a name and logs of its own
+}
 _LAUNCHERS = {"nproc_per_node": "NPROC_PER_NODE", "nnodes": "NNODES"}
 _RAY_GROUPS = ("train", "rollout", "teacher")
 
@@ -95,15 +99,15 @@ def from_files(paths: Sequence[Path]) -> Source:
 
 def _take_script(source: Source, path: Path) -> None:
     text = _read(path)
-    sbatch = dict(_SBATCH.findall(text))
-    nodes, gpus = sbatch.get("-N", sbatch.get("nodes")), sbatch.get("gpus-per-node", sbatch.get("gres"))
-    known = {"SLURM_NNODES": nodes, "SLURM_JOB_NUM_NODES": nodes, "SLURM_GPUS_ON_NODE": gpus}
     try:
-        script = read_script(text, {name: value for name, value in known.items() if value is not None})
+        job = _job_of(text, path, source)
+        known = {"SLURM_NNODES": job.nodes, "SLURM_JOB_NUM_NODES": job.nodes, "SLURM_GPUS_ON_NODE": job.gpus}
+        script = read_script(text, {name: str(value) for name, value in known.items() if value is not None})
     except ConfigError as error:
         raise ConfigError(f"{path}, {error.message}") from None
-    before = {"NNODES": nodes, "NPROC_PER_NODE": gpus}
-    source.environment += [Given(n, (v,), (), f"{path.name}, #SBATCH") for n, v in before.items() if v is not None]
+    before = {"NNODES": job.nodes, "NPROC_PER_NODE": job.gpus}
+    place = f"{path.name}, #SBATCH"
+    source.environment += [Given(n, (str(v),), (), place) for n, v in before.items() if v is not None]
     taken = False
     for command in script.commands:
         place = f"{path.name}:{command.line}"
@@ -128,6 +132,18 @@ def _take_script(source: Source, path: Path) -> None:
         for name in sorted(script.uncertain)
         if re.search(rf"\$\{{?{name}\b", text) or name in {given.name for given in source.environment}
     ]
+
+
+def _job_of(text: str, path: Path, source: Source) -> Asked:
+    """What the ``#SBATCH`` lines of a script ask for; what belongs into a cluster profile is noted."""
+    lines, unread = script_lines(text)
+    options = read_options(split_words(lines))
+    if others := [f"--{name}" for name in options if name not in _TAKEN]:
+        source.notes.append(f"{path.name}, #SBATCH: {', '.join(others)} belong into the cluster profile, if anywhere")
+    if unread:
+        numbers = ", ".join(map(str, unread))
+        source.notes.append(f"{path.name}: #SBATCH behind the first command is not read by sbatch (line {numbers})")
+    return asked(options)
 
 
 def _take_training(source: Source, command: Command, place: str, folder: Path) -> None:

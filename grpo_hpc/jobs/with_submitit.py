@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.cluster.profile import Profile
+from grpo_hpc.cluster.sbatch_options import read_options
 from grpo_hpc.cluster.slurm import uninfluenced
 from grpo_hpc.config.patterns import wall_seconds
 from grpo_hpc.errors import EnvironmentProblem
@@ -82,7 +83,7 @@ def _submit(run_dirs: list[RunDir], folder: Path, options: dict[str, Any], left_
 def parameters(run_dir: RunDir, profile: Profile, more: Sequence[str]) -> dict[str, Any]:
     """The options of sbatch, those of the run and ``more``, in submitit's words."""
     options = [*sbatch_options(make_job(run_dir.config(), profile)), *more]
-    given = dict(option.removeprefix("--").partition("=")[::2] for option in options)
+    given = read_options(options)
     own = {"job-name", "nodes", "ntasks-per-node", "time", "signal", "output", "open-mode", "requeue", "no-requeue"}
     others: dict[str, Any] = {name: value or True for name, value in given.items() if name not in own}
     others["requeue" if profile.requeue else "no-requeue"] = True

@@ -51,6 +51,7 @@ ALLOWED = {
         "shipped",
         "config",
         "cluster.profile",
+        "cluster.sbatch_options",
         "cluster.secrets",
         "cluster.slurm",
         "runs",
@@ -94,7 +95,7 @@ ALLOWED = {
         "runs.rank_log",
     },
     "images": {"errors", "config", "shipped"},
-    "importing": {"errors", "config", "rewards.registry"},
+    "importing": {"errors", "config", "cluster.sbatch_options", "rewards.registry"},
     "cli": {
         "algo.losses",
         "algo.estimators",

@@ -432,3 +432,13 @@ def test_reporters_and_their_keys(tmp_path: Path) -> None:
     assert "5ecret" not in result.text + json.dumps(to_dict(result))
     assert values(imported("--report_to", "none"))["logging.report_to"] == []
     assert fate(imported("--report_to", "tensorbord"), "report_to") is Fate.UNSUPPORTED
+
+
+def test_options_of_sbatch_are_read_as_sbatch_reads_them(tmp_path: Path) -> None:
+    script = tmp_path / "train.sh"
+    head = "#!/bin/bash\n#SBATCH -N2 --gres=gpu:nvidia_a100-sxm4-80gb:4,tmpfs:200G  # half a rack\n#SBATCH -A lab\n"
+    script.write_text(f"{head}echo $SLURM_NNODES\n#SBATCH --nodes=9\nmegatron rlhf {' '.join(ENOUGH)}\n")
+    result = import_run(from_files([script]))
+    assert (values(result)["resources.nodes"], values(result)["resources.nproc_per_node"]) == (2, 4)
+    said = "\n".join(result.notes)
+    assert "--account belong into the cluster profile" in said and "not read by sbatch (line 5)" in said
