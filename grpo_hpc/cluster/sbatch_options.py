@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from grpo_hpc.errors import ConfigError
 
 # man sbatch: the short options, and the options that never take the next word as their value
-_SHORT = {
-    **{"A": "account", "B": "extra-node-info", "C": "constraint", "D": "chdir", "F": "nodefile", "G": "gpus"},
-    **{"H": "hold", "J": "job-name", "L": "licenses", "M": "clusters", "N": "nodes", "O": "overcommit", "Q": "quiet"},
-    **{"S": "core-spec", "W": "wait", "a": "array", "b": "begin", "c": "cpus-per-task", "d": "dependency"},
-    **{"e": "error", "i": "input", "k": "no-kill", "m": "distribution", "n": "ntasks", "o": "output"},
-    **{"p": "partition", "q": "qos", "s": "oversubscribe", "t": "time", "v": "verbose", "w": "nodelist"},
-    **{"x": "exclude"},
-}
+_NAMES = """
+    A=account B=extra-node-info C=constraint D=chdir F=nodefile G=gpus H=hold J=job-name L=licenses M=clusters N=nodes
+    O=overcommit Q=quiet S=core-spec W=wait a=array b=begin c=cpus-per-task d=dependency e=error i=input k=no-kill
+    m=distribution n=ntasks o=output p=partition q=qos s=oversubscribe t=time v=verbose w=nodelist x=exclude
+"""
+_SHORT: dict[str, str] = dict(pair.split("=") for pair in _NAMES.split())
 _ALONE = {
     *("contiguous", "exclusive", "get-user-env", "hold", "ignore-pbs", "nice", "no-kill", "no-requeue", "overcommit"),
     *("oversubscribe", "parsable", "propagate", "quiet", "reboot", "requeue", "spread-job", "stepmgr", "test-only"),
@@ -41,8 +39,8 @@ class Asked:
 def gpus(gres: str) -> dict[str | None, int]:
     """GPUs by their type, None for no type, in a list of generic resources.
 
-    Read are ``gpu:4``, ``gpu:2080ti:4``, ``gpu:a100`` (one), sockets and indices behind them as in ``gpu:3090:8(S:0-1)``,
-    entries that are no GPUs, and what accounting writes, as in ``gres/gpu:a100=4``.
+    Read are ``gpu:4``, ``gpu:2080ti:4``, ``gpu:a100`` (one), sockets and indices behind them as in
+    ``gpu:3090:8(S:0-1)``, entries that are no GPUs, and what accounting writes, as in ``gres/gpu:a100=4``.
     """
     found: dict[str | None, int] = {}
     for entry in _BETWEEN_ENTRIES.split(gres):
@@ -66,7 +64,7 @@ def script_lines(script: str) -> tuple[str, list[int]]:
     for number, line in enumerate(script.splitlines(), 1):
         if line.startswith("#SBATCH"):
             unread.append(number) if begun else read.append(line.removeprefix("#SBATCH"))
-        begun = begun or not line.lstrip().startswith("#") and bool(line.strip())
+        begun = begun or line.lstrip()[:1] not in ("", "#")
     return "\n".join(read), unread
 
 

@@ -15,6 +15,7 @@ from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import Field
 
+from grpo_hpc.addresses import inside_cluster
 from grpo_hpc.errors import ConfigError, EnvironmentProblem, RewardError
 from grpo_hpc.rewards.registry import reward
 
@@ -148,7 +149,7 @@ class Judge:
         """The text of the judge's answer, after as many attempts as it takes."""
         if self._client is None:  # made on the event loop that uses it
             headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-            self._client = self._httpx.AsyncClient(timeout=self._timeout, headers=headers)
+            self._client = self._httpx.AsyncClient(timeout=self._timeout, headers=headers, mounts=_direct(self._url))
         for attempt in range(self._retries + 1):
             if attempt:
                 await asyncio.sleep(self._backoff * 2 ** (attempt - 1))
@@ -196,6 +197,13 @@ def _key(variable: str | None, file: str | None) -> str:
         except (OSError, UnicodeDecodeError):
             raise ConfigError(f"judge: the file {file} (api_key_file) cannot be read") from None
     return ""
+
+
+def _direct(url: str) -> dict[str, None]:
+    """The hosts that httpx asks without a proxy, whatever ``http_proxy`` says: those of the cluster."""
+    host = urlsplit(url).hostname or ""
+    shown = f"[{host}]" if ":" in host else host
+    return {f"all://{shown}": None} if inside_cluster(host) else {}
 
 
 def _content(text: str) -> str:

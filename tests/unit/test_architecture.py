@@ -21,7 +21,7 @@ ALLOWED = {
     "algo": set(),
     "data": {"errors"},
     "observe": {"errors", "files"},
-    "rewards": {"errors"},
+    "rewards": {"addresses", "errors"},
     "models": {"control", "errors", "algo.logprob", "algo.mixing"},
     "checkpoint": {"errors", "models", "train.megatron.platform"},
     "rollout": {

@@ -8,10 +8,12 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 
+from grpo_hpc.addresses import inside_cluster
 from grpo_hpc.errors import ConfigError, RewardError
-from grpo_hpc.rewards.judge import Judge
+from grpo_hpc.rewards.judge import Judge, _direct
 from grpo_hpc.rewards.registry import check_names
 from grpo_hpc.rewards.runner import RewardRunner
 from grpo_hpc.rewards.worker_pool import Task
@@ -167,3 +169,30 @@ def test_a_key_that_is_not_there(server, tmp_path):
         answers(server, "fine", api_key_env="NO_SUCH_KEY")
     with pytest.raises(ConfigError, match="absent"):
         answers(server, "fine", api_key_file=str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "node017"])
+def test_addresses_inside_the_cluster_are_asked_without_a_proxy(server, monkeypatch, host):
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    if host == "127.0.0.1":
+        assert answers(server, "fine") == 0.7
+    url = f"http://{host}:8000/v1"
+    client = httpx.AsyncClient(mounts=_direct(url))
+    assert client._transport_for_url(httpx.URL(url)) is client._transport
+    outside = httpx.URL("http://judge.example:8000/v1")
+    assert client._transport_for_url(outside) is not client._transport
+
+
+@pytest.mark.parametrize(
+    ("host", "inside"),
+    [("127.0.0.1", True), ("10.1.2.3", True), ("fd00::1", True), ("node-3", True), ("8.8.8.8", False)],
+)
+def test_what_is_inside_the_cluster(host, inside):
+    assert inside_cluster(host) is inside
+
+
+def test_a_name_that_cannot_be_looked_up_is_outside():
+    assert not inside_cluster("judge.invalid")
