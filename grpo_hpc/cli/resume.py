@@ -17,7 +17,7 @@ def command(run_dir: str, name: str | None) -> int:
 
     For the folder of a sweep: continue those of its runs that neither wait, run, nor are finished.
     """
-    from grpo_hpc.cluster.profile import find_profile, read_profile, require_complete
+    from grpo_hpc.cluster.profile import named_profile, require_complete
     from grpo_hpc.jobs.checks.preflight import preflight
     from grpo_hpc.jobs.executors import start
     from grpo_hpc.jobs.prepare import move_run, stored_profile
@@ -30,7 +30,7 @@ def command(run_dir: str, name: str | None) -> int:
         return resume_sweep(sweep)
     run = RunDir.open(run_dir)
     cfg = run.config()
-    profile = read_profile(find_profile(name)) if name else stored_profile(run)
+    profile = named_profile(name) if name else stored_profile(run)
     require_complete(cfg, profile)
     preflight(cfg, profile)
     if name:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.document import dump_yaml, read_yaml
@@ -19,6 +20,7 @@ from grpo_hpc.config.fields import field_problems
 from grpo_hpc.config.patterns import WallTime, matching, wall_seconds
 from grpo_hpc.config.problems import raise_problems
 from grpo_hpc.config.sections import Section
+from grpo_hpc.config.site_paths import NodeText, expanded
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.shipped import shipped
 
@@ -84,9 +86,13 @@ class Profile(Section):
     chain: int = Field(default=1, ge=1, description="jobs that are queued behind one another, where it does not")
     modules: list[str] = Field(default=[], description="environment modules that are loaded")
     binds: list[str] = Field(default=[], description="folders that are also seen in the container")
-    scratch: str | None = Field(default=None, min_length=1, description="fast folder on every node, for TMPDIR")
+    scratch: NodeText | None = Field(
+        default=None, min_length=1, description="fast folder on every node, for TMPDIR, as in $SLURM_TMPDIR"
+    )
     network_interface: Word | None = Field(default=None, description="network of NCCL and Gloo, such as ib0")
-    environment: dict[Name, str] = Field(default={}, description="variables that are set; never a secret")
+    environment: dict[Name, NodeText] = Field(
+        default={}, description="variables that are set, as in /opt/lib:$LD_LIBRARY_PATH; never a secret"
+    )
     inherit: list[Name] = Field(default=[], description="secret variables that the submitting shell passes on")
     secrets: str | None = Field(
         default=None, min_length=1, description="file with NAME=VALUE lines, readable by its owner alone (0600)"
@@ -150,13 +156,36 @@ def read_profile(path: Path) -> Profile:
         raise
 
 
+def named_profile(name: str) -> Profile:
+    """The profile of that name, with ``~`` and the variables of this shell put into its paths.
+
+    Those of ``scratch`` and ``environment`` stay: the nodes put them in.
+
+    Raises:
+        ConfigError: there is no such profile, it is wrong, or a variable is not set here.
+    """
+    path = find_profile(name)
+    profile = read_profile(path)
+    found: dict[str, Any] = {"scratch": profile.scratch and str(Path(profile.scratch).expanduser())}
+    for key in ("image", "python", "secrets", "binds"):
+        value = getattr(profile, key)
+        try:
+            found[key] = [expanded(bind) for bind in value] if key == "binds" else value and expanded(value)
+        except PydanticCustomError as error:
+            raise ConfigError(
+                f"{key} in the cluster profile {path} {error.message()}",
+                "Only scratch and environment may name what the nodes alone know.",
+            ) from None
+    return profile.model_copy(update=found)
+
+
 def profile_of(cfg: RunConfig) -> Profile:
     """The profile that ``cfg`` names, with what the run file says itself put over it.
 
     Raises:
         ConfigError: there is no such profile, it is wrong, or what it lacks is needed.
     """
-    base = read_profile(find_profile(cfg.cluster.profile))
+    base = named_profile(cfg.cluster.profile)
     own = {key: getattr(cfg.cluster, key) for key in ("executor", "runtime", "image", "time_limit")}
     profile = base.model_copy(update={key: value for key, value in own.items() if value is not None})
     require_complete(cfg, profile)
@@ -182,6 +211,12 @@ def require_complete(cfg: RunConfig, profile: Profile) -> None:
         raise ConfigError(
             f"the image {profile.image} would not be used: the runtime is none",
             "Set cluster.runtime to apptainer, docker, podman or pyxis, or leave the image out.",
+        )
+    if profile.runtime != "none" and "PATH" in profile.environment:
+        raise ConfigError(
+            f"environment in the cluster profile sets PATH to {profile.environment['PATH']}, and in a container the "
+            "image says where its programs are",
+            "Leave PATH out, or name the interpreter with python:.",
         )
     if profile.executor == "submitit" and profile.time_limit is None:
         raise ConfigError(

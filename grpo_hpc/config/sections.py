@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from grpo_hpc.config.patterns import WallTime, matching
-from grpo_hpc.rewards.names import column_of, file_of, is_path
+from grpo_hpc.config.site_paths import SitePath, expanded
+from grpo_hpc.rewards.names import column_of, file_of, is_path, with_file, with_paths
 
 Precision = Literal["float32", "bfloat16"]
 RecomputeModule = Literal["core_attn", "mlp", "layernorm", "moe_act", "moe", "shared_experts"]
@@ -26,8 +27,8 @@ class Section(BaseModel):
 class Model(Section):
     """The policy that is trained."""
 
-    path: str = Field(min_length=1, description="Hugging Face folder: config.json, safetensors and tokenizer")
-    config: str | None = Field(
+    path: SitePath = Field(min_length=1, description="Hugging Face folder: config.json, safetensors and tokenizer")
+    config: SitePath | None = Field(
         default=None,
         min_length=1,
         description="a config.json, or the name of one in configs/models, to plan with while `path` is not there",
@@ -38,8 +39,8 @@ class Model(Section):
 class Data(Section):
     """Prompts to train and evaluate on."""
 
-    train: str = Field(min_length=1, description="rows to train on: JSON lines, Parquet or a saved `datasets` folder")
-    eval: str | None = Field(default=None, min_length=1, description="held-out rows for evaluation")
+    train: SitePath = Field(min_length=1, description="rows to train on: JSON lines, Parquet or a `datasets` folder")
+    eval: SitePath | None = Field(default=None, min_length=1, description="held-out rows for evaluation")
     system: str | None = Field(
         default=None, min_length=1, description="system message of every chat that does not begin with its own"
     )
@@ -299,16 +300,24 @@ class Algorithm(Section):
     entropy_coef: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
 
 
+def _function(name: str) -> str:
+    return with_file(name, expanded)
+
+
+def _parameters(given: dict[str, Any]) -> dict[str, Any]:
+    return with_paths(given, expanded)
+
+
 class Rewards(Section):
     """What is rewarded."""
 
-    reward_funcs: list[str] = Field(
+    reward_funcs: list[Annotated[str, AfterValidator(_function)]] = Field(
         min_length=1, description="registered names or path/to/file.py:function; column=name for another column"
     )
     reward_weights: list[float] | None = Field(
         default=None, description="one weight per reward function; absent: all 1"
     )
-    reward_params: dict[str, dict[str, Any]] = Field(
+    reward_params: dict[str, Annotated[dict[str, Any], AfterValidator(_parameters)]] = Field(
         default={}, description="parameters by reward function; `grpo-hpc train --list rewards` shows them"
     )
     reward_failure: dict[str, Literal["zero", "nan", "fail"]] = Field(
@@ -420,14 +429,14 @@ class Logging(Section):
 class Cluster(Section):
     """Where the run is started, and how it is kept alive. What is absent is taken from the cluster's profile."""
 
-    profile: str = Field(
+    profile: SitePath = Field(
         default="local", min_length=1, description="cluster: a profile's name (`grpo-hpc cluster list`), or its file"
     )
     executor: Literal["local", "slurm", "submitit"] | None = Field(default=None, description="who starts the processes")
     runtime: Literal["none", "apptainer", "docker", "podman", "pyxis"] | None = Field(
         default=None, description="container runtime that the processes run in"
     )
-    image: str | None = Field(default=None, min_length=1, description="container image: a SIF file, or its name")
+    image: SitePath | None = Field(default=None, min_length=1, description="container image: a SIF file, or its name")
     time_limit: WallTime | None = Field(
         default=None,
         description="wall time of one job, as in 30:00 (minutes), 12:00:00 or 1-00:00:00",
@@ -446,7 +455,7 @@ class RunConfig(Section):
             r"[A-Za-z0-9][A-Za-z0-9._-]*", "may hold letters, digits and . _ -, and begins with a letter or digit"
         ),
     ] = Field(description="name of the run and of its folder")
-    output_dir: str = Field(default="runs", min_length=1, description="folder that holds the run directories")
+    output_dir: SitePath = Field(default="runs", min_length=1, description="folder that holds the run directories")
     seed: int = Field(
         default=42, ge=0, lt=2**31, description="seed of the data order, the sampling and the initialisation"
     )

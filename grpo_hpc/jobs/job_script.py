@@ -12,7 +12,8 @@ from shlex import quote
 from typing import Any
 
 from grpo_hpc.cluster.profile import Profile
-from grpo_hpc.jobs.runtimes import Box, Wrapping, wrap
+from grpo_hpc.config.site_paths import node_word
+from grpo_hpc.jobs.runtimes import UNSET_SCRATCH, Box, Wrapping, wrap
 from grpo_hpc.shipped import shipped
 
 # What a container must be told beside the variables that the script sets.
@@ -138,8 +139,8 @@ def _variables(job: Job) -> list[tuple[str, str]]:
     if profile.network_interface:
         values |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), profile.network_interface)
     if profile.scratch:
-        values["TMPDIR"] = quote(profile.scratch)
-    return list((values | {name: quote(value) for name, value in profile.environment.items()}).items())
+        values["TMPDIR"] = node_word(profile.scratch, UNSET_SCRATCH)
+    return list((values | {name: node_word(value) for name, value in profile.environment.items()}).items())
 
 
 def _box(job: Job) -> Box | None:
@@ -147,9 +148,15 @@ def _box(job: Job) -> Box | None:
     if profile.image is None:
         return None
     names = [*_HANDED_IN, *(name for name, _ in _variables(job)), *profile.inherit, *job.secret_names]
-    scratch = [profile.scratch] if profile.scratch else []
-    binds = dict.fromkeys([job.run_dir, *job.binds, *scratch, *profile.binds])
-    return Box(profile.image, job.run_dir, tuple(binds), tuple(dict.fromkeys(names)), job.device == "cuda")
+    binds = dict.fromkeys([job.run_dir, *job.binds, *profile.binds])
+    return Box(
+        profile.image,
+        job.run_dir,
+        tuple(binds),
+        tuple(dict.fromkeys(names)),
+        job.device == "cuda",
+        scratch=profile.scratch or "",
+    )
 
 
 def _step_words(job: Job, step: Step, wrapping: Wrapping) -> list[str]:

@@ -102,9 +102,10 @@ def with_absolute_image(profile: Profile) -> Profile:
     changed: dict[str, Any] = {}
     for key in ("image", "secrets", "scratch"):
         value = getattr(profile, key)
-        if value is not None and (key != "image" or _is_file_image(profile)):
-            changed[key] = str(Path(value).expanduser().absolute())
-    changed["binds"] = [str(Path(bind).expanduser().absolute()) for bind in profile.binds]
+        other = value is None or value.startswith("$") or (key == "image" and not _is_file_image(profile))
+        if not other:  # a scratch may begin with what only the nodes know
+            changed[key] = str(Path(value).absolute())
+    changed["binds"] = [str(Path(bind).absolute()) for bind in profile.binds]
     return profile.model_copy(update=changed)
 
 

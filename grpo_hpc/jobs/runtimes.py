@@ -12,10 +12,12 @@ from pathlib import Path
 from shlex import quote
 
 from grpo_hpc.cluster.profile import Runtime
+from grpo_hpc.config.site_paths import node_word
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
 
 LABEL = '"grpo-hpc=${SLURM_JOB_ID:-}"'
 """What the containers of a job can be found by."""
+UNSET_SCRATCH = "is in the scratch of the cluster profile, and is not set on this node"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Box:
         binds: folders and files that are seen inside under the same path.
         variables: names of environment variables that are handed in; Apptainer and Pyxis hand in all.
         gpus: make the GPUs visible.
+        scratch: a folder that is seen inside, too; the node puts in its variables. Empty for none.
         bare: for a look inside: standard input goes in, and no variable besides ``variables``.
     """
 
@@ -37,6 +40,15 @@ class Box:
     variables: tuple[str, ...] = ()
     gpus: bool = False
     bare: bool = False
+    scratch: str = ""
+
+    @property
+    def mounts(self) -> list[str]:
+        """Options for all binds, as the three tools that take ``--mount`` read them."""
+        words = [quote(_csv_mount(path)) for path in self.binds]
+        if self.scratch and self.scratch not in self.binds:
+            words.append(node_word(_csv_mount(self.scratch), UNSET_SCRATCH))
+        return [f"--mount {word}" for word in words]
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ def _apptainer(box: Box) -> Wrapping:
     words = ["apptainer", "exec", *(["--cleanenv"] if box.bare else [])]
     if box.gpus:
         words.append("--nv")
-    words += [f"--mount {_csv_mount(path)}" for path in box.binds]
+    words += box.mounts
     return Wrapping([*words, f"--pwd {quote(box.folder)}", quote(box.image)])
 
 
@@ -101,7 +113,7 @@ def _oci(tool: str, box: Box, more: list[str], gpus: str) -> Wrapping:
     if box.gpus:
         words += [gpus, "--ulimit memlock=-1"]
     words += [f"--env {name}" for name in box.variables]
-    words += [f"--mount {_csv_mount(path)}" for path in box.binds]
+    words += box.mounts
     words += [f"--workdir {quote(box.folder)}", "--entrypoint ''", quote(box.image)]
     # what Slurm kills is the client; the container belongs to a daemon, or to a cgroup of its own
     kill = {"docker": "docker rm --force", "podman": "podman rm --force --time=0"}[tool]  # Podman waits otherwise
@@ -109,14 +121,17 @@ def _oci(tool: str, box: Box, more: list[str], gpus: str) -> Wrapping:
 
 
 def _pyxis(box: Box) -> Wrapping:
-    for path in box.binds:
+    for path in (*box.binds, box.scratch):
         if set(path) & set(":,"):
             raise ConfigError(f"pyxis cannot bind {path!r}: it has a comma or colon", "Rename the folder.")
-    mounts = ",".join(f"{path}:{path}" for path in box.binds)
+    mounts = quote(",".join(f"{path}:{path}" for path in box.binds))
+    if box.scratch and box.scratch not in box.binds:
+        word = node_word(box.scratch, UNSET_SCRATCH)
+        mounts += f",{word}:{word}"
     return Wrapping(
         srun=[
             f"--container-image={quote(box.image)}",
-            f"--container-mounts={quote(mounts)}",
+            f"--container-mounts={mounts}",
             f"--container-workdir={quote(box.folder)}",
             "--no-container-mount-home",
             "--no-container-entrypoint",
@@ -127,7 +142,7 @@ def _pyxis(box: Box) -> Wrapping:
 def _csv_mount(path: str) -> str:
     """A bind mount as all three tools read it: fields of CSV, so that commas and quotes in paths are no matter."""
     doubled = path.replace('"', '""')
-    return quote(f'type=bind,"source={doubled}","destination={doubled}"')
+    return f'type=bind,"source={doubled}","destination={doubled}"'
 
 
 _RUNTIMES: dict[Runtime, Callable[[Box], Wrapping]] = {

@@ -234,7 +234,7 @@ def with_absolute_paths(cfg: RunConfig) -> RunConfig:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return str(Path(path).absolute())
 
 
 def _first_free(path_of: Callable[[int], Path]) -> int:

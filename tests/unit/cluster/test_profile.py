@@ -10,6 +10,7 @@ from grpo_hpc.cluster.profile import Profile, dump_profile, profile_of, read_pro
 from grpo_hpc.config import load_run
 from grpo_hpc.config.patterns import wall_seconds
 from grpo_hpc.errors import ConfigError
+from grpo_hpc.jobs.prepare import with_absolute_image
 
 RUN = """
 name: small
@@ -67,3 +68,43 @@ def test_a_job_has_time_before_it_saves(limit: str, save_before: int, fits: bool
     with pytest.raises(ConfigError, match=f"the time limit {limit} is .*save_before_s is {save_before}") as caught:
         profile_of(cfg)
     assert f"{wall_seconds(limit) // 2} or less" in str(caught.value)
+
+
+def test_site_paths_with_variables_are_put_in_where_a_run_is_submitted(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WORK", "/work/me")
+    monkeypatch.setenv("HOME", "/home/me")
+    (tmp_path / "run.yaml").write_text(RUN)
+    (tmp_path / "site.yaml").write_text(
+        "binds: [$WORK, ~/data]\nimage: ${WORK}/i.sif\nruntime: apptainer\npython: ~/env/bin/python\n"
+        "scratch: $SLURM_TMPDIR\nenvironment: {LIBS: '/x:$LIBS'}\n"
+    )
+    rewards = "reward_funcs=[~/own.py:good,m=reward_model]"
+    parameters = "reward_params={m: {path: $WORK/rm}}"
+    paths = ["output_dir=$WORK/runs", "model.path=~/m", "train=${WORK}/t.jsonl", f"profile={tmp_path}/site.yaml"]
+    cfg = load_run(tmp_path / "run.yaml", [*paths, rewards, parameters])
+    assert (cfg.output_dir, cfg.model.path, cfg.data.train) == ("/work/me/runs", "/home/me/m", "/work/me/t.jsonl")
+    assert cfg.rewards.files == ["/home/me/own.py", "/work/me/rm"]
+    profile = profile_of(cfg)
+    assert profile.binds == ["/work/me", "/home/me/data"]
+    assert (profile.image, profile.python) == ("/work/me/i.sif", "/home/me/env/bin/python")
+    assert (profile.scratch, profile.environment) == ("$SLURM_TMPDIR", {"LIBS": "/x:$LIBS"})  # the nodes know them
+    assert with_absolute_image(profile) == profile
+    assert read(tmp_path, dump_profile(profile)) == profile
+
+
+def test_site_paths_that_nobody_knows_are_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("WORK", raising=False)
+    (tmp_path / "run.yaml").write_text(RUN)
+    with pytest.raises(ConfigError, match=r"output_dir .override.: names the variable WORK, which is not set here"):
+        load_run(tmp_path / "run.yaml", ["output_dir=$WORK/runs"])
+    with pytest.raises(ConfigError, match=r"environment.A.*none is run"):
+        read(tmp_path, "environment: {A: $(hostname)}")
+    with pytest.raises(ConfigError, match=r"scratch.*none is run"):
+        read(tmp_path, "scratch: ${A:-/tmp}")
+    for text, said in (
+        ("binds: [$WORK]", "binds in the cluster profile .* names the variable WORK"),
+        ("runtime: podman\nimage: i\nenvironment: {PATH: '/x:$PATH'}", "the image says where its programs are"),
+    ):
+        (tmp_path / "site.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            profile_of(load_run(tmp_path / "run.yaml", [f"profile={tmp_path}/site.yaml"]))

@@ -110,7 +110,8 @@ def run_script(text: str, folder: Path, step: str) -> list[list[str]]:
     ],
 )
 def test_hostile_values_arrive_as_they_are(executor, runtime, step, tmp_path):
-    base = job(executor, runtime, scratch=f"/s{HOSTILE}", environment={"NOTE": HOSTILE}, binds=[f"/b{HOSTILE}"])
+    written = HOSTILE.replace("$", "\\$")  # of scratch and environment a node would put in $HOME
+    base = job(executor, runtime, scratch=f"/s{written}", environment={"NOTE": written}, binds=[f"/b{HOSTILE}"])
     image = None if runtime == "none" else f"/i{HOSTILE}"
     hostile = replace(
         base,
@@ -183,9 +184,9 @@ def test_a_runtime_that_is_missing_is_named(monkeypatch):
         inside("podman", "image", False)
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0~"), min_size=1))
 def test_any_text_survives_bash(text):
-    script = render(job("local", "none", environment={"NOTE": text}))
+    script = render(job("local", "none", environment={"NOTE": text.replace("$", "\\$")}))
     script = script.replace("run_dir=/runs/run", "run_dir=/tmp")
     done = subprocess.run(["bash", "-c", script, "job.sh", "environment"], capture_output=True, check=True)
     assert f"NOTE={text}".encode() in done.stdout.split(b"\0")
@@ -203,7 +204,8 @@ def test_what_stands_in_sbatch_lines_is_one_word(key, value, tmp_path):
 
 
 def test_profiles_are_read_back(tmp_path):
-    profile = Profile(executor="slurm", environment={"A": HOSTILE}, binds=[HOSTILE], scratch=HOSTILE)
+    written = HOSTILE.replace("$", "\\$")
+    profile = Profile(executor="slurm", environment={"A": written}, binds=[HOSTILE], scratch=written)
     (tmp_path / "p.yaml").write_text(dump_profile(profile))
     assert read_profile(tmp_path / "p.yaml") == profile
 
@@ -233,3 +235,25 @@ def test_threads_of_each_of_four_ranks(device, cores, threads):
     script = "\n".join([*script, 'echo "$OMP_NUM_THREADS"'])
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(threads)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_site_paths_with_variables_are_put_in_on_the_node(runtime, tmp_path):
+    site = {"scratch": "$SITE_TMP/${SITE_JOB}", "environment": {"LIBS": "/opt/x:$LIBS", "HF_HOME": "~/hf"}}
+    script = tmp_path / "job.sh"
+    script.write_text(render(job("slurm", runtime, **site)))
+    known = {"PATH": os.environ["PATH"], "SITE_TMP": "/my tmp", "SITE_JOB": "7", "LIBS": "/usr/x", "HOME": "/home/me"}
+    done = subprocess.run(["bash", script, "environment"], env=known, capture_output=True, text=True, check=True)
+    assert {"TMPDIR=/my tmp/7", "LIBS=/opt/x:/usr/x", "HF_HOME=/home/me/hf"} <= set(done.stdout.split("\0"))
+    del known["SITE_TMP"]
+    done = subprocess.run(["bash", script, "environment"], env=known, capture_output=True, text=True, check=False)
+    assert done.returncode and "SITE_TMP: is in the scratch of the cluster profile, and is not set" in done.stderr
+
+
+@pytest.mark.parametrize(("runtime", "seen"), [("apptainer", "type=bind"), ("podman", "type=bind"), ("pyxis", "")])
+def test_a_scratch_that_a_node_knows_is_bound(runtime, seen, tmp_path):
+    text = render(job("slurm", runtime, scratch="$SITE_TMP/x", python=str(tmp_path / "tools" / "python")))
+    words = [word for call in run_script(f"export SITE_TMP='/my tmp'\n{text}", tmp_path, "train") for word in call]
+    bound = [word for word in words if "/my tmp/x" in word]
+    whole = 'type=bind,"source=/my tmp/x","destination=/my tmp/x"'
+    assert whole in bound if seen else any(word.endswith(",/my tmp/x:/my tmp/x") for word in bound)
