@@ -89,6 +89,11 @@ class Profile(Section):
     scratch: NodeText | None = Field(
         default=None, min_length=1, description="fast folder on every node, for TMPDIR, as in $SLURM_TMPDIR"
     )
+    cache: NodeText | None = Field(
+        default=None,
+        min_length=1,
+        description="folder on every node that keeps compiled kernels of containers between jobs; absent: scratch",
+    )
     network_interface: Word | None = Field(default=None, description="network of NCCL and Gloo, such as ib0")
     environment: dict[Name, NodeText] = Field(
         default={}, description="variables that are set, as in /opt/lib:$LD_LIBRARY_PATH; never a secret"
@@ -159,14 +164,17 @@ def read_profile(path: Path) -> Profile:
 def named_profile(name: str) -> Profile:
     """The profile of that name, with ``~`` and the variables of this shell put into its paths.
 
-    Those of ``scratch`` and ``environment`` stay: the nodes put them in.
+    Those of ``scratch``, ``cache`` and ``environment`` stay: the nodes put them in.
 
     Raises:
         ConfigError: there is no such profile, it is wrong, or a variable is not set here.
     """
     path = find_profile(name)
     profile = read_profile(path)
-    found: dict[str, Any] = {"scratch": profile.scratch and str(Path(profile.scratch).expanduser())}
+    found: dict[str, Any] = {}
+    for key in ("scratch", "cache"):
+        value = getattr(profile, key)
+        found[key] = value and str(Path(value).expanduser())
     for key in ("image", "python", "secrets", "binds"):
         value = getattr(profile, key)
         try:
@@ -174,7 +182,7 @@ def named_profile(name: str) -> Profile:
         except PydanticCustomError as error:
             raise ConfigError(
                 f"{key} in the cluster profile {path} {error.message()}",
-                "Only scratch and environment may name what the nodes alone know.",
+                "Only scratch, cache and environment may name what the nodes alone know.",
             ) from None
     return profile.model_copy(update=found)
 
@@ -211,6 +219,11 @@ def require_complete(cfg: RunConfig, profile: Profile) -> None:
         raise ConfigError(
             f"the image {profile.image} would not be used: the runtime is none",
             "Set cluster.runtime to apptainer, docker, podman or pyxis, or leave the image out.",
+        )
+    if profile.runtime == "none" and profile.cache is not None:
+        raise ConfigError(
+            f"the cache {profile.cache} would not be used: without a container, libraries keep theirs at home",
+            "Leave cache out, or move theirs with environment:, as in XDG_CACHE_HOME.",
         )
     if profile.runtime != "none" and "PATH" in profile.environment:
         raise ConfigError(

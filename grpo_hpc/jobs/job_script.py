@@ -13,7 +13,7 @@ from typing import Any
 
 from grpo_hpc.cluster.profile import Profile
 from grpo_hpc.config.site_paths import node_word
-from grpo_hpc.jobs.runtimes import UNSET_SCRATCH, Box, Wrapping, wrap
+from grpo_hpc.jobs.runtimes import HAND_IN_ALL, INSIDE, LEFT_OUTSIDE, UNSET, Box, Wrapping, wrap
 from grpo_hpc.shipped import shipped
 
 # What a container must be told beside the variables that the script sets.
@@ -89,6 +89,8 @@ def render(job: Job) -> str:
         profile=job.profile,
         options=sbatch_options(job) if job.profile.executor == "slurm" else [],
         variables=_variables(job),
+        left_outside=_left_outside(job.profile),
+        inside=INSIDE if box else "",
         steps=[*((step.name, _step_words(job, step, wrapping)) for step in job.steps), *_clean(job, wrapping)],
     )
 
@@ -139,8 +141,24 @@ def _variables(job: Job) -> list[tuple[str, str]]:
     if profile.network_interface:
         values |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), profile.network_interface)
     if profile.scratch:
-        values["TMPDIR"] = node_word(profile.scratch, UNSET_SCRATCH)
-    return list((values | {name: node_word(value) for name, value in profile.environment.items()}).items())
+        values["TMPDIR"] = node_word(profile.scratch, UNSET)
+    values |= {name: node_word(value) for name, value in profile.environment.items()}
+    if profile.runtime != "none":
+        values |= {"PYTHONNOUSERSITE": "1", "GRPO_HPC_HOME": values.pop("HOME", _home(job))}
+    return list(values.items())
+
+
+def _home(job: Job) -> str:
+    """The home of the processes in a container, where compiled kernels are kept: a bash word."""
+    if folder := job.profile.cache or job.profile.scratch:
+        return f'{node_word(folder, UNSET)}/grpo-hpc-"$UID"'
+    return quote(f"{job.run_dir}/.cache/home")
+
+
+def _left_outside(profile: Profile) -> list[str]:
+    """Variables of the shell that would enter the container, and that nobody has asked for."""
+    asked = {*profile.environment, *profile.inherit}
+    return [name for name in LEFT_OUTSIDE if profile.runtime in HAND_IN_ALL and name not in asked]
 
 
 def _box(job: Job) -> Box | None:
@@ -149,13 +167,14 @@ def _box(job: Job) -> Box | None:
         return None
     names = [*_HANDED_IN, *(name for name, _ in _variables(job)), *profile.inherit, *job.secret_names]
     binds = dict.fromkeys([job.run_dir, *job.binds, *profile.binds])
+    of_nodes = dict.fromkeys(path for path in (profile.scratch, profile.cache) if path and path not in binds)
     return Box(
         profile.image,
         job.run_dir,
         tuple(binds),
         tuple(dict.fromkeys(names)),
         job.device == "cuda",
-        scratch=profile.scratch or "",
+        node_binds=tuple(of_nodes),
     )
 
 
@@ -200,7 +219,8 @@ def _processes(job: Job, step: Step) -> str:
         # Slurm signals every process of a step. torchrun must not die of it, or of USR2: the ranks save, then end.
         # The second at its end is for what did not even start: srun, told to end the step, drops what it has not read.
         body = f'trap "" TERM USR2; shopt -s execfail; {body}; code=$?; sleep 1; exit $code'
-    return f"bash -c {quote(body)} {quote(job.run_dir)}"
+    inside = "" if job.profile.runtime == "none" else '"$inside"'
+    return f"bash -c {inside}{quote(body)} {quote(job.run_dir)}"
 
 
 def _rendezvous(job: Job, step: Step) -> list[str]:

@@ -100,7 +100,7 @@ def move_run(
 def with_absolute_image(profile: Profile) -> Profile:
     """``profile`` with the paths that it names made absolute, so that the run can be resumed from any folder."""
     changed: dict[str, Any] = {}
-    for key in ("image", "secrets", "scratch"):
+    for key in ("image", "secrets", "scratch", "cache"):
         value = getattr(profile, key)
         other = value is None or value.startswith("$") or (key == "image" and not _is_file_image(profile))
         if not other:  # a scratch may begin with what only the nodes know

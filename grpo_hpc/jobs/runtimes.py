@@ -17,7 +17,7 @@ from grpo_hpc.errors import ConfigError, EnvironmentProblem
 
 LABEL = '"grpo-hpc=${SLURM_JOB_ID:-}"'
 """What the containers of a job can be found by."""
-UNSET_SCRATCH = "is in the scratch of the cluster profile, and is not set on this node"
+UNSET = "is in a path of the cluster profile, and is not set on this node"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Box:
         binds: folders and files that are seen inside under the same path.
         variables: names of environment variables that are handed in; Apptainer and Pyxis hand in all.
         gpus: make the GPUs visible.
-        scratch: a folder that is seen inside, too; the node puts in its variables. Empty for none.
+        node_binds: further ones, whose variables the node puts in.
         bare: for a look inside: standard input goes in, and no variable besides ``variables``.
     """
 
@@ -40,14 +40,13 @@ class Box:
     variables: tuple[str, ...] = ()
     gpus: bool = False
     bare: bool = False
-    scratch: str = ""
+    node_binds: tuple[str, ...] = ()
 
     @property
     def mounts(self) -> list[str]:
         """Options for all binds, as the three tools that take ``--mount`` read them."""
         words = [quote(_csv_mount(path)) for path in self.binds]
-        if self.scratch and self.scratch not in self.binds:
-            words.append(node_word(_csv_mount(self.scratch), UNSET_SCRATCH))
+        words += [node_word(_csv_mount(path), UNSET) for path in self.node_binds]
         return [f"--mount {word}" for word in words]
 
 
@@ -75,6 +74,26 @@ def wrap(runtime: Runtime, box: Box | None) -> Wrapping:
     return _RUNTIMES[runtime](box)
 
 
+INSIDE = """
+export HOME="$GRPO_HPC_HOME" USER="${USER:-user}"
+export LOGNAME="${LOGNAME:-$USER}" TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$HOME/.cache/inductor}"
+mkdir -p -m 700 "$HOME"
+[ -O "$HOME" ] || { echo "$HOME, the home folder in the container, is not this user's own" >&2; exit 1; }
+"""
+"""What the shell in a container does first: the user may have no name and no home there, and compiled kernels are kept.
+
+The folder may lie where others can write, and what it holds is run: one that somebody else has made is not used.
+"""
+HAND_IN_ALL: tuple[Runtime, ...] = ("apptainer", "pyxis")
+"""Runtimes that hand in every variable of the shell."""
+LEFT_OUTSIDE = (
+    *("PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME", "HF_HUB_CACHE"),
+    *("TORCH_HOME", "TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_HOME", "TRITON_CACHE_DIR"),
+    *("VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT", "CUDA_CACHE_PATH"),
+)
+"""Variables that name the host's Python and its folders, and would enter a container of these."""
+
+
 def inside(runtime: Runtime, image: str, gpus: bool, binds: Sequence[str] = ()) -> list[str]:
     """A command that runs its arguments in ``image``, in the working directory, with nothing of this environment.
 
@@ -90,7 +109,7 @@ def inside(runtime: Runtime, image: str, gpus: bool, binds: Sequence[str] = ()) 
 
 
 def _apptainer(box: Box) -> Wrapping:
-    words = ["apptainer", "exec", *(["--cleanenv"] if box.bare else [])]
+    words = ["apptainer", "exec", *(["--cleanenv", "--env=PYTHONNOUSERSITE=1"] if box.bare else [])]
     if box.gpus:
         words.append("--nv")
     words += box.mounts
@@ -109,7 +128,7 @@ def _podman(box: Box) -> Wrapping:
 def _oci(tool: str, box: Box, more: list[str], gpus: str) -> Wrapping:
     # --init: PID 1 must pass signals on and collect children; --ipc=host: NCCL needs more shared memory than 64 MB
     words = [tool, "run", "--rm", "--init", "--network=host", "--ipc=host", f"--label {LABEL}", *more]
-    words += ["--interactive"] if box.bare else []
+    words += ["--interactive", "--env=HOME=/tmp", "--env=USER=user"] if box.bare else []  # --user has neither
     if box.gpus:
         words += [gpus, "--ulimit memlock=-1"]
     words += [f"--env {name}" for name in box.variables]
@@ -121,13 +140,11 @@ def _oci(tool: str, box: Box, more: list[str], gpus: str) -> Wrapping:
 
 
 def _pyxis(box: Box) -> Wrapping:
-    for path in (*box.binds, box.scratch):
+    for path in (*box.binds, *box.node_binds):
         if set(path) & set(":,"):
             raise ConfigError(f"pyxis cannot bind {path!r}: it has a comma or colon", "Rename the folder.")
     mounts = quote(",".join(f"{path}:{path}" for path in box.binds))
-    if box.scratch and box.scratch not in box.binds:
-        word = node_word(box.scratch, UNSET_SCRATCH)
-        mounts += f",{word}:{word}"
+    mounts += "".join(f",{word}:{word}" for word in (node_word(path, UNSET) for path in box.node_binds))
     return Wrapping(
         srun=[
             f"--container-image={quote(box.image)}",

@@ -5,8 +5,10 @@ After a change that is meant: ``GOLDEN=write pytest tests/unit/jobs/test_render.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -20,7 +22,7 @@ from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
 from grpo_hpc.jobs.job_script import Job, Step, render, sbatch_options
 from grpo_hpc.jobs.prepare import make_job
-from grpo_hpc.jobs.runtimes import inside
+from grpo_hpc.jobs.runtimes import INSIDE, inside
 
 GOLDEN = Path(__file__).parent / "golden"
 RUNTIMES = ("none", "apptainer", "docker", "podman", "pyxis")
@@ -111,21 +113,25 @@ def run_script(text: str, folder: Path, step: str) -> list[list[str]]:
 )
 def test_hostile_values_arrive_as_they_are(executor, runtime, step, tmp_path):
     written = HOSTILE.replace("$", "\\$")  # of scratch and environment a node would put in $HOME
-    base = job(executor, runtime, scratch=f"/s{written}", environment={"NOTE": written}, binds=[f"/b{HOSTILE}"])
+    scratch, run_dir = f"{tmp_path}/s{HOSTILE}", f"{tmp_path}/r{HOSTILE}"
+    base = job(
+        executor, runtime, scratch=f"{tmp_path}/s{written}", environment={"NOTE": written}, binds=[f"/b{HOSTILE}"]
+    )
     image = None if runtime == "none" else f"/i{HOSTILE}"
     hostile = replace(
         base,
-        run_dir=f"/r{HOSTILE}",
+        run_dir=run_dir,
         binds=(f"/m{HOSTILE}",),
         profile=base.profile.model_copy(update={"image": image, "python": str(tmp_path / "tools" / "python")}),
         steps=(Step(step, (f"/p{HOSTILE}",), base.nodes, 2, torchrun=step == "train"),),
     )
     calls = {call[0]: call[1:] for call in run_script(render(hostile), tmp_path, step)}
-    assert calls["python"][-2:] == [f"/p{HOSTILE}", f"/r{HOSTILE}"]
+    assert calls["python"][-2:] == [f"/p{HOSTILE}", run_dir]
     if runtime != "none":
         words = calls[runtime]
         assert image in words
-        for path in (f"/r{HOSTILE}", f"/m{HOSTILE}", f"/b{HOSTILE}", f"/s{HOSTILE}"):
+        assert [path.name for path in Path(scratch).iterdir()] == [f"grpo-hpc-{os.getuid()}"]
+        for path in (run_dir, f"/m{HOSTILE}", f"/b{HOSTILE}", scratch):
             doubled = path.replace('"', '""')
             assert f'type=bind,"source={doubled}","destination={doubled}"' in words
 
@@ -134,11 +140,12 @@ def test_hostile_values_reach_pyxis_or_are_refused(tmp_path):
     text = HOSTILE.replace(",", "").replace(":", "")
     base = job("slurm", "pyxis")
     profile = base.profile.model_copy(update={"image": f"/i{HOSTILE}", "python": str(tmp_path / "tools" / "python")})
-    hostile = replace(base, run_dir=f"/r{text}", binds=(f"/m{text}",), profile=profile)
+    run_dir = f"{tmp_path}/r{text}"
+    hostile = replace(base, run_dir=run_dir, binds=(f"/m{text}",), profile=profile)
     words = {call[0]: call for call in run_script(render(hostile), tmp_path, "train")}["srun"]
     assert f"--container-image=/i{HOSTILE}" in words
-    assert f"--container-mounts=/r{text}:/r{text},/m{text}:/m{text}" in words
-    assert f"--container-workdir=/r{text}" in words
+    assert f"--container-mounts={run_dir}:{run_dir},/m{text}:/m{text}" in words
+    assert f"--container-workdir={run_dir}" in words
     with pytest.raises(ConfigError, match="comma or colon"):
         render(replace(hostile, binds=("/a,b",)))
 
@@ -247,13 +254,71 @@ def test_site_paths_with_variables_are_put_in_on_the_node(runtime, tmp_path):
     assert {"TMPDIR=/my tmp/7", "LIBS=/opt/x:/usr/x", "HF_HOME=/home/me/hf"} <= set(done.stdout.split("\0"))
     del known["SITE_TMP"]
     done = subprocess.run(["bash", script, "environment"], env=known, capture_output=True, text=True, check=False)
-    assert done.returncode and "SITE_TMP: is in the scratch of the cluster profile, and is not set" in done.stderr
+    assert done.returncode and "SITE_TMP: is in a path of the cluster profile, and is not set" in done.stderr
 
 
 @pytest.mark.parametrize(("runtime", "seen"), [("apptainer", "type=bind"), ("podman", "type=bind"), ("pyxis", "")])
 def test_a_scratch_that_a_node_knows_is_bound(runtime, seen, tmp_path):
     text = render(job("slurm", runtime, scratch="$SITE_TMP/x", python=str(tmp_path / "tools" / "python")))
-    words = [word for call in run_script(f"export SITE_TMP='/my tmp'\n{text}", tmp_path, "train") for word in call]
-    bound = [word for word in words if "/my tmp/x" in word]
-    whole = 'type=bind,"source=/my tmp/x","destination=/my tmp/x"'
-    assert whole in bound if seen else any(word.endswith(",/my tmp/x:/my tmp/x") for word in bound)
+    calls = run_script(f"export SITE_TMP='{tmp_path}/my tmp'\n{text}", tmp_path, "train")
+    path = f"{tmp_path}/my tmp/x"
+    words = [word for call in calls for word in call]
+    whole = f'type=bind,"source={path}","destination={path}"'
+    assert whole in words if seen else any(word.endswith(f",{path}:{path}") for word in words)
+
+
+LOOK = (
+    "import getpass, json, os, site, sys; "
+    "json.dump([dict(os.environ), getpass.getuser(), os.path.expanduser('~'), site.ENABLE_USER_SITE], sys.stdout)"
+)
+
+SKIP = 'while true; do case "$1" in apptainer|docker|podman) exec "$@" ;; *) shift ;; esac; done'
+BARE = 'env -i PATH="$PATH" GRPO_HPC_HOME="$GRPO_HPC_HOME"'
+
+
+@pytest.mark.parametrize("runtime", ["apptainer", "docker", "podman", "pyxis"])
+@pytest.mark.parametrize("folder", ["cache", "scratch", None])
+def test_home_user_and_python_paths_in_containers(runtime, folder, tmp_path):
+    """What a step says to the runtime is really run, without the container: only names handed in are known there."""
+    place = tmp_path / "place"
+    text = render(
+        replace(
+            job("slurm", runtime, python=sys.executable, **({folder: str(place)} if folder else {})),
+            run_dir=str(tmp_path / "run"),
+            steps=(Step("train", ("-c", LOOK), 1, 1, torchrun=False),),
+        )
+    )
+    whole = runtime in ("apptainer", "pyxis")  # they hand in every variable
+    enter = f'while [ "$1" != bash ]; do shift; done; exec {"" if whole else BARE} "$@"'
+    (tmp_path / "tools").mkdir()
+    for name, does in {"srun": enter if runtime == "pyxis" else SKIP, runtime: enter}.items():
+        (tmp_path / "tools" / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / "tools" / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}/tools:/usr/bin:/bin", "HOME": "/home/me", "PYTHONPATH": "/mine", "HF_HOME": "/mine/hf"}
+    done = subprocess.run(["bash", "-c", text, "job.sh", "train"], env=env, capture_output=True, text=True, check=True)
+    seen, user, home, user_packages = json.loads(done.stdout)
+    wanted = place / f"grpo-hpc-{os.getuid()}" if folder else tmp_path / "run" / ".cache" / "home"
+    assert (Path(home), user) == (wanted, "user") and wanted.is_dir()
+    assert seen["TORCHINDUCTOR_CACHE_DIR"] == f"{wanted}/.cache/inductor"
+    assert not {"PYTHONPATH", "HF_HOME"} & set(seen)
+    assert not whole or not user_packages
+    assert whole or {"--env", "PYTHONNOUSERSITE"} <= set(text.split())
+
+
+def test_a_home_that_somebody_else_has_made_is_not_used(tmp_path):
+    theirs = Path("/usr")
+    if os.getuid() == 0:
+        theirs = tmp_path / "theirs"
+        theirs.mkdir()
+        os.chown(theirs, 12345, 12345)
+    for home, said, code in ((tmp_path / "own", "in\n", 0), (theirs, "", 1)):
+        env = {"PATH": os.environ["PATH"], "GRPO_HPC_HOME": str(home)}
+        done = subprocess.run(["bash", "-c", f"{INSIDE}echo in"], env=env, capture_output=True, text=True, check=False)
+        assert (done.stdout, done.returncode) == (said, code)
+    assert "is not this user's own" in done.stderr
+
+
+def test_what_a_profile_says_of_home_and_paths_counts():
+    text = render(job("slurm", "apptainer", environment={"HOME": "/h", "PYTHONPATH": "/p"}))
+    assert "  export GRPO_HPC_HOME=/h\n" in text and "  export PYTHONPATH=/p\n" in text
+    assert "unset PYTHONHOME" in text and "export HOME=/h" not in text

@@ -14,6 +14,12 @@
 # cluster profile. Without an argument it supervises one attempt; with the name of a step it runs that step alone.
 set -euo pipefail
 run_dir=/runs/run
+inside='
+export HOME="$GRPO_HPC_HOME" USER="${USER:-user}"
+export LOGNAME="${LOGNAME:-$USER}" TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$HOME/.cache/inductor}"
+mkdir -p -m 700 "$HOME"
+[ -O "$HOME" ] || { echo "$HOME, the home folder in the container, is not this user'"'"'s own" >&2; exit 1; }
+'
 
 threads() { local share=$(( $1 > $2 ? $1 / $2 : 1 )); echo $(( share < $3 ? share : $3 )); }
 
@@ -23,24 +29,26 @@ environment() {
   export CUDA_DEVICE_MAX_CONNECTIONS=1
   export HF_HUB_OFFLINE=1
   export TRANSFORMERS_OFFLINE=1
+  export PYTHONNOUSERSITE=1
+  export GRPO_HPC_HOME=/runs/run/.cache/home
 }
 
 check() {
   exec srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --gpus-per-node=4 --kill-on-bad-exit=1 --overlap --mpi=none --export=ALL \
-    docker run --rm --init --network=host --ipc=host --label "grpo-hpc=${SLURM_JOB_ID:-}" --user "$(id -u):$(id -g)" --gpus all --ulimit memlock=-1 --env MASTER_ADDR --env MASTER_PORT --env GRPO_HPC_ATTEMPT --env CUDA_VISIBLE_DEVICES --env SLURM_JOB_ID --env SLURM_NODEID --env SLURM_PROCID --env SLURMD_NODENAME --env PYTHONUNBUFFERED --env OMP_NUM_THREADS --env CUDA_DEVICE_MAX_CONNECTIONS --env HF_HUB_OFFLINE --env TRANSFORMERS_OFFLINE --mount 'type=bind,"source=/runs/run","destination=/runs/run"' --mount 'type=bind,"source=/models/m","destination=/models/m"' --mount 'type=bind,"source=/data/t.jsonl","destination=/data/t.jsonl"' --workdir /runs/run --entrypoint '' localhost/grpo-hpc:gpu \
-    bash -c 'trap "" TERM USR2; shopt -s execfail; python3 -m grpo_hpc.jobs.checks.check_node "$0" && exec python3 -m torch.distributed.run --nnodes=4 --node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --signals-to-handle=SIGINT --nproc-per-node=4 -m grpo_hpc.jobs.checks.check_rank "$0"; code=$?; sleep 1; exit $code' /runs/run
+    docker run --rm --init --network=host --ipc=host --label "grpo-hpc=${SLURM_JOB_ID:-}" --user "$(id -u):$(id -g)" --gpus all --ulimit memlock=-1 --env MASTER_ADDR --env MASTER_PORT --env GRPO_HPC_ATTEMPT --env CUDA_VISIBLE_DEVICES --env SLURM_JOB_ID --env SLURM_NODEID --env SLURM_PROCID --env SLURMD_NODENAME --env PYTHONUNBUFFERED --env OMP_NUM_THREADS --env CUDA_DEVICE_MAX_CONNECTIONS --env HF_HUB_OFFLINE --env TRANSFORMERS_OFFLINE --env PYTHONNOUSERSITE --env GRPO_HPC_HOME --mount 'type=bind,"source=/runs/run","destination=/runs/run"' --mount 'type=bind,"source=/models/m","destination=/models/m"' --mount 'type=bind,"source=/data/t.jsonl","destination=/data/t.jsonl"' --workdir /runs/run --entrypoint '' localhost/grpo-hpc:gpu \
+    bash -c "$inside"'trap "" TERM USR2; shopt -s execfail; python3 -m grpo_hpc.jobs.checks.check_node "$0" && exec python3 -m torch.distributed.run --nnodes=4 --node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --signals-to-handle=SIGINT --nproc-per-node=4 -m grpo_hpc.jobs.checks.check_rank "$0"; code=$?; sleep 1; exit $code' /runs/run
 }
 
 train() {
   exec srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --relative=0 --gpus-per-node=4 --kill-on-bad-exit=1 --overlap --mpi=none --export=ALL \
-    docker run --rm --init --network=host --ipc=host --label "grpo-hpc=${SLURM_JOB_ID:-}" --user "$(id -u):$(id -g)" --gpus all --ulimit memlock=-1 --env MASTER_ADDR --env MASTER_PORT --env GRPO_HPC_ATTEMPT --env CUDA_VISIBLE_DEVICES --env SLURM_JOB_ID --env SLURM_NODEID --env SLURM_PROCID --env SLURMD_NODENAME --env PYTHONUNBUFFERED --env OMP_NUM_THREADS --env CUDA_DEVICE_MAX_CONNECTIONS --env HF_HUB_OFFLINE --env TRANSFORMERS_OFFLINE --mount 'type=bind,"source=/runs/run","destination=/runs/run"' --mount 'type=bind,"source=/models/m","destination=/models/m"' --mount 'type=bind,"source=/data/t.jsonl","destination=/data/t.jsonl"' --workdir /runs/run --entrypoint '' localhost/grpo-hpc:gpu \
-    bash -c 'trap "" TERM USR2; shopt -s execfail; exec python3 -m torch.distributed.run --nnodes=2 --node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --signals-to-handle=SIGINT --nproc-per-node=4 -m grpo_hpc.train "$0"; code=$?; sleep 1; exit $code' /runs/run
+    docker run --rm --init --network=host --ipc=host --label "grpo-hpc=${SLURM_JOB_ID:-}" --user "$(id -u):$(id -g)" --gpus all --ulimit memlock=-1 --env MASTER_ADDR --env MASTER_PORT --env GRPO_HPC_ATTEMPT --env CUDA_VISIBLE_DEVICES --env SLURM_JOB_ID --env SLURM_NODEID --env SLURM_PROCID --env SLURMD_NODENAME --env PYTHONUNBUFFERED --env OMP_NUM_THREADS --env CUDA_DEVICE_MAX_CONNECTIONS --env HF_HUB_OFFLINE --env TRANSFORMERS_OFFLINE --env PYTHONNOUSERSITE --env GRPO_HPC_HOME --mount 'type=bind,"source=/runs/run","destination=/runs/run"' --mount 'type=bind,"source=/models/m","destination=/models/m"' --mount 'type=bind,"source=/data/t.jsonl","destination=/data/t.jsonl"' --workdir /runs/run --entrypoint '' localhost/grpo-hpc:gpu \
+    bash -c "$inside"'trap "" TERM USR2; shopt -s execfail; exec python3 -m torch.distributed.run --nnodes=2 --node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --signals-to-handle=SIGINT --nproc-per-node=4 -m grpo_hpc.train "$0"; code=$?; sleep 1; exit $code' /runs/run
 }
 
 serve() {
   exec srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --relative=2 --gpus-per-node=4 --kill-on-bad-exit=1 --overlap --mpi=none --export=ALL \
-    docker run --rm --init --network=host --ipc=host --label "grpo-hpc=${SLURM_JOB_ID:-}" --user "$(id -u):$(id -g)" --gpus all --ulimit memlock=-1 --env MASTER_ADDR --env MASTER_PORT --env GRPO_HPC_ATTEMPT --env CUDA_VISIBLE_DEVICES --env SLURM_JOB_ID --env SLURM_NODEID --env SLURM_PROCID --env SLURMD_NODENAME --env PYTHONUNBUFFERED --env OMP_NUM_THREADS --env CUDA_DEVICE_MAX_CONNECTIONS --env HF_HUB_OFFLINE --env TRANSFORMERS_OFFLINE --mount 'type=bind,"source=/runs/run","destination=/runs/run"' --mount 'type=bind,"source=/models/m","destination=/models/m"' --mount 'type=bind,"source=/data/t.jsonl","destination=/data/t.jsonl"' --workdir /runs/run --entrypoint '' localhost/grpo-hpc:gpu \
-    bash -c 'trap "" TERM USR2; shopt -s execfail; exec python3 -m grpo_hpc.jobs.serving.node_servers -m grpo_hpc.rollout.server "$0"; code=$?; sleep 1; exit $code' /runs/run
+    docker run --rm --init --network=host --ipc=host --label "grpo-hpc=${SLURM_JOB_ID:-}" --user "$(id -u):$(id -g)" --gpus all --ulimit memlock=-1 --env MASTER_ADDR --env MASTER_PORT --env GRPO_HPC_ATTEMPT --env CUDA_VISIBLE_DEVICES --env SLURM_JOB_ID --env SLURM_NODEID --env SLURM_PROCID --env SLURMD_NODENAME --env PYTHONUNBUFFERED --env OMP_NUM_THREADS --env CUDA_DEVICE_MAX_CONNECTIONS --env HF_HUB_OFFLINE --env TRANSFORMERS_OFFLINE --env PYTHONNOUSERSITE --env GRPO_HPC_HOME --mount 'type=bind,"source=/runs/run","destination=/runs/run"' --mount 'type=bind,"source=/models/m","destination=/models/m"' --mount 'type=bind,"source=/data/t.jsonl","destination=/data/t.jsonl"' --workdir /runs/run --entrypoint '' localhost/grpo-hpc:gpu \
+    bash -c "$inside"'trap "" TERM USR2; shopt -s execfail; exec python3 -m grpo_hpc.jobs.serving.node_servers -m grpo_hpc.rollout.server "$0"; code=$?; sleep 1; exit $code' /runs/run
 }
 
 clean() {

@@ -15,6 +15,12 @@
 # cluster profile. Without an argument it supervises one attempt; with the name of a step it runs that step alone.
 set -euo pipefail
 run_dir=/runs/run
+inside='
+export HOME="$GRPO_HPC_HOME" USER="${USER:-user}"
+export LOGNAME="${LOGNAME:-$USER}" TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$HOME/.cache/inductor}"
+mkdir -p -m 700 "$HOME"
+[ -O "$HOME" ] || { echo "$HOME, the home folder in the container, is not this user'"'"'s own" >&2; exit 1; }
+'
 
 threads() { local share=$(( $1 > $2 ? $1 / $2 : 1 )); echo $(( share < $3 ? share : $3 )); }
 
@@ -23,6 +29,7 @@ environment() {
   type module >/dev/null 2>&1 || . /etc/profile
   module load cuda/13
   set -u
+  unset PYTHONPATH PYTHONHOME PYTHONUSERBASE XDG_CACHE_HOME XDG_CONFIG_HOME HF_HOME HF_HUB_CACHE TORCH_HOME TORCH_EXTENSIONS_DIR TORCHINDUCTOR_CACHE_DIR TRITON_HOME TRITON_CACHE_DIR VLLM_CACHE_ROOT VLLM_CONFIG_ROOT CUDA_CACHE_PATH
   export PYTHONUNBUFFERED=1
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(threads $(nproc) 4 8)}"
   export CUDA_DEVICE_MAX_CONNECTIONS=1
@@ -32,18 +39,20 @@ environment() {
   export GLOO_SOCKET_IFNAME=ib0
   export TMPDIR=/scratch
   export NCCL_DEBUG=WARN
+  export PYTHONNOUSERSITE=1
+  export GRPO_HPC_HOME=/scratch/grpo-hpc-"$UID"
 }
 
 check() {
   exec srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --gpus-per-node=4 --kill-on-bad-exit=1 --overlap --mpi=none --export=ALL \
     apptainer exec --nv --mount 'type=bind,"source=/runs/run","destination=/runs/run"' --mount 'type=bind,"source=/models/m","destination=/models/m"' --mount 'type=bind,"source=/data/t.jsonl","destination=/data/t.jsonl"' --mount 'type=bind,"source=/scratch","destination=/scratch"' --pwd /runs/run /images/grpo.sif \
-    bash -c 'trap "" TERM USR2; shopt -s execfail; python3 -m grpo_hpc.jobs.checks.check_node "$0" && exec python3 -m torch.distributed.run --nnodes=2 --node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --signals-to-handle=SIGINT --nproc-per-node=4 -m grpo_hpc.jobs.checks.check_rank "$0"; code=$?; sleep 1; exit $code' /runs/run
+    bash -c "$inside"'trap "" TERM USR2; shopt -s execfail; python3 -m grpo_hpc.jobs.checks.check_node "$0" && exec python3 -m torch.distributed.run --nnodes=2 --node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --signals-to-handle=SIGINT --nproc-per-node=4 -m grpo_hpc.jobs.checks.check_rank "$0"; code=$?; sleep 1; exit $code' /runs/run
 }
 
 train() {
   exec srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --gpus-per-node=4 --kill-on-bad-exit=1 --overlap --mpi=none --export=ALL \
     apptainer exec --nv --mount 'type=bind,"source=/runs/run","destination=/runs/run"' --mount 'type=bind,"source=/models/m","destination=/models/m"' --mount 'type=bind,"source=/data/t.jsonl","destination=/data/t.jsonl"' --mount 'type=bind,"source=/scratch","destination=/scratch"' --pwd /runs/run /images/grpo.sif \
-    bash -c 'trap "" TERM USR2; shopt -s execfail; exec python3 -m torch.distributed.run --nnodes=2 --node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --signals-to-handle=SIGINT --nproc-per-node=4 -m grpo_hpc.train "$0"; code=$?; sleep 1; exit $code' /runs/run
+    bash -c "$inside"'trap "" TERM USR2; shopt -s execfail; exec python3 -m torch.distributed.run --nnodes=2 --node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --signals-to-handle=SIGINT --nproc-per-node=4 -m grpo_hpc.train "$0"; code=$?; sleep 1; exit $code' /runs/run
 }
 
 case "${1-}" in
