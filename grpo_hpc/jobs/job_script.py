@@ -61,6 +61,7 @@ class Job:
         nodes: nodes of the allocation.
         python: interpreter of the supervisor, which runs outside of any container.
         binds: absolute paths that the steps read or write.
+        links: what links in them lead to, as in :class:`~grpo_hpc.jobs.runtimes.Box`.
         secret_names: variables of the secrets file; their values never come near this module.
     """
 
@@ -72,6 +73,7 @@ class Job:
     nodes: int
     python: str
     binds: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
     secret_names: tuple[str, ...] = field(default=())
 
 
@@ -174,6 +176,7 @@ def _box(job: Job) -> Box | None:
         tuple(binds),
         tuple(dict.fromkeys(names)),
         job.device == "cuda",
+        links=job.links,
         node_binds=tuple(of_nodes),
     )
 

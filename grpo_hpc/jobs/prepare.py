@@ -15,6 +15,7 @@ from grpo_hpc.config import RunConfig
 from grpo_hpc.files import write_atomically
 from grpo_hpc.jobs.checks.node_reports import server_nodes
 from grpo_hpc.jobs.job_script import Job, Step, render
+from grpo_hpc.jobs.linked_files import links_of
 from grpo_hpc.runs.run_dir import PlanLike, RunDir, with_absolute_paths
 
 TRAINER = ("-m", "grpo_hpc.train")
@@ -40,15 +41,18 @@ def make_job(
     steps = [Step("check", _MEET, nodes + servers, ranks, before=_LOOK), Step("train", program, nodes, ranks)]
     if servers:
         steps.append(Step("serve", (*_SERVE, *server), servers, ranks, first_node=nodes, torchrun=False))
+    run_dir, binds = RunDir.of(cfg), _read_by(cfg)
+    read = [*binds, str(run_dir.path)] if profile.image else []
     return Job(
         name=cfg.name,
-        run_dir=str(RunDir.of(cfg).path),
+        run_dir=str(run_dir.path),
         device=cfg.resources.device,
         profile=profile,
         steps=tuple(steps),
         nodes=nodes + servers,
         python=sys.executable,
-        binds=_read_by(cfg),
+        binds=binds,
+        links=links_of(read, [str(run_dir.path), *binds, *profile.binds]),
         secret_names=tuple(read_secrets(Path(profile.secrets)) if profile.secrets else ()),
     )
 

@@ -30,7 +30,8 @@ class Box:
         binds: folders and files that are seen inside under the same path.
         variables: names of environment variables that are handed in; Apptainer and Pyxis hand in all.
         gpus: make the GPUs visible.
-        node_binds: further ones, whose variables the node puts in.
+        links: pairs of a path inside and the path outside that is seen there.
+        node_binds: further binds, whose variables the node puts in.
         bare: for a look inside: standard input goes in, and no variable besides ``variables``.
     """
 
@@ -40,12 +41,14 @@ class Box:
     variables: tuple[str, ...] = ()
     gpus: bool = False
     bare: bool = False
+    links: tuple[tuple[str, str], ...] = ()
     node_binds: tuple[str, ...] = ()
 
     @property
     def mounts(self) -> list[str]:
         """Options for all binds, as the three tools that take ``--mount`` read them."""
         words = [quote(_csv_mount(path)) for path in self.binds]
+        words += [quote(_csv_mount(outside, inside)) for inside, outside in self.links]
         words += [node_word(_csv_mount(path), UNSET) for path in self.node_binds]
         return [f"--mount {word}" for word in words]
 
@@ -140,10 +143,11 @@ def _oci(tool: str, box: Box, more: list[str], gpus: str) -> Wrapping:
 
 
 def _pyxis(box: Box) -> Wrapping:
-    for path in (*box.binds, *box.node_binds):
+    for path in (*box.binds, *box.node_binds, *(path for pair in box.links for path in pair)):
         if set(path) & set(":,"):
             raise ConfigError(f"pyxis cannot bind {path!r}: it has a comma or colon", "Rename the folder.")
-    mounts = quote(",".join(f"{path}:{path}" for path in box.binds))
+    pairs = [*((path, path) for path in box.binds), *box.links]
+    mounts = quote(",".join(f"{outside}:{inside}" for inside, outside in pairs))
     mounts += "".join(f",{word}:{word}" for word in (node_word(path, UNSET) for path in box.node_binds))
     return Wrapping(
         srun=[
@@ -156,10 +160,14 @@ def _pyxis(box: Box) -> Wrapping:
     )
 
 
-def _csv_mount(path: str) -> str:
-    """A bind mount as all three tools read it: fields of CSV, so that commas and quotes in paths are no matter."""
-    doubled = path.replace('"', '""')
-    return f'type=bind,"source={doubled}","destination={doubled}"'
+def _csv_mount(path: str, inside: str = "") -> str:
+    """A bind mount as all three tools read it: fields of CSV, so that commas and quotes in paths are no matter.
+
+    Args:
+        inside: where it is seen, if not under the same path.
+    """
+    source, destination = (text.replace('"', '""') for text in (path, inside or path))
+    return f'type=bind,"source={source}","destination={destination}"'
 
 
 _RUNTIMES: dict[Runtime, Callable[[Box], Wrapping]] = {
