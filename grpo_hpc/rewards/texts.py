@@ -56,20 +56,20 @@ def _is_react(text: str) -> bool:
 
 @reward("repetition", source="Yeo et al., arXiv 2502.03373")
 def repetition(
-    completions: list[str],
+    completion_ids: list[list[int]],
     *,
     n_grams: Annotated[int, Field(ge=1)] = 3,
     max_penalty: Annotated[float, Field(le=0)] = -1.0,
 ) -> list[float | None]:
-    """max_penalty times the share of n-grams that are repeats: 1 - distinct / all; 0 with fewer than n words.
+    """max_penalty times the share of n-grams of tokens that are repeats: 1 - distinct / all; 0 with fewer than n tokens.
 
-    Words are what white space separates, in lower case.
+    Tokens, because only some languages put white space between words.
     """
-    return [max_penalty * _repeated(text.lower().split(), n_grams) for text in completions]
+    return [max_penalty * _repeated(ids, n_grams) for ids in completion_ids]
 
 
-def _repeated(words: list[str], n: int) -> float:
-    grams = list(zip(*(words[start:] for start in range(n)), strict=False))
+def _repeated(tokens: list[int], n: int) -> float:
+    grams = list(zip(*(tokens[start:] for start in range(n)), strict=False))
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 

@@ -44,7 +44,6 @@ def test_accuracy(text, solution, expected):
 def test_hostile_texts_get_a_score_everywhere(text):
     assert accuracy([text], ["2"]) == [0.0]
     assert format_reward([text]) == react_format([text]) == [0.0]
-    assert -1 <= repetition([text])[0] <= 0
     assert tool_calls([text], [[]])[0] in (0.0, 1.0)
 
 
@@ -69,16 +68,20 @@ def test_react_format():
         assert react_format([bad]) == [0.0]
 
 
-@given(st.lists(st.sampled_from("abA"), max_size=12), st.integers(1, 4))
-def test_repetition_counts_n_grams(words, n):
-    lower = [word.lower() for word in words]
+@given(st.lists(st.integers(0, 2), max_size=12), st.integers(1, 4))
+def test_repetition_counts_n_grams_of_tokens(ids, n):
     seen, repeats, total = [], 0, 0
-    for start in range(len(lower) - n + 1):
-        gram = lower[start : start + n]
+    for start in range(len(ids) - n + 1):
+        gram = ids[start : start + n]
         repeats, total = repeats + (gram in seen), total + 1
         seen.append(gram)
     expected = -0.7 * repeats / total if total else 0.0
-    assert repetition([" ".join(words)], n_grams=n, max_penalty=-0.7) == [pytest.approx(expected)]
+    assert repetition([ids], n_grams=n, max_penalty=-0.7) == [pytest.approx(expected)]
+
+
+def test_repetition_needs_no_white_space():
+    text = "\u597d" * 30  # one word by white space
+    assert repetition([[ord(sign) for sign in text]]) == [pytest.approx(-27 / 28)]
 
 
 @given(st.integers(0, 40), st.integers(1, 19))
