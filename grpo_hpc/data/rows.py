@@ -8,6 +8,7 @@ torch, so that mistakes are found before a run starts.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,14 +42,30 @@ class Row:
     template: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class RowCounts:
+    """What a data file holds.
+
+    Attributes:
+        rows: how many.
+        filled: by column, in how many rows it is not null.
+    """
+
+    rows: int
+    filled: dict[str, int]
+
+
 def read_rows(path: str | Path, system: str | None = None) -> list[Row]:
     """All rows of ``path``, in file order; arguments and errors are those of :func:`numbered_rows`."""
     return [row for _, row in numbered_rows(path, system)]
 
 
-def check_rows(path: str | Path) -> int:
-    """Read ``path`` as :func:`read_rows` does and return only the number of its rows."""
-    return sum(1 for _ in numbered_rows(path))
+def count_rows(path: str | Path) -> RowCounts:
+    """Read ``path`` as :func:`read_rows` does, and return only how many rows and values there are."""
+    rows, filled = 0, Counter[str]()
+    for rows, (_, row) in enumerate(numbered_rows(path), 1):  # noqa: B007
+        filled.update({name: value is not None for name, value in row.columns.items()})
+    return RowCounts(rows, dict(filled))
 
 
 def numbered_rows(path: str | Path, system: str | None = None) -> Iterator[tuple[int, Row]]:

@@ -21,12 +21,13 @@ def exact_number(completions: list[str], answer: list[Any]) -> list[float | None
 
     Args:
         completions: one text per completion.
-        answer: the right integer per completion, as a number or as text.
+        answer: the right integer per completion, as a number or as text; None gives no score.
 
     Raises:
         RewardError: an answer is no integer.
     """
-    return [float(last_number(text) == _integer(right)) for text, right in zip(completions, answer, strict=True)]
+    pairs = zip(completions, answer, strict=True)
+    return [None if right is None else float(last_number(text) == _integer(right)) for text, right in pairs]
 
 
 def last_number(text: str) -> Decimal | None:

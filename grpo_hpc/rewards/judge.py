@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined, TemplateError, nodes
+from jinja2.defaults import DEFAULT_NAMESPACE
+from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import Field
 
@@ -23,6 +25,7 @@ _NUMBER = r"-?\d+(?:\.\d+)?"
 _DEFAULT_SCORE = rf"(?i)(?:reward|score)\W*\s({_NUMBER})"
 _LONGEST_ANSWER = 20_000  # characters at the end of an answer that are searched
 _MOST_OBJECTS = 200
+_KNOWN = ("completion", "messages", "prompt")  # to the judge's prompt, besides the columns
 _AGAIN = (408, 409, 425, 429)  # and everything from 500 on
 Positive = Annotated[float, Field(gt=0)]
 
@@ -35,7 +38,7 @@ class Judge:
         base_url: as in ``http://127.0.0.1:8000/v1``.
         model: the name that the server knows it by.
         prompt: what the judge is asked: a jinja2 template of ``prompt`` (the last message), ``completion``,
-            ``messages`` (the whole chat) and the columns of the data.
+            ``messages`` (the whole chat) and the columns of the data. No score where it would show a null.
         system: system message, if any.
         api_key_env, api_key_file: the environment variable or the file that holds the API key.
         score_regex: its first group, in the last place where it matches, is the score; ``Score: 7`` when absent.
@@ -130,13 +133,24 @@ class Judge:
             raise ConfigError("judge: score_regex has no group", "Put the number in brackets, as in 'Score: ([0-9]+)'.")
         _compiled(prompt)
 
+    @classmethod
+    def needs(cls, *, prompt: str, **_: Any) -> list[str]:
+        """Columns that ``prompt`` reads, but for those that it asks about first: ``{% if hint is defined %}``."""
+        tree = _environment().parse(prompt)
+        tests = [test for test in tree.find_all(nodes.Test) if test.name in ("defined", "undefined")]
+        asked_about = {test.node.name for test in tests if isinstance(test.node, nodes.Name)}
+        return sorted(find_undeclared_variables(tree) - asked_about - set(DEFAULT_NAMESPACE) - set(_KNOWN))
+
     async def __call__(
         self, completions: list[str], prompts: list[list[dict[str, Any]]], **columns: list[Any]
     ) -> list[float | None]:
         first = {name: values[0] for name, values in columns.items()}
-        known = first | {"completion": completions[0], "messages": prompts[0], "prompt": prompts[0][-1]["content"]}
+        about_chat = (completions[0], prompts[0], prompts[0][-1]["content"])
+        known = first | dict(zip(_KNOWN, about_chat, strict=True))
         try:
             question = self._template.render(known)
+        except _NothingToSay:
+            return [None]
         except TemplateError as error:
             raise RewardError(f"the judge's prompt: {error}", f"There is {', '.join(sorted(known))}.") from None
         answer = await self._ask([*self._system, {"role": "user", "content": question}])
@@ -178,9 +192,23 @@ class Judge:
         return number
 
 
+class _NothingToSay(Exception):
+    """The prompt would show a null: a judge that reads "The right answer is None" judges something else."""
+
+
+def _shown(value: Any) -> Any:
+    if value is None:
+        raise _NothingToSay
+    return value
+
+
+def _environment() -> SandboxedEnvironment:
+    return SandboxedEnvironment(undefined=StrictUndefined, finalize=_shown)
+
+
 def _compiled(prompt: str) -> Any:
     try:
-        return SandboxedEnvironment(undefined=StrictUndefined).from_string(prompt)
+        return _environment().from_string(prompt)
     except TemplateError as error:
         raise ConfigError(f"judge: prompt is no jinja2 template: {error}") from None
 

@@ -33,7 +33,7 @@ from grpo_hpc.errors import ConfigError
 from grpo_hpc.rewards.batching import together
 from grpo_hpc.rewards.calling import RewardFunction
 from grpo_hpc.rewards.names import column_of, target_of
-from grpo_hpc.rewards.reward_params import check_given, checked, declared, in_source, shown
+from grpo_hpc.rewards.reward_params import Definition, asked_in_source, check_given, checked, declared, in_source, shown
 
 OFFERED = ("completions", "prompts", "finish_reasons", "completion_ids")  # besides the columns of the data
 _Reward = TypeVar("_Reward", bound=Callable[..., Any])
@@ -105,8 +105,38 @@ def is_model(name: str) -> bool:
     if not _is_file(target):
         return isinstance(_registered[target], type)
     path, wanted = _parts(target)
-    tree = ast.parse(path.read_bytes(), str(path))
-    return any(isinstance(node, ast.ClassDef) and node.name == wanted for node in tree.body)
+    return isinstance(_definition(ast.parse(path.read_bytes(), str(path)), wanted), ast.ClassDef)
+
+
+def needed_columns(names: Sequence[str], given: Parameters | None = None) -> dict[str, list[str]]:
+    """The columns of the data that each of ``names`` cannot do without, by column name of the function.
+
+    A file is parsed, not run; of a function that it imports nothing is known. Names and parameters must be right, see
+    :func:`check_names`.
+    """
+    _register_built_in()
+    found: dict[str, list[str]] = {}
+    for name in names:
+        target, column = target_of(name), column_of(name)
+        if _is_file(target):
+            path, function = _parts(target)
+            required = asked_in_source(_definition(ast.parse(path.read_bytes(), str(path)), function))
+        else:
+            required = _needed_by_registered(_registered[target], (given or {}).get(column, {}))
+        found[column] = [each for each in required if each not in OFFERED]
+    return found
+
+
+def _needed_by_registered(function: Any, given: Mapping[str, Any]) -> list[str]:
+    if hasattr(function, "needs"):  # it depends on parameters
+        return list(function.needs(**given))
+    return [p.name for p in _asked(function) if p.default is p.empty]
+
+
+def _asked(function: Any) -> list[inspect.Parameter]:
+    """What a function, or the object that a class makes, asks for by name."""
+    parameters = inspect.signature(function.__call__ if isinstance(function, type) else function).parameters
+    return [p for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]
 
 
 def registered_names() -> list[str]:
@@ -126,8 +156,7 @@ def _summary(function: RewardFunction) -> str:
 
 def _details(name: str) -> dict[str, str]:
     function = _registered[name]
-    asked = inspect.signature(function.__call__ if isinstance(function, type) else function).parameters.values()
-    columns = [p.name for p in asked if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in (*OFFERED, "self")]
+    columns = [p.name for p in _asked(function) if p.name not in OFFERED]
     details = {"source": _sources[name], "columns": ", ".join(columns), "parameters": shown(function)}
     return {label: text for label, text in details.items() if text}
 
@@ -199,9 +228,14 @@ def _check_file(name: str, given: Mapping[str, Any]) -> None:
         close = difflib.get_close_matches(function, names, n=1)
         hint = f"Did you mean {close[0]}?" if close else f"It defines {', '.join(sorted(names)) or 'nothing'}."
         raise ConfigError(f"{path} has no function {function!r}", hint)
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == function:
-            check_given(function, *in_source(node), given, _OF_THE_RUN)
+    if (node := _definition(tree, function)) is not None:
+        check_given(function, *in_source(node), given, _OF_THE_RUN)
+
+
+def _definition(tree: ast.Module, name: str) -> Definition | None:
+    """Where ``name`` is defined at the top of a module; the last place counts."""
+    found = [node for node in tree.body if isinstance(node, Definition) and node.name == name]
+    return found[-1] if found else None
 
 
 def _names_in(tree: ast.Module) -> set[str]:

@@ -18,6 +18,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from grpo_hpc.errors import ConfigError
 
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Definition = Function | ast.ClassDef
+
 
 def declared(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The parameters of ``function`` by name."""
@@ -75,7 +78,7 @@ def check_given(
         raise ConfigError(text, f"Give it as rewards.reward_params: {{{column}: {{{missing[0]}: ...}}}}.")
 
 
-def in_source(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> tuple[list[str], list[str]]:
+def in_source(node: Definition) -> tuple[list[str], list[str]]:
     """Names of all parameters and of the required ones, of a function or class that is only parsed."""
     if isinstance(node, ast.ClassDef):
         made = [entry for entry in node.body if isinstance(entry, ast.FunctionDef) and entry.name == "__init__"]
@@ -83,6 +86,16 @@ def in_source(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> tu
     known = [argument.arg for argument in node.args.kwonlyargs]
     required = [name for name, default in zip(known, node.args.kw_defaults, strict=True) if default is None]
     return known, required
+
+
+def asked_in_source(node: Definition | None) -> list[str]:
+    """What a function, or the objects of a class, that is only parsed asks for by name and has no default for."""
+    if isinstance(node, ast.ClassDef):
+        calls = [entry for entry in node.body if isinstance(entry, Function) and entry.name == "__call__"]
+        return asked_in_source(calls[0])[1:] if calls else []  # behind self
+    if node is None:
+        return []
+    return [argument.arg for argument in node.args.args][: len(node.args.args) - len(node.args.defaults)]
 
 
 def _typed(column: str, name: str, annotation: Any, value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,16 +93,27 @@ def score(
     )
 
 
-def require_scores(names: Iterable[str], totals: Sequence[float], failures: Sequence[Mapping[str, str]]) -> None:
+def require_scores(
+    names: Sequence[str],
+    totals: Sequence[float],
+    failures: Sequence[Mapping[str, str]],
+    lacking: Sequence[frozenset[str]],
+) -> None:
     """Check that a whole rollout can be learnt from: a bad completion is no reason to end a run, a bad function is.
+
+    A function is judged by the rows that have what it needs. A rollout without such rows is no reason either.
+
+    Args:
+        lacking: per completion, the functions that a column of its row is null for.
 
     Raises:
         RewardError: a function raised an error on every completion, or no completion has a score.
     """
-    for name, what in failures[0].items():
-        if len(failures) > 1 and all(failed.get(name, "").startswith("error:") for failed in failures):
-            raise RewardError(f"the reward function {name!r} failed on all {len(failures)} completions; {what}")
-    if all(map(math.isnan, totals)):
+    for name in names:
+        told = [failed.get(name, "") for failed, without in zip(failures, lacking, strict=True) if name not in without]
+        if len(told) > 1 and all(text.startswith("error:") for text in told):
+            raise RewardError(f"the reward function {name!r} failed on all {len(told)} completions; {told[0]}")
+    if all(map(math.isnan, totals)) and not all(without.issuperset(names) for without in lacking):
         raise RewardError(
             f"none of {len(totals)} completions got a score: {', '.join(names)} returned None or nan, or failed",
             "A column that the function needs may be empty in these rows.",

@@ -61,9 +61,9 @@ def repetition(
     n_grams: Annotated[int, Field(ge=1)] = 3,
     max_penalty: Annotated[float, Field(le=0)] = -1.0,
 ) -> list[float | None]:
-    """max_penalty times the share of n-grams of tokens that are repeats: 1 - distinct / all; 0 with fewer than n tokens.
+    """max_penalty times the share of n-grams that are repeats: 1 - distinct / all; 0 with fewer than n tokens.
 
-    Tokens, because only some languages put white space between words.
+    They are n-grams of tokens, because only some languages put white space between words.
     """
     return [max_penalty * _repeated(ids, n_grams) for ids in completion_ids]
 

@@ -19,6 +19,8 @@ from grpo_hpc.data.prompts import PromptSet
 from grpo_hpc.data.rows import Row
 from grpo_hpc.data.tokenizer import Tokenizer
 from grpo_hpc.errors import RewardError, ServersLost
+from grpo_hpc.rewards.columns import lacking
+from grpo_hpc.rewards.registry import needed_columns
 from grpo_hpc.rewards.runner import RewardRunner
 from grpo_hpc.rewards.score import RewardBatch, require_scores, score
 from grpo_hpc.rollout.engine import Completion, Engine, Request
@@ -85,6 +87,7 @@ class Collector:
         self._engine, self._tokenizer, self._control = engine, tokenizer, control
         self._rewards, self._runner = cfg.rewards, runner
         self._columns, self._longest = cfg.rewards.columns, cfg.rollout.max_completion_length
+        self._needed = needed_columns(cfg.rewards.reward_funcs, cfg.rewards.reward_params)
         self._size = cfg.rollout.ranks_of_engine
         self._replica, self._part = divmod(control.rank, self._size)
         self.replicas = control.size // self._size
@@ -115,7 +118,7 @@ class Collector:
             raise everywhere[0]
         table = in_order(self._control.gather_rows(self._summaries(scored), "rewards of the other ranks"))
         found = Collected(table, {s.sample.key: s for s in scored})
-        self._require_scores(found)
+        self._require_scores(found, asked)
         return found
 
     def probe(self, asked: Asked, tokens: int) -> Collected:
@@ -180,7 +183,7 @@ class Collector:
             row["failures"] = [FAILURES.index(kind) for kind in kinds]
         return table
 
-    def _require_scores(self, found: Collected) -> None:
+    def _require_scores(self, found: Collected, asked: Asked) -> None:
         """A rollout that nothing can be learnt from ends the run, on every rank and with the reason."""
         table = found.table[found.table["answers"]]
         if not len(table):
@@ -188,9 +191,16 @@ class Collector:
         broken = (table["failures"] == FAILURES.index("error")).all(0) if len(table) > 1 else np.zeros(0, bool)
         if not broken.any() and not np.isnan(table["reward"]).all():
             return
-        failures = [s.failures for s in found.scored.values() if s.sample.answers]
-        everywhere = [one for part in self._control.gather(failures, "why rewards failed") for one in part]
-        require_scores(self._columns, table["reward"].tolist(), everywhere)
+        answered = [s for s in found.scored.values() if s.sample.answers]
+        mine = [(s.failures, lacking(self._needed, asked.row(s.sample.key.position).columns)) for s in answered]
+        everywhere = [one for part in self._control.gather(mine, "why rewards failed") for one in part]
+        failures, without = zip(*everywhere, strict=True)
+        require_scores(self._columns, table["reward"].tolist(), failures, without)
+        if self._control.rank == 0 and np.isnan(table["reward"]).all():
+            text = (
+                f"none of {len(table)} completions has a score: all their rows have a null where rewards need a value"
+            )
+            print(text, file=sys.stderr, flush=True)
 
     def _request_seed(self, key: Key) -> int:
         """Depends on the run's seed and the completion's place alone: equal after a resume, whatever the layout."""

@@ -68,6 +68,7 @@ ALLOWED = {
         "runs.run_dir",
         "runs.attempts",
         "data.rows",
+        "rewards.columns",
         "rewards.registry",
     },
     "jobs.serving": {

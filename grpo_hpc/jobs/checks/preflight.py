@@ -17,17 +17,20 @@ def preflight(cfg: RunConfig, profile: Profile) -> None:
     """Check what can be seen from here before a run is started with ``profile``; touches no file.
 
     Raises:
-        ConfigError: data rows or reward names are wrong.
+        ConfigError: data rows or reward names are wrong, or a column that a reward needs is in no row.
         EnvironmentProblem: the model folder or a package is missing.
     """
-    from grpo_hpc.data.rows import check_rows
-    from grpo_hpc.rewards.registry import check_names
+    from grpo_hpc.data.rows import count_rows
+    from grpo_hpc.rewards.columns import require_columns
+    from grpo_hpc.rewards.registry import check_names, needed_columns
 
     check_model_folder(Path(cfg.model.path))
     _check_image(profile)
-    for rows in filter(None, (cfg.data.train, cfg.data.eval)):
-        check_rows(rows)
     check_names(cfg.rewards.reward_funcs, cfg.rewards.reward_params)
+    needed = needed_columns(cfg.rewards.reward_funcs, cfg.rewards.reward_params)
+    for file in filter(None, (cfg.data.train, cfg.data.eval)):
+        counts = count_rows(file)
+        require_columns(needed, file, counts.rows, counts.filled)
     if profile.executor == "local" and profile.runtime == "none":  # elsewhere the nodes have them, or the image
         _check_packages(cfg)
 

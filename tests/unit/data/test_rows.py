@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from grpo_hpc.data.rows import Row, check_rows, read_rows
+from grpo_hpc.data.rows import Row, RowCounts, count_rows, read_rows
 from grpo_hpc.errors import ConfigError
 
 CHAT = [{"role": "user", "content": "hello"}]
@@ -33,7 +33,7 @@ def test_messages_columns_and_ids(tmp_path):
     )
     assert (rows[0].prompt_id, rows[0].messages, rows[0].columns) == ("a:1", CHAT, {"answer": 3, "prompt": "kept"})
     assert (rows[1].prompt_id, rows[1].messages) == ("7", [{"role": "user", "content": "p"}])
-    assert check_rows(tmp_path / "a.jsonl") == 2
+    assert count_rows(tmp_path / "a.jsonl") == RowCounts(2, {"answer": 1, "prompt": 1, "id": 1})
 
 
 def test_a_system_message_is_put_in_front_of_chats_without_one(tmp_path):
@@ -204,7 +204,7 @@ def test_parquet_gives_the_same_rows(tmp_path):
 def test_reading_json_lines_imports_nothing_heavy(tmp_path):
     path = write(tmp_path / "a.jsonl", {"prompt": "x"})
     code = (
-        f"import sys; from grpo_hpc.data.rows import check_rows; check_rows({str(path)!r}); print(sorted(sys.modules))"
+        f"import sys; from grpo_hpc.data.rows import count_rows; count_rows({str(path)!r}); print(sorted(sys.modules))"
     )
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"'torch'", "'pyarrow'", "'datasets'", "'numpy'"} & set(modules.strip("[]\n").split(", "))

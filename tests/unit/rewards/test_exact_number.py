@@ -39,7 +39,11 @@ def test_the_last_number_counts(text, answer, expected):
     assert exact_number([text], [answer]) == [expected]
 
 
-@pytest.mark.parametrize("answer", ["blue", 1.5, None, "3 apples", float("nan")])
+@pytest.mark.parametrize("answer", ["blue", 1.5, "", "3 apples", float("nan")])
 def test_an_answer_that_is_no_integer(answer):
     with pytest.raises(RewardError, match="'answer'"):
         exact_number(["1"], [answer])
+
+
+def test_a_null_is_no_score_and_no_error():
+    assert exact_number(["19", "19"], [None, 19]) == [None, 1.0]

@@ -123,6 +123,19 @@ def test_what_is_asked(server, tmp_path):
     }
 
 
+def test_a_null_that_the_judge_would_read_is_no_score(server):
+    made = Judge(
+        base_url=server.url, model="m", prompt="{{ completion }}{% if hint %}{{ hint }}{% endif %}{{ answer }}"
+    )
+    known = {"completions": ["fine"], "prompts": [[{"role": "user", "content": "2 + 2"}]], "hint": [None]}
+
+    async def call():
+        return [*await made(**known, answer=[None]), *await made(**known, answer=["4"])]
+
+    assert asyncio.run(call()) == [None, 0.7]
+    assert len(server.questions) == 1
+
+
 def test_json_fields_regular_expressions_and_scales(server):
     assert answers(server, "json", score_field="score", lowest=-10.0, highest=10.0) == 0.9
     assert answers(server, "json", score_regex=r'"score": "?(\d)') == 0.8

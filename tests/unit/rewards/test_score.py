@@ -70,13 +70,23 @@ def test_a_failure_can_end_the_run(own):
 
 
 def test_a_whole_rollout_must_teach_something():
-    bad = {"broken": "error: KeyError"}
-    require_scores(["broken"], [math.nan, 1.0], [bad, {}])
-    require_scores(["broken"], [1.0, 0.0], [bad, {"broken": "timeout: 3 s"}])
+    bad, whole = {"broken": "error: KeyError"}, [frozenset()] * 2
+    require_scores(["broken"], [math.nan, 1.0], [bad, {}], whole)
+    require_scores(["broken"], [1.0, 0.0], [bad, {"broken": "timeout: 3 s"}], whole)
     with pytest.raises(RewardError, match="'broken' failed on all 2 completions; error: KeyError"):
-        require_scores(["broken"], [0.0, 0.0], [bad, bad])
+        require_scores(["broken"], [0.0, 0.0], [bad, bad], whole)
     with pytest.raises(RewardError, match="none of 2 completions got a score: broken returned"):
-        require_scores(["broken"], [math.nan, math.nan], [{}, {}])
+        require_scores(["broken"], [math.nan, math.nan], [{}, {}], whole)
+
+
+def test_rows_with_nulls_say_nothing_of_a_function():
+    bad, null = {"first": "error: TypeError"}, frozenset(["first"])
+    require_scores(["first"], [math.nan] * 2, [{}, {}], [null] * 2)
+    require_scores(["first"], [0.0] * 2, [bad, bad], [null] * 2)
+    with pytest.raises(RewardError, match="'first' failed on all 2 completions"):
+        require_scores(["first"], [0.0] * 3, [bad] * 3, [null, frozenset(), frozenset()])
+    with pytest.raises(RewardError, match="none of 2 completions got a score"):
+        require_scores(["first", "second"], [math.nan] * 2, [{}, {}], [null] * 2)
 
 
 @pytest.mark.parametrize(
