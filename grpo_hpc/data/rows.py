@@ -19,7 +19,7 @@ from grpo_hpc.data.template_kwargs import mistake_in
 from grpo_hpc.errors import ConfigError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-RESERVED_COLUMNS = ("completions", "prompts", "finish_reasons", "completion_ids")
+RESERVED_COLUMNS = ("completions", "prompts", "finish_reasons", "completion_ids", "assistant_turns")
 _MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
 _NO_MEDIA = "media do not reach the model, and it would learn to answer without them"
 _EXAMPLE = 'A row looks like {"messages": [{"role": "user", "content": "..."}], "answer": ...}.'

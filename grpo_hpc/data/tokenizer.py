@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from grpo_hpc.data.rows import Row
 from grpo_hpc.errors import ConfigError
 
 _FILES = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*/*.jinja")  # what a tokenizer may be made from
+
+_ANSWER, _THOUGHTS = "\ue000", "<think>"  # a text that no template begins an answer with; where thoughts begin
 
 
 class Tokenizer:
@@ -60,10 +63,28 @@ class Tokenizer:
         """
         if unread := self._unread(row.template):
             raise ConfigError(f"has {unread[0]!r}, which the model's chat template does not read")
+        return self._written(row, row.messages, begins=True)
+
+    def opening(self, row: Row) -> str:
+        """What the template itself begins the assistant's answer with: ``<think>`` and a line feed; often nothing.
+
+        It is what the template adds for the answer, without what it writes in front of any turn of the assistant.
+        Some write empty thoughts in front of every turn: where thoughts begin the answer has begun.
+        """
+        before, begun = self._written(row, row.messages), self.text(row)
+        try:
+            answered = self._written(row, [*row.messages, {"role": "assistant", "content": _ANSWER}])
+        except ConfigError:  # it writes no turn of the assistant
+            answered = begun
+        added, turn = (text[len(before) :] if text.startswith(before) else "" for text in (begun, answered))
+        header, _, _ = _shared(added, turn or added).partition(_THOUGHTS)
+        return added.removeprefix(header)
+
+    def _written(self, row: Row, messages: list[dict[str, Any]], *, begins: bool = False) -> str:
         told = self._kwargs | row.template
         try:
             return str(
-                self._tokenizer.apply_chat_template(row.messages, add_generation_prompt=True, tokenize=False, **told)
+                self._tokenizer.apply_chat_template(messages, add_generation_prompt=begins, tokenize=False, **told)
             )
         except Exception as error:  # a template is a program of its own
             raise ConfigError(f"is refused by the model's chat template: {type(error).__name__}: {error}") from None
@@ -86,6 +107,11 @@ class Tokenizer:
     def decode(self, tokens: list[int]) -> str:
         """``tokens`` as text, without special tokens."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _shared(first: str, second: str) -> str:
+    """What both texts begin with."""
+    return "".join(one for one, other in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 @cache

@@ -13,7 +13,7 @@ _LONGEST_ANSWER = 10_000  # characters at the end of a text that are searched fo
 
 
 @reward("accuracy", source="math-verify (github.com/huggingface/Math-Verify)")
-def accuracy(completions: list[str], solution: list[Any]) -> list[float | None]:
+def accuracy(assistant_turns: list[str], solution: list[Any]) -> list[float | None]:
     r"""1 where the answer equals the column ``solution`` mathematically, else 0; needs the package math-verify.
 
     The answer is what the last <answer>...</answer> holds, or else what math-verify finds in the text: \boxed{},
@@ -23,7 +23,7 @@ def accuracy(completions: list[str], solution: list[Any]) -> list[float | None]:
     Raises:
         RewardError: math-verify is not installed.
     """
-    return [_right(text, right) for text, right in zip(completions, solution, strict=True)]
+    return [_right(text, right) for text, right in zip(assistant_turns, solution, strict=True)]
 
 
 def _right(text: str, solution: Any) -> float | None:

@@ -69,10 +69,9 @@ class Classifier:
                 "Its parameter `path` must be a local folder with model and tokenizer, as save_pretrained() makes it.",
             )
 
-    def __call__(self, completions: list[str], prompts: list[Chat]) -> list[float | None]:
-        return list(
-            self.scores([[*p, {"role": "assistant", "content": c}] for p, c in zip(prompts, completions, strict=True)])
-        )
+    def __call__(self, assistant_turns: list[str], prompts: list[Chat]) -> list[float | None]:
+        pairs = zip(prompts, assistant_turns, strict=True)
+        return list(self.scores([[*prompt, {"role": "assistant", "content": turn}] for prompt, turn in pairs]))
 
     def scores(self, chats: Sequence[Chat]) -> list[float]:
         """The output for each chat, ``at_once`` of them computed together."""

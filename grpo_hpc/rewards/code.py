@@ -52,7 +52,7 @@ def _check(values: Mapping[str, Any]) -> None:
     check=_check,
 )
 def code(
-    completions: list[str],
+    assistant_turns: list[str],
     tests: list[Any],
     *,
     reward_timeout: float,
@@ -90,7 +90,7 @@ def code(
     limits = Limits(seconds, memory_mib << 20, processes, disk_mib << 20)
     run = partial(run_program, isolation=isolation, interpreter=interpreter or sys.executable)
     scores: list[float | None] = []
-    for text, column in zip(completions, tests, strict=True):
+    for text, column in zip(assistant_turns, tests, strict=True):
         if column is None:
             scores.append(None)
             continue

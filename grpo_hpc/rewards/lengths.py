@@ -38,7 +38,7 @@ def soft_overlong(
 
 @reward("cosine", source="Yeo et al., arXiv 2502.03373")
 def cosine(
-    completions: list[str],
+    assistant_turns: list[str],
     completion_ids: list[list[int]],
     solution: list[Any],
     *,
@@ -55,7 +55,7 @@ def cosine(
     accuracy has none. Beyond L the value stays v_L.
     """
     scores: list[float | None] = []
-    for right, ids in zip(accuracy(completions, solution), completion_ids, strict=True):
+    for right, ids in zip(accuracy(assistant_turns, solution), completion_ids, strict=True):
         if right is None:
             scores.append(None)
             continue

@@ -7,7 +7,8 @@ A reward function takes completions and returns one number (or None: no score) f
         return [1.0 if len(text) < 100 else 0.0 for text in completions]
 
 It may ask for more by naming it before the star: every column of the data set (as a list with one value per
-completion), ``prompts`` (the chats), ``finish_reasons`` and ``completion_ids``; or for all of them by ``**columns``.
+completion), ``prompts`` (the chats), ``finish_reasons``, ``completion_ids`` and ``assistant_turns`` (what the chat
+template began the answer with, such as ``<think>``, and the completion); or for all of them by ``**columns``.
 Keyword-only arguments are parameters (:mod:`grpo_hpc.rewards.reward_params`).
 A run file names built-in functions by their registered name and others by ``path/to/file.py:function``, with
 ``column=`` before it where the column is to have another name.
@@ -35,7 +36,8 @@ from grpo_hpc.rewards.calling import RewardFunction
 from grpo_hpc.rewards.names import column_of, target_of
 from grpo_hpc.rewards.reward_params import Definition, asked_in_source, check_given, checked, declared, in_source, shown
 
-OFFERED = ("completions", "prompts", "finish_reasons", "completion_ids")  # besides the columns of the data
+# besides the columns of the data
+OFFERED = ("completions", "prompts", "finish_reasons", "completion_ids", "assistant_turns")
 _Reward = TypeVar("_Reward", bound=Callable[..., Any])
 
 Parameters = Mapping[str, Mapping[str, Any]]  # values of parameters by the column name of their function

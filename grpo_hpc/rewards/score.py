@@ -25,6 +25,7 @@ class RewardBatch:
         columns: the data set's columns by name.
         finish_reasons: ``stop`` or ``length``.
         completion_ids: token ids.
+        assistant_turns: texts with what the chat template began the answers with in front.
     """
 
     completions: list[str]
@@ -32,6 +33,7 @@ class RewardBatch:
     columns: dict[str, list[Any]]
     finish_reasons: list[str]
     completion_ids: list[list[int]]
+    assistant_turns: list[str]
 
     def only(self, index: int) -> dict[str, list[Any]]:
         """Everything about one completion, by the name a reward function knows it by."""

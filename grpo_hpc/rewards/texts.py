@@ -13,12 +13,12 @@ from grpo_hpc.rewards.registry import reward
 
 
 @reward("format", source="DeepSeek-R1, arXiv 2501.12948, section 2.2.2")
-def format_reward(completions: list[str]) -> list[float | None]:
+def format_reward(assistant_turns: list[str]) -> list[float | None]:
     """1 where the whole text is <think>...</think> and then <answer>...</answer>, each tag once, else 0.
 
-    White space may stand before, between and after the two.
+    White space may stand before, between and after the two. The chat template may have written the beginning.
     """
-    return [float(_is_think_answer(text)) for text in completions]
+    return [float(_is_think_answer(text)) for text in assistant_turns]
 
 
 def _is_think_answer(text: str) -> bool:
@@ -37,9 +37,9 @@ def _is_think_answer(text: str) -> bool:
 
 
 @reward("react_format", source="ReAct, arXiv 2210.03629")
-def react_format(completions: list[str]) -> list[float | None]:
+def react_format(assistant_turns: list[str]) -> list[float | None]:
     """1 where <think>...</think> is followed by lines Action: and Action Input:, both with content, else 0."""
-    return [float(_is_react(text)) for text in completions]
+    return [float(_is_react(text)) for text in assistant_turns]
 
 
 def _is_react(text: str) -> bool:
@@ -74,7 +74,7 @@ def _repeated(tokens: list[int], n: int) -> float:
 
 
 @reward("tool_calls", source="this package; F1 over calls, arguments compared as JSON")
-def tool_calls(completions: list[str], expected_tool_calls: list[Any]) -> list[float | None]:
+def tool_calls(assistant_turns: list[str], expected_tool_calls: list[Any]) -> list[float | None]:
     """F1 between the <tool_call> blocks of the text and the column ``expected_tool_calls``, from 0 to 1.
 
     A block holds one JSON object ``{"name": ..., "arguments": {...}}``. A call matches when its name and all its
@@ -87,7 +87,7 @@ def tool_calls(completions: list[str], expected_tool_calls: list[Any]) -> list[f
     Raises:
         RewardError: an expected call is no such object.
     """
-    pairs = zip(completions, expected_tool_calls, strict=True)
+    pairs = zip(assistant_turns, expected_tool_calls, strict=True)
     return [None if wanted is None else _f1(_calls_in(text), _expected(wanted)) for text, wanted in pairs]
 
 

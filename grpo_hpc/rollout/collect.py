@@ -155,7 +155,10 @@ class Collector:
         given_up = [Scored(sample, "", dict.fromkeys(self._columns)) for sample in sampled if not sample.answers]
         if not answers:
             return given_up
-        rows = [asked.row(sample.key.position) for sample in answers]
+        positions = [sample.key.position for sample in answers]
+        row_of = {position: asked.row(position) for position in positions}
+        opening_of = {position: self._tokenizer.opening(row) for position, row in row_of.items()}
+        rows = [row_of[position] for position in positions]
         tokens = [sample.response.tolist() for sample in answers]
         texts = [self._tokenizer.decode(ids) for ids in tokens]
         batch = RewardBatch(
@@ -164,6 +167,7 @@ class Collector:
             columns=_columns(rows),
             finish_reasons=[sample.reason for sample in answers],
             completion_ids=tokens,
+            assistant_turns=[opening_of[position] + text for position, text in zip(positions, texts, strict=True)],
         )
         r = self._rewards
         scores = score(self._runner, self._columns, r.reward_weights, r.reward_failure, batch)

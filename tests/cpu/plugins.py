@@ -32,8 +32,10 @@ def rarely(completion_ids: list[list[int]], answer: list[int]) -> list[float]:
     return [(ids[0] % 7 + len(ids)) * (n % 4 == 0) for ids, n in zip(completion_ids, answer, strict=True)]
 
 
-def writes(completions: list[str], written: list[str]) -> list[float]:
-    """Notes every call in a file."""
+def writes(assistant_turns: list[str], written: list[str | None]) -> list[float | None]:
+    """Notes every call in the file that the row names, if it names one."""
+    if written[0] is None:
+        return [None]
     with open(written[0], "a") as file:  # noqa: PTH123
-        file.writelines(f"{text}\n" for text in completions)
-    return [float(len(text)) for text in completions]
+        file.writelines(f"{text}\n" for text in assistant_turns)
+    return [float(len(text)) for text in assistant_turns]

@@ -83,3 +83,49 @@ def test_what_the_template_does_not_read_is_refused(folder):
     assert "It asks for: enable_thinking." in caught.value.hint
     with pytest.raises(ConfigError, match="has 'tools', which the model's chat template does not read"):
         with_template(folder, "{{ messages[0].content }}").text(Row("x", CHATS[0], {}, {"tools": [{"name": "f"}]}))
+
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+BEGUN = CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n{{ begun }}{% endif %}"
+# the last turn of the assistant with empty thoughts, as several families write it
+EMPTY_THOUGHTS = BEGUN.replace(
+    "{{ m.content }}", "{{ '<think>\n\n</think>\n\n' if m.role == 'assistant' }}{{ m.content }}"
+)
+NO_ANSWERS = "{% for m in messages if m.role == 'assistant' %}{{ raise_exception('no') }}{% endfor %}" + BEGUN
+DEEPSEEK = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+DEEPSEEK += "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "begun", "opening"),
+    [
+        (BEGUN, "", ""),
+        (BEGUN, "<think>\n", "<think>\n"),
+        (BEGUN, "Let me see: ", "Let me see: "),
+        (EMPTY_THOUGHTS, "", ""),
+        (EMPTY_THOUGHTS, "<think>\n", "<think>\n"),
+        (EMPTY_THOUGHTS, "<think>\n\n</think>\n\n", "<think>\n\n</think>\n\n"),
+        (NO_ANSWERS, "", ""),
+        (NO_ANSWERS, "<think>\n", "<think>\n"),
+        (DEEPSEEK, "", "<think>\n"),
+        (CHATML, "", ""),
+    ],
+)
+def test_what_the_template_itself_begins_the_answer_with(folder, template, begun, opening):
+    made = with_template(folder, template.replace("{{ begun }}", begun))
+    assert made.opening(Row("x", CHATS[0], {})) == opening
+
+
+def test_turns_before_the_last_change_nothing_about_what_is_begun(folder):
+    chat = [*CHATS[0], {"role": "assistant", "content": "<think>b</think>c"}, *CHATS[1]]
+    made = with_template(folder, EMPTY_THOUGHTS.replace("{{ begun }}", "<think>\n"))
+    assert made.opening(Row("x", chat, {})) == "<think>\n"
+
+
+def test_rewards_see_what_the_prompt_began(folder):
+    from grpo_hpc.rewards.texts import format_reward, react_format
+
+    opening = with_template(folder, BEGUN.replace("{{ begun }}", "<think>\n")).opening(Row("x", CHATS[0], {}))
+    written = "a</think>\n<answer>b</answer>", "a</think>Action: b\nAction Input: c"
+    assert format_reward([opening + written[0]]) == react_format([opening + written[1]]) == [1.0]
+    assert format_reward([written[0]]) == react_format([written[1]]) == [0.0]

@@ -26,13 +26,14 @@ def main() -> None:
 
     class Prompts:
         def __len__(self) -> int:
-            return 4
+            return 8
 
         def tokens(self, index: int) -> np.ndarray:
             return np.arange(3, 6 + index, dtype=np.int32)
 
         def row(self, index: int) -> Row:
-            return Row(f"row {index}", [{"role": "user", "content": str(index)}], {"written": str(written)})
+            columns = {"written": str(written) if index < 4 else None}
+            return Row(f"row {index}", [{"role": "user", "content": str(index)}], columns)
 
     class Engine:
         """Gives up one completion, and one before its first token."""
@@ -53,6 +54,9 @@ def main() -> None:
             decoded.append(tokens)
             return f"{len(tokens)} tokens"
 
+        def opening(self, row):
+            return f"answer to {row.prompt_id}: "
+
     pool = start_rewards(cfg)
     collector = Collector(cfg, Engine(), Tokenizer(), pool, control)
     asked = Asked(Prompts(), {10 + n: n for n in range(4)})
@@ -68,6 +72,9 @@ def main() -> None:
     assert sum(counts) == 14, f"{counts} completions were decoded, and there are 14"
     calls = written.read_text().splitlines()
     assert len(calls) == 14, f"the reward was called {len(calls)} times for 14 completions"
+    assert {call.partition(": ")[0] for call in calls} == {f"answer to row {n}" for n in range(4)}
+    nulls = Asked(Prompts(), {20 + n: 4 + n for n in range(4)})
+    assert np.isnan(collector.score(collector.collect(nulls, 4), nulls).table["reward"]).all(), "and the run goes on"
     pool.close()
 
 

@@ -124,7 +124,7 @@ def test_the_start_says_what_is_wrong(interpreter):
 def test_in_the_pool(interpreter):
     pool = WorkerPool(["code"], {"code": {"interpreter": interpreter}}, {"reward_timeout": 60.0}, workers=1)
     rows = [(DOUBLE, ["assert double(1) == 2"]), (DOUBLE, ["assert double(1) == 3"]), (DOUBLE, 3)]
-    outcomes = pool.run([Task("code", {"completions": [text], "tests": [tests]}) for text, tests in rows])
+    outcomes = pool.run([Task("code", {"assistant_turns": [text], "tests": [tests]}) for text, tests in rows])
     pool.close()
     assert [outcome.score for outcome in outcomes] == [1.0, 0.0, None]
     assert outcomes[2].failure == "error" and "column 'tests'" in outcomes[2].text

@@ -6,9 +6,10 @@ import re
 
 import pytest
 
+from grpo_hpc.data.rows import RESERVED_COLUMNS
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.rewards.columns import lacking, require_columns
-from grpo_hpc.rewards.registry import needed_columns, registered_names
+from grpo_hpc.rewards.registry import OFFERED, needed_columns, registered_names
 
 OWN = """
 from elsewhere import imported
@@ -67,6 +68,10 @@ def test_a_column_without_a_value_in_any_row_is_refused(filled, said):
     with pytest.raises(ConfigError) as caught:
         require_columns(NEEDED, "d.jsonl", 2, filled)
     assert re.search(said, str(caught.value).replace("\n", " "))
+
+
+def test_what_is_offered_besides_columns_can_be_no_column():
+    assert set(OFFERED) == set(RESERVED_COLUMNS)
 
 
 def test_a_column_with_a_value_in_some_row_is_enough():

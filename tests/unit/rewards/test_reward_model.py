@@ -155,7 +155,7 @@ def test_the_registered_model_gathers_completions(folder):
     reward = resolve(["helpful=reward_model"], {"helpful": {"path": folder, "batch_size": 2}})["helpful"]
 
     async def everything():
-        return await asyncio.gather(*(reward(completions=[text], prompts=[PROMPT]) for text in TEXTS))
+        return await asyncio.gather(*(reward(assistant_turns=[text], prompts=[PROMPT]) for text in TEXTS))
 
     assert [score for [score] in asyncio.run(everything())] == pytest.approx(
         [own(folder, text) for text in TEXTS], abs=1e-5

@@ -9,6 +9,7 @@ import pytest
 
 from grpo_hpc.errors import RewardError
 from grpo_hpc.rewards.calling import only_score, wanted
+from grpo_hpc.rewards.registry import OFFERED
 from grpo_hpc.rewards.score import RewardBatch, require_scores, score
 from grpo_hpc.rewards.worker_pool import WorkerPool
 
@@ -18,6 +19,7 @@ BATCH = RewardBatch(
     columns={"answer": [1, 2]},
     finish_reasons=["stop", "length"],
     completion_ids=[[5], [6, 7]],
+    assistant_turns=["<think>one", "<think>two"],
 )
 OWN = """
 def first(completions):
@@ -47,7 +49,7 @@ def test_functions_get_what_they_declare():
 
     offered = BATCH.only(1)
     assert wanted("narrow", narrow, offered) == {"completions": ["two"], "answer": [2]}
-    assert set(wanted("wide", wide, offered)) == {"completions", "prompts", "finish_reasons", "completion_ids"}
+    assert set(wanted("wide", wide, offered)) == {*OFFERED}
     assert offered["completion_ids"] == [[6, 7]] and offered["finish_reasons"] == ["length"]
 
 
@@ -110,5 +112,5 @@ def test_no_score():
 
 
 def test_long_texts_are_cut(own):
-    batch = RewardBatch(["x" * 1000], [[{"role": "user", "content": "y" * 1000}]], {}, ["stop"], [[1]])
+    batch = RewardBatch(["x" * 1000], [[{"role": "user", "content": "y" * 1000}]], {}, ["stop"], [[1]], ["x"])
     assert len(score(own, ["broken"], None, {}, batch).first["broken"]) < 300
