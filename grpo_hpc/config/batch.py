@@ -44,7 +44,8 @@ class BatchSchedule:
         engines: vLLM engines that share a rollout.
         completions_per_rank_per_rollout: completions that the vLLM engine of one rank generates per rollout, or one
             less where they do not come out even; with vllm_tensor_parallel_size > 1 the ranks of one engine share them.
-        rollouts: rollouts of the whole run; the last one may serve fewer steps than the others.
+        rollouts: rollouts of the whole run, None while its steps are not known; the last one may serve fewer steps than
+            the others.
     """
 
     world_size: int
@@ -61,7 +62,7 @@ class BatchSchedule:
     prompts_per_step: int
     engines: int
     completions_per_rank_per_rollout: int
-    rollouts: int
+    rollouts: int | None
 
     @property
     def steps_per_rollout(self) -> int:
@@ -169,8 +170,17 @@ def schedule(cfg: RunConfig) -> BatchSchedule:
         prompts_per_step=sizes.global_batch_size // sizes.num_generations,
         engines=engines,
         completions_per_rank_per_rollout=-(-generation // engines),
-        rollouts=-(-cfg.batch.train_iters // (steps * cfg.batch.num_iterations)),
+        rollouts=_rollouts(cfg.batch.train_iters, steps * cfg.batch.num_iterations),
     )
+
+
+def _rollouts(steps: int | None, each: int) -> int | None:
+    return None if steps is None else -(-steps // each)
+
+
+def steps_of_epochs(epochs: int, rows: int, num_generations: int, global_batch_size: int) -> int:
+    """Optimizer steps in which a run goes over its rows so many times; at least one."""
+    return max(rows * num_generations * epochs // global_batch_size, 1)
 
 
 def sequences_of(cfg: RunConfig) -> int:

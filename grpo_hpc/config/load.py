@@ -42,6 +42,7 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def problems_of(values: dict[str, Any]) -> tuple[list[Problem], RunConfig | None]:
     """Every mistake in the values of a run file, and the run; None while single fields are wrong or missing."""
     known, problems = known_keys(values)
+    problems += rules.length_problems(known)
     try:
         cfg = RunConfig.model_validate(known)
     except ValidationError as error:

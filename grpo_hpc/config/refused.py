@@ -17,20 +17,18 @@ _RENAMED = {
     "learning_rate": "optimizer.lr",
     "per_device_train_batch_size": "batch.micro_batch_size",
     "max_steps": "batch.train_iters",
+    "max_epochs": "batch.num_train_epochs",
     "train_type": "tuner.tuner_type",
     "NPROC_PER_NODE": "resources.nproc_per_node",
     "NNODES": "resources.nodes",
 }
 
-_EPOCHS = "the length of a run is set in optimizer steps: batch.train_iters"
 _PRECISION = "training precision is set by model.dtype: float32 or bfloat16"
 
 REFUSED: dict[str, str] = {
     **{old: f"is called {new} here" for old, new in _RENAMED.items()},
     "use_vllm": "rollouts always come from vLLM; leave this key out",
     "move_model_batches": "weights are streamed to vLLM one tensor at a time; leave this key out",
-    "max_epochs": _EPOCHS,
-    "num_train_epochs": _EPOCHS,
     "log_entropy": "entropy is always logged; leave this key out",
     "log_rollout_offpolicy_metrics": "these metrics are always logged; leave this key out",
     "bf16": _PRECISION,

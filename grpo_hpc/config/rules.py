@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from grpo_hpc.config import algorithm
 from grpo_hpc.config.adapters import target_linears
@@ -82,6 +83,11 @@ _OPTIONS = (
         "batch.micro_batch_size",
         lambda cfg: cfg.batch.max_tokens_per_micro_batch is None,
         "has no meaning beside batch.max_tokens_per_micro_batch; give one of them (micro_batch_size=null takes it out)",
+    ),
+    _Option(
+        "batch.num_train_epochs",
+        lambda cfg: cfg.batch.train_iters is None,
+        "has no meaning beside batch.train_iters; give one of them (train_iters=null takes it out)",
     ),
     _Option(
         "parallel.recompute_method", _recomputes("full"), "has a meaning only with parallel.recompute_granularity: full"
@@ -252,13 +258,28 @@ def _token_budget(cfg: RunConfig) -> list[Problem]:
 
 def _optimizer(cfg: RunConfig) -> list[Problem]:
     found: list[Problem] = []
-    opt, steps = cfg.optimizer, cfg.batch.train_iters
+    opt = cfg.optimizer
     if opt.min_lr > opt.lr and "optimizer.min_lr" not in meaningless(cfg):
         found.append(Problem("optimizer.min_lr", f"must be at most optimizer.lr = {opt.lr:g}, got {opt.min_lr:g}"))
-    if opt.lr_warmup_iters >= steps:
-        text = f"must be less than batch.train_iters = {steps}, got {opt.lr_warmup_iters}; at most {steps - 1}"
-        found.append(Problem("optimizer.lr_warmup_iters", text))
-    return found
+    return [*found, *warmup_problems(cfg)]
+
+
+def warmup_problems(cfg: RunConfig) -> list[Problem]:
+    """Whether the learning rate warms up before the run ends, as far as its length is known."""
+    steps, warmup = cfg.batch.train_iters, cfg.optimizer.lr_warmup_iters
+    if steps is None or warmup < steps:
+        return []
+    text = f"must be less than batch.train_iters = {steps}, got {warmup}; at most {steps - 1}"
+    return [Problem("optimizer.lr_warmup_iters", text)]
+
+
+def length_problems(values: Mapping[str, Any]) -> list[Problem]:
+    """Whether the values of a run file say how long the run is."""
+    batch = values.get("batch") or {}
+    if not isinstance(batch, dict) or any(batch.get(key) is not None for key in ("train_iters", "num_train_epochs")):
+        return []
+    text = "is required: optimizer steps of the whole run; or give batch.num_train_epochs, times over data.train"
+    return [Problem("batch.train_iters", text)]
 
 
 def _rollout(cfg: RunConfig) -> list[Problem]:

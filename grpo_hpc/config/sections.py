@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from grpo_hpc.config.patterns import WallTime, matching
 from grpo_hpc.config.site_paths import SitePath, expanded
+from grpo_hpc.errors import ConfigError
 from grpo_hpc.rewards.names import column_of, file_of, is_path, with_file, with_paths
 
 Precision = Literal["float32", "bfloat16"]
@@ -150,7 +151,29 @@ class Batch(Section):
     generation_batch_size: int | None = Field(default=None, ge=1, description="completions per rollout")
     num_generations: int = Field(default=8, ge=2, description="completions per prompt, the group of GRPO")
     num_iterations: int = Field(default=1, ge=1, description="times that the optimizer goes over one rollout")
-    train_iters: int = Field(ge=1, description="optimizer steps of the whole run")
+    train_iters: int | None = Field(
+        default=None, ge=1, description="optimizer steps of the whole run; this or num_train_epochs is required"
+    )
+    num_train_epochs: int | None = Field(
+        default=None,
+        ge=1,
+        description="times that the run goes over data.train: rows * num_generations * epochs // global_batch_size "
+        "optimizer steps",
+    )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run.
+
+        Raises:
+            ConfigError: they follow from rows that nobody has counted.
+        """
+        if self.train_iters is None:
+            raise ConfigError(
+                "how many optimizer steps batch.num_train_epochs are is not known: the rows of data.train are not here",
+                "Give batch.train_iters in its place, or put the rows where data.train says.",
+            )
+        return self.train_iters
 
 
 class Rollout(Section):
@@ -464,7 +487,7 @@ class RunConfig(Section):
     resources: Resources = Resources()
     parallel: Parallel = Parallel()
     moe: Moe = Moe()
-    batch: Batch
+    batch: Batch = Batch()
     rollout: Rollout = Rollout()
     algorithm: Algorithm = Algorithm()
     rewards: Rewards

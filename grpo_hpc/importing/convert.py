@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from grpo_hpc.config.batch import steps_of_epochs
 from grpo_hpc.config.library import model_config
 from grpo_hpc.importing.fates import Converter, Fate, Result, Run
 from grpo_hpc.importing.source import Given
@@ -127,22 +128,18 @@ def shuffle(given: Given, run: Run) -> Result:
 
 
 def epochs(given: Given, run: Run) -> Result:
-    """Epochs become optimizer steps, by ms-swift's own arithmetic, when the number of rows is known."""
+    """Epochs become optimizer steps when the number of rows is known, and stay epochs when it is not."""
     wanted = whole(given.values[0])
     if wanted is None:
         return Result(note="is no whole number", fate=Fate.UNSUPPORTED)
     rows = _rows(run)
     if rows is None:
-        if run.given("train_iters"):
-            text = "the number of rows is not known, so train_iters is taken; ms-swift would count steps from epochs"
-            return Result(note=text, fate=Fate.UNSUPPORTED)
-        text = f"write train_iters = rows * num_generations * {wanted} // global_batch_size; the rows are not known"
-        return Result(note=text, fate=Fate.UNSUPPORTED)
+        return Result({"num_train_epochs": wanted}, "the steps follow from the rows when the run is submitted")
     generations, batch = whole(run.value("num_generations")), whole(run.value("global_batch_size"))
     if not generations or not batch or not wanted:
         return Result(note="num_generations or global_batch_size is no whole number", fate=Fate.UNSUPPORTED)
-    steps = rows * generations * wanted // batch
-    return Result({"train_iters": max(steps, 1)}, f"{rows} rows * {generations} completions * {wanted} // {batch}")
+    steps = steps_of_epochs(wanted, rows, generations, batch)
+    return Result({"train_iters": steps}, f"{rows} rows * {generations} completions * {wanted} // {batch}")
 
 
 def _rows(run: Run) -> int | None:
@@ -168,7 +165,8 @@ def _rows_of(name: str) -> int | None:
 
 def steps(given: Given, run: Run) -> Result:
     """Steps count unless epochs are given, which overwrite them."""
-    if run.given("num_train_epochs") and _rows(run) is not None:
+    said = run.given("num_train_epochs")
+    if said is not None and whole(said.values[0]) is not None:
         return Result(note="num_train_epochs overwrites it", fate=Fate.IGNORED)
     return Result({"train_iters": given.shown}, fate=Fate.TAKEN)
 
@@ -278,12 +276,21 @@ def top_k(given: Given, run: Run) -> Result:
 
 def warmup_fraction(given: Given, run: Run) -> Result:
     """A share of all steps becomes a number of steps."""
-    share, total = number(given.values[0]), whole(run.value("train_iters"))
+    share, total = number(given.values[0]), _all_steps(run)
     if share == 0:
         return Result(note="no warm-up, as here by default", fate=Fate.NO_EFFECT)
     if share is None or total is None:
         return Result(note="write lr_warmup_iters: the number of steps is not known", fate=Fate.UNSUPPORTED)
     return Result({"lr_warmup_iters": round(share * total)}, f"{share:g} * {total} steps")
+
+
+def _all_steps(run: Run) -> int | None:
+    """Optimizer steps of the whole run, where they can be known; epochs overwrite train_iters."""
+    said = run.given("num_train_epochs")
+    result = None if said is None else epochs(said, run)
+    if result is not None and result.fate is not Fate.UNSUPPORTED:
+        return whole(result.values.get("train_iters"))
+    return whole(run.value("train_iters"))
 
 
 def learning_rate(run: Run) -> float:

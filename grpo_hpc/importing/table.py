@@ -63,7 +63,9 @@ _BATCH = (
     *all_same("steps_per_generation", "generation_batch_size", "num_generations_eval", "num_iterations"),
     same("num_generations", default=8),
     same("max_completion_length", default=512),
-    converted("num_train_epochs", convert.epochs, "counted in optimizer steps: train_iters", "max_epochs"),
+    converted(
+        "num_train_epochs", convert.epochs, "train_iters where the rows can be counted, else itself", "max_epochs"
+    ),
     same("train_iters", convert=convert.steps),
     *nothing("an evaluation reads all of its rows", "eval_iters"),
 )

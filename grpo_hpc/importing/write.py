@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from textwrap import wrap
 from typing import Any
@@ -68,7 +69,8 @@ def _explained(problem: Problem, rows: list[Row]) -> Problem:
 
 def _drop_meaningless(translation: Translation) -> None:
     """Leave out keys that have no meaning in this run: ms-swift accepts them, the run file refuses them."""
-    _, cfg = problems_of(_nested({**_STAND_INS, **translation.values}))
+    stand_ins = {key: value for key, value in _STAND_INS.items() if not _known_otherwise(key, translation.values)}
+    _, cfg = problems_of(_nested({**stand_ins, **translation.values}))
     if cfg is None:
         return
     for problem in rules.meaningless_but_given(cfg):
@@ -78,6 +80,10 @@ def _drop_meaningless(translation: Translation) -> None:
             for row in translation.rows
             if not (problem.key in row.keys and row.fate is Fate.DEFAULT)
         ]
+
+
+def _known_otherwise(key: str, values: Mapping[str, Any]) -> bool:
+    return key == "batch.train_iters" and "batch.num_train_epochs" in values
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def _watch(
     """Show progress until the process ends (its exit code) or the second stop request comes (None)."""
     from grpo_hpc.observe.live import LiveView
 
-    with LiveView(run_dir.events, run_dir.metrics, cfg.batch.train_iters, console) as view:
+    with LiveView(run_dir.events, run_dir.metrics, cfg.batch.steps, console) as view:
         while (code := poll()) is None:
             if requests.count > requests.handled:
                 requests.handled = requests.count

@@ -31,6 +31,8 @@ def batch_lines(plan: Plan) -> list[str]:
     sentences += [
         f"In a step each of the {s.dp:,} data-parallel ranks (world {s.world_size:,} / (tp * pp * cp)) trains on "
         f"{s.global_batch_size:,} / {s.dp:,} = {s.global_batch_size // s.dp:,} completions, in {passes}.",
-        f"{plan.train_iters:,} steps need {s.rollouts:,} rollouts and {s.prompts_per_rollout * s.rollouts:,} rows.",
     ]
+    if plan.train_iters is not None and s.rollouts is not None:
+        rows = s.prompts_per_rollout * s.rollouts
+        sentences.append(f"{plan.train_iters:,} steps need {s.rollouts:,} rollouts and {rows:,} rows.")
     return [f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1)]

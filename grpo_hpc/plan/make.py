@@ -10,8 +10,11 @@ from typing import Any, Literal
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.adapters import named_linears
-from grpo_hpc.config.batch import BatchSchedule, refused_by_ms_swift, schedule, sizes_of
+from grpo_hpc.config.batch import BatchSchedule, refused_by_ms_swift, schedule, sizes_of, steps_of_epochs
 from grpo_hpc.config.library import model_config
+from grpo_hpc.config.problems import raise_problems
+from grpo_hpc.config.rules import warmup_problems
+from grpo_hpc.data.rows import count_rows
 from grpo_hpc.errors import PlanError
 from grpo_hpc.models.families.counting import count_active, count_parameters, require_linears
 from grpo_hpc.models.families.read_shape import read_shape
@@ -105,7 +108,8 @@ class Plan:
         return self.run.resources.device
 
     @property
-    def train_iters(self) -> int:
+    def train_iters(self) -> int | None:
+        """Optimizer steps; None where they follow from rows that are not on this machine."""
         return self.run.batch.train_iters
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,14 +169,15 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
 def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
     """Plan a run.
 
-    Reads the model's ``config.json`` from ``model.path``, or ``model.config`` while the folder is not there.
+    Reads the model's ``config.json`` from ``model.path``, or ``model.config`` while the folder is not there; and, for
+    a run whose length is given in epochs, the rows of ``data.train``.
 
     Args:
         average: completion length on average, for the time estimate; half of the longest when absent.
 
     Raises:
-        ConfigError: the batch sizes do not fit together, sequences are longer than the model's, or there is no such
-            hardware profile.
+        ConfigError: the batch sizes do not fit together, sequences are longer than the model's, there is no such
+            hardware profile, or the rows of a run with epochs are wrong.
         PlanError: the model cannot be cut as asked.
         CheckpointError: the model's config cannot be read or its family is not supported.
     """
@@ -183,7 +188,7 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
         require_experts(shape, cfg.moe.chosen())
         if cfg.tuner.tuner_type == "lora":
             require_linears(shape, named_linears(cfg.tuner.target_modules))
-    cfg = _decided(cfg)
+    cfg = _with_cache(_with_steps(cfg))
     sizes = schedule(cfg)
     estimate = None if shape is None else make_estimate(cfg, shape, sizes, average)
     topology = make_topology(_degrees(cfg, sizes), cfg.resources.nproc_per_node)
@@ -199,7 +204,7 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
         if roll.vllm_mode == "server"
         else []
     )
-    warnings = [*_warnings(cfg, sizes, topology, shape)]
+    warnings = [*_epochs(cfg), *_warnings(cfg, sizes, topology, shape)]
     if estimate is not None:
         warnings += [*_estimate_warnings(estimate), *_timeout_warnings(cfg, estimate)]
     return Plan(
@@ -213,8 +218,32 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
     )
 
 
-def _decided(cfg: RunConfig) -> RunConfig:
-    """``cfg`` with what it leaves to the plan: the size of vLLM's KV cache on a GPU.
+def _with_steps(cfg: RunConfig) -> RunConfig:
+    """``cfg`` with its length in optimizer steps, where it has epochs and its rows are on this machine."""
+    b = cfg.batch
+    if b.train_iters is not None or b.num_train_epochs is None or not Path(cfg.data.train).exists():
+        return cfg
+    rows = count_rows(cfg.data.train).rows
+    steps = steps_of_epochs(b.num_train_epochs, rows, b.num_generations, b.global_batch_size)
+    decided = cfg.model_copy(update={"batch": b.model_copy(update={"train_iters": steps})})
+    raise_problems(warmup_problems(decided), f"num_train_epochs {b.num_train_epochs} over {rows} rows", {})
+    return decided
+
+
+def _epochs(cfg: RunConfig) -> list[str]:
+    """What becomes of the epochs of a run that has them."""
+    b = cfg.batch
+    if b.num_train_epochs is None:
+        return []
+    text = f"num_train_epochs {b.num_train_epochs}: rows * {b.num_generations} * {b.num_train_epochs} // "
+    text += f"{b.global_batch_size} optimizer steps"
+    if b.train_iters is None:
+        return [f"{text}, which are known where the rows are: {cfg.data.train} is not on this machine"]
+    return [f"{text}: train_iters {b.train_iters:,}"]
+
+
+def _with_cache(cfg: RunConfig) -> RunConfig:
+    """``cfg`` with the size of vLLM's KV cache on a GPU, which it leaves to the plan.
 
     It stays open where nobody said which GPU it is, as a share of the GPU fits any; where there is no config.json to
     count with; and where the layout is impossible, which :func:`make_plan` says.
@@ -290,8 +319,7 @@ def _warnings(cfg: RunConfig, sizes: BatchSchedule, topology: Topology, shape: M
         f"ms-swift would refuse these batch sizes, which are sound here: {rule.symbols} = {rule.numbers}"
         for rule in refused_by_ms_swift(sizes_of(cfg))
     ]
-    last = cfg.batch.train_iters - (sizes.rollouts - 1) * sizes.steps_per_rollout
-    if last < sizes.steps_per_rollout:
+    if last := (cfg.batch.train_iters or 0) % sizes.steps_per_rollout:
         found.append(
             f"the last rollout serves {last} of {sizes.steps_per_rollout} steps: "
             f"train_iters {cfg.batch.train_iters} is not a multiple of steps_per_generation * num_iterations"

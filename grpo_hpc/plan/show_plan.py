@@ -154,25 +154,29 @@ def _schedule_table(plan: Plan) -> Table:
     if (budget := s.max_tokens_per_micro_batch) is not None:
         replicas, micro, passes = "", "", f"up to {budget:,} tokens{_about(plan)}"
     per_engine = s.completions_per_rank_per_rollout
-    table = _table(
-        f"Batch schedule: {plan.train_iters} optimizer steps, {s.rollouts} rollouts, "
-        f"{s.num_generations} completions per prompt"
-    )
+    table = _table(f"Batch schedule: {_length(plan)}, {s.num_generations} completions per prompt")
     table.add_column("per")
     table.add_column("prompts", justify="right")
     table.add_column("completions", justify="right")
     table.add_column("from", style="dim")
-    rows = [
+    rows: list[tuple[str, int | str, int | str, str]] = [
         ("rollout", s.prompts_per_rollout, s.generation_batch_size, _count(s.steps_per_rollout, "step")),
         ("rollout, one engine", "", per_engine, _count(s.engines, "engine")),
         ("step", s.prompts_per_step, s.global_batch_size, replicas),
         ("step, one dp rank", "", s.global_batch_size // s.dp, _count(s.dp, "dp rank")),
         ("micro-batch", "", micro, passes),
-        ("run", s.prompts_per_step * plan.train_iters, s.global_batch_size * plan.train_iters, ""),
     ]
+    if (steps := plan.train_iters) is not None:
+        rows.append(("run", s.prompts_per_step * steps, s.global_batch_size * steps, ""))
     for row in rows:
         table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
     return table
+
+
+def _length(plan: Plan) -> str:
+    if plan.train_iters is None:
+        return _count(plan.run.batch.num_train_epochs or 0, "epoch")
+    return f"{plan.train_iters} optimizer steps, {plan.schedule.rollouts} rollouts"
 
 
 def _about(plan: Plan) -> str:

@@ -86,10 +86,11 @@ class RunDir:
             files: names and texts of further files.
 
         Raises:
-            ConfigError: the directory exists already and ``fresh`` is false.
+            ConfigError: the directory exists already and ``fresh`` is false, or it is not known how long the run is.
             EnvironmentProblem: the directory cannot be written.
         """
         run_dir = cls.of(cfg)
+        _ = cfg.batch.steps
         run_dir.require_free(fresh)
         draft = run_dir.path.with_name(f".{run_dir.path.name}.{os.getpid()}")
         try:

@@ -100,7 +100,7 @@ class Records:
         cfg = run_dir.config()
         try:
             taken = [entry for entry in submissions(run_dir) if entry.executor == "local" or entry.job_ids]
-            progress = _progress(run_dir, cfg.batch.train_iters)
+            progress = _progress(run_dir, cfg.batch.steps)
             return cls(run_dir, taken[-1] if taken else None, history(run_dir), progress)
         except (OSError, ValueError, TypeError, KeyError) as error:
             said = " ".join(f"{type(error).__name__}: {error}".split())

@@ -145,7 +145,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
             reporter=reporter,
         )
         if events and newest:
-            events.message(f"resumed from {newest.name}: {state.step} of {cfg.batch.train_iters} steps are done")
+            events.message(f"resumed from {newest.name}: {state.step} of {cfg.batch.steps} steps are done")
     clock.take()
     return Trainer(cfg, plan, platform, parts, state, run_dir.checkpoints)
 

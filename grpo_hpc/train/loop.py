@@ -113,7 +113,7 @@ class Trainer:
 
     @property
     def _finished(self) -> bool:
-        return self.state.step >= self._cfg.batch.train_iters
+        return self.state.step >= self._cfg.batch.steps
 
     def _step(self) -> Made | None:
         """One optimizer step, with a rollout first when none is left; None when a stop was asked for."""

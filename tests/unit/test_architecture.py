@@ -38,6 +38,7 @@ ALLOWED = {
     "plan": {
         "errors",
         "config",
+        "data.rows",
         "models.shape",
         "models.flops",
         "models.families.read_shape",

@@ -151,10 +151,10 @@ def lr_schedule(cfg: RunConfig, optimizer: Any) -> OptimizerParamScheduler:
         max_lr=o.lr,
         min_lr=o.min_lr,
         lr_warmup_steps=o.lr_warmup_iters,
-        lr_decay_steps=max(cfg.batch.train_iters, o.lr_warmup_iters + 1),
+        lr_decay_steps=max(cfg.batch.steps, o.lr_warmup_iters + 1),
         lr_decay_style=o.lr_decay_style,
         start_wd=o.weight_decay,
         end_wd=o.weight_decay,
-        wd_incr_steps=cfg.batch.train_iters,
+        wd_incr_steps=cfg.batch.steps,
         wd_incr_style="constant",
     )

@@ -171,9 +171,19 @@ def test_epochs_become_steps_by_the_rows_that_are_known(tmp_path: Path) -> None:
     flags = ["--num_train_epochs", "2", "--num_generations", "8", "--global_batch_size", "32"]
     assert values(imported("--dataset", str(rows), *flags))["batch.train_iters"] == 100 * 8 * 2 // 32
     assert values(imported("--dataset", "a/b#50", "c/d#10", *flags))["batch.train_iters"] == 60 * 8 * 2 // 32
-    unknown = imported("--dataset", "a/b", *flags)
-    assert values(unknown)["batch.train_iters"] == 10, "without a count, train_iters is all there is"
-    assert fate(unknown, "num_train_epochs") is Fate.UNSUPPORTED
+
+
+def test_epochs_over_rows_that_cannot_be_counted_stay_epochs(tmp_path: Path) -> None:
+    flags = ["--num_train_epochs", "2", "--num_generations", "8", "--global_batch_size", "32"]
+    result = imported("--dataset", "a/b", *flags, "--lr_warmup_fraction", "0.1")
+    assert result.problems == ()
+    assert values(result)["batch.num_train_epochs"] == 2 and "batch.train_iters" not in values(result)
+    assert fate(result, "train_iters") is Fate.IGNORED, "epochs overwrite it"
+    assert fate(result, "lr_warmup_fraction") is Fate.UNSUPPORTED, "a share of steps that are not known"
+    (tmp_path / "run.yaml").write_text(result.text)
+    assert make_plan(load_run(tmp_path / "run.yaml")).train_iters is None
+    wrong = imported("--dataset", "a/b", "--num_train_epochs", "1.5")
+    assert values(wrong)["batch.train_iters"] == 10 and fate(wrong, "num_train_epochs") is Fate.UNSUPPORTED
 
 
 def test_what_is_missing_is_named_exactly() -> None:
@@ -184,9 +194,8 @@ def test_what_is_missing_is_named_exactly() -> None:
         "rewards.reward_funcs",
     }
     assert "To be mended before it can run" in result.text
-    epochs = import_run(from_words(["--rlhf_type", "grpo", "--num_train_epochs", "2", "--num_generations", "4"]))
-    text = next(problem.text for problem in epochs.problems if problem.key == "batch.train_iters")
-    assert "write train_iters = rows * num_generations * 2 // global_batch_size" in text
+    epochs = import_run(from_words(["--rlhf_type", "grpo", "--model", "m", "--num_train_epochs", "2"]))
+    assert {problem.key for problem in epochs.problems} == {"data.train", "rewards.reward_funcs"}
 
 
 def test_the_limit_of_collectives_is_in_seconds_under_its_present_name_and_in_minutes_under_the_old_one() -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from grpo_hpc.config import dump_run, load_run
 from grpo_hpc.errors import CheckpointError, ConfigError, PlanError
 from grpo_hpc.plan.html import write_html
 from grpo_hpc.plan.make import Plan, make_plan
 from grpo_hpc.plan.show_plan import show_plan, show_side_by_side
+from grpo_hpc.runs.run_dir import RunDir
 from tests.unit.plan.planning import CONFIGS, SMOLLM2, quickstart, shipped
 
 
@@ -56,6 +58,41 @@ def test_what_ms_swift_would_refuse_is_a_note() -> None:
     (note,) = [warning for warning in plan.warnings if "ms-swift" in warning]
     assert note.endswith("512 / 16 / (64 * 1) = 32 / 64, remainder 32")
     assert not any("ms-swift" in warning for warning in make_plan(quickstart()).warnings)
+
+
+@pytest.fixture
+def hundred_rows(tmp_path: Path) -> Path:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "2 + 2", "answer": 4}\n' * 100)
+    return file
+
+
+def test_epochs_become_steps_where_the_rows_are_read(hundred_rows: Path, tmp_path: Path) -> None:
+    sizes = ["num_generations=8", "global_batch_size=64", "steps_per_generation=1"]
+    plan = make_plan(quickstart("train_iters=null", "num_train_epochs=3", f"data.train={hundred_rows}", *sizes))
+    assert plan.train_iters == plan.run.batch.steps == 100 * 8 * 3 // 64
+    assert plan.schedule.rollouts == 37
+    assert "num_train_epochs 3: rows * 8 * 3 // 64 optimizer steps: train_iters 37" in plan.warnings
+    (tmp_path / "resolved.yaml").write_text(dump_run(plan.run))
+    resolved = load_run(tmp_path / "resolved.yaml").batch
+    assert (resolved.train_iters, resolved.num_train_epochs) == (37, None), "a resume counts no rows again"
+
+
+def test_epochs_over_rows_that_are_elsewhere_are_planned_and_not_started(tmp_path: Path) -> None:
+    run = quickstart("train_iters=null", "num_train_epochs=3", "data.train=nowhere.jsonl", f"output_dir={tmp_path}")
+    plan = make_plan(run)
+    assert plan.train_iters is None and json.loads(json.dumps(plan.to_dict()))["schedule"]["rollouts"] is None
+    assert "Batch schedule: 3 epochs" in shown(plan, explain=("batch",))
+    assert "nowhere.jsonl is not on this machine" in plan.warnings[0]
+    with pytest.raises(ConfigError, match=r"how many optimizer steps batch\.num_train_epochs are is not known"):
+        RunDir.create(plan.run, plan)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_epochs_that_are_shorter_than_the_warm_up_are_refused(hundred_rows: Path) -> None:
+    keys = ["train_iters=null", "num_train_epochs=1", "num_generations=8", "global_batch_size=64", "lr_warmup_iters=12"]
+    with pytest.raises(ConfigError, match=r"(?s)1 over 100 rows.*less than batch.train_iters = 12, got 12"):
+        make_plan(quickstart(*keys, f"data.train={hundred_rows}"))
 
 
 @pytest.mark.parametrize(
