@@ -22,6 +22,7 @@ from grpo_hpc.importing.source import from_files, from_words
 from grpo_hpc.importing.table import FLAGS
 from grpo_hpc.importing.write import Imported, import_run
 from grpo_hpc.plan.make import make_plan
+from grpo_hpc.rewards.registry import check_names
 
 RECIPES = Path(__file__).parent / "recipes"
 REWARDLESS = {"opd", "frozen_lake"}  # a teacher, an environment: not here yet
@@ -74,6 +75,21 @@ def test_no_flag_is_dropped(recipe: Path) -> None:
         assert len(names) > 10
     rows = {row.name for row in import_run(from_files([recipe])).rows}
     assert names <= rows
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [path for path in sorted(RECIPES.iterdir()) if re.search(r"num_train_epochs|max_epochs", path.read_text())],
+    ids=lambda path: path.stem,
+)
+def test_recipes_over_data_of_a_hub_import_and_plan_in_epochs(recipe: Path, tmp_path: Path) -> None:
+    script = tmp_path / recipe.name
+    script.write_text(re.sub(r"#\d+(?=['\s])", "", recipe.read_text()))
+    result = import_run(from_files([script]))
+    assert result.problems == () and values(result)["batch.num_train_epochs"] > 0
+    (tmp_path / "run.yaml").write_text(result.text)
+    plan = make_plan(load_run(tmp_path / "run.yaml"))
+    assert plan.train_iters is None and any("num_train_epochs" in warning for warning in plan.warnings)
 
 
 def test_the_moe_recipe_in_full() -> None:
@@ -219,7 +235,12 @@ def test_the_limit_of_collectives_is_in_seconds_under_its_present_name_and_in_mi
         (["--cp_comm_type", "a2a"], Fate.UNSUPPORTED),
         (["--hidden_dropout", "0.0"], Fate.NO_EFFECT),
         (["--hidden_dropout", "0.1"], Fate.UNSUPPORTED),
+        (["--attention_dropout", "0.1"], Fate.UNSUPPORTED),
         (["--window_size", "128"], Fate.UNSUPPORTED),
+        (["--layer_types", "full_attention"], Fate.UNSUPPORTED),
+        (["--mrope_section", "16", "24", "24"], Fate.UNSUPPORTED),
+        (["--softmax_type", "vanilla"], Fate.NO_EFFECT),
+        (["--softmax_type", "learnable"], Fate.UNSUPPORTED),
         (["--muon_momentum", "0.9"], Fate.IGNORED),
         (["--muon_momentum", "0.9", "--optimizer", "muon"], Fate.UNSUPPORTED),
         (["--fp8_recipe", "delayed"], Fate.IGNORED),
@@ -246,9 +267,36 @@ def test_parameters_of_built_in_rewards() -> None:
     assert fate(imported("--cosine_max_len", "long", "--reward_funcs", "cosine"), "cosine_max_len") is Fate.UNSUPPORTED
 
 
+def test_every_flag_of_a_built_in_reward_becomes_its_parameter() -> None:
+    given = {
+        "cosine": {
+            "min_len_value_wrong": -0.5,
+            "max_len_value_wrong": 0,
+            "min_len_value_correct": 1,
+            "max_len_value_correct": 0.5,
+            "max_completion_length": 1024,
+        },
+        "repetition": {"n_grams": 4, "max_penalty": -0.5},
+        "soft_overlong": {"max_completion_length": 2048, "soft_cache_length": 256},
+    }
+    named = {"max_completion_length": {"cosine": "cosine_max_len", "soft_overlong": "soft_max_length"}}
+    named |= {"soft_cache_length": {"soft_overlong": "soft_cache_length"}}
+    flags = ["--reward_funcs", *given]
+    for reward, parameters in given.items():
+        for name, value in parameters.items():
+            flags += [f"--{named.get(name, {}).get(reward, f'{reward}_{name}')}", str(value)]
+    result = imported(*flags)
+    assert values(result)["rewards.reward_params"] == given
+    assert {row.fate for row in result.rows}.isdisjoint({Fate.UNSUPPORTED, Fate.UNKNOWN})
+    check_names(list(given), given)
+
+
 def test_checkpoints_that_other_layouts_can_load() -> None:
     assert values(imported("--dist_ckpt_optim_fully_reshardable", "true"))["checkpoint.reshardable"] is True
-    assert "checkpoint.export" not in values(imported("--save_safetensors", "false"))
+    for value in ("true", "false"):
+        safetensors = imported("--save_safetensors", value)
+        assert "checkpoint.export" not in values(safetensors)
+        assert fate(safetensors, "save_safetensors") is Fate.NO_EFFECT
 
 
 def test_hub_ids_and_folders(tmp_path: Path) -> None:
