@@ -16,8 +16,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from grpo_hpc.checkpoint.stored import Block, Stored
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.on_disk.stored import Block, Stored
 
 Bytes = NDArray[np.uint8]
 

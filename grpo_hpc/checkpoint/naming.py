@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from grpo_hpc.checkpoint.stored import Size, Stored
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.layouts import Shard
+from grpo_hpc.models.on_disk.stored import Size, Stored
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.weight_map import EXPERT, LAYER, Rule
 

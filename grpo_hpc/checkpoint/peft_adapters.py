@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.checkpoint.copying import Add, Job, Target
-from grpo_hpc.checkpoint.folders import INDEX, Folder
+from grpo_hpc.checkpoint.folders import Folder
 from grpo_hpc.checkpoint.naming import Parallel, model_names
 from grpo_hpc.checkpoint.planning import about, companions, with_checks
 from grpo_hpc.checkpoint.reshard import recut
 from grpo_hpc.checkpoint.run import Plan
-from grpo_hpc.checkpoint.safetensors_file import plan_file, read_tensors
-from grpo_hpc.checkpoint.stored import Stored
 from grpo_hpc.checkpoint.to_megatron import check_tensors, hf_names
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.families.read_shape import read_shape
+from grpo_hpc.models.on_disk.model_folder import INDEX
+from grpo_hpc.models.on_disk.safetensors_file import plan_file, read_tensors
+from grpo_hpc.models.on_disk.stored import Stored
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.weight_map import Rule, fused_experts
 
@@ -230,8 +231,6 @@ def _merge_hf(base: Folder, adapter: Adapter) -> Plan:
     dtype, pairs = check_tensors(base, shape), _pairs(adapter, shape)
     files = companions(base.path, dtype)
     small: list[tuple[str, int | None, bytes]] = [(name, None, content) for name, content in files.items()]
-    if (base.path / INDEX).exists():
-        small.append((INDEX, None, (base.path / INDEX).read_bytes()))
     sizes: dict[str, int] = {}
     jobs: list[Job] = []
     by_file: dict[Path, list[Stored]] = {}
@@ -247,6 +246,10 @@ def _merge_hf(base: Folder, adapter: Adapter) -> Plan:
             adds = _whole(stored, pairs[stored.name]) if stored.name in pairs else ()
             width = place.nbytes // rows
             jobs.append(Job((Target(place.name, Path(file.name), place.offset, b"", b"", rows, width, blocks, adds),)))
+    if (base.path / INDEX).exists():
+        named = {name: stored.chunks[0].file.name for name, stored in base.tensors.items()}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in base.tensors.values())}, "weight_map": named}
+        small.append((INDEX, None, (json.dumps(index, indent=1) + "\n").encode()))
     _require_used(set(pairs) - set(base.tensors))
     return Plan(sizes, with_checks(jobs, base.checks()), tuple(small), about(base, "hf", shape, None))
 

@@ -10,10 +10,10 @@ from grpo_hpc.checkpoint.copying import Target
 from grpo_hpc.checkpoint.folders import Folder
 from grpo_hpc.checkpoint.planning import placed
 from grpo_hpc.checkpoint.run import Work, check_all, copier, in_workers, resident
-from grpo_hpc.checkpoint.stored import Block
 from grpo_hpc.checkpoint.to_hf import wanted
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families.read_shape import read_shape
+from grpo_hpc.models.on_disk.stored import Block
 
 
 @dataclass(frozen=True)

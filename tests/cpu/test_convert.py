@@ -21,12 +21,12 @@ from tiny import OWN, save_tiny_model
 from grpo_hpc.checkpoint.folders import open_folder
 from grpo_hpc.checkpoint.naming import Parallel, layers_and_experts
 from grpo_hpc.checkpoint.run import JOURNAL, Work, build
-from grpo_hpc.checkpoint.safetensors_file import plan_file
 from grpo_hpc.checkpoint.to_hf import plan_to_hf
 from grpo_hpc.checkpoint.to_megatron import hf_names, plan_to_megatron
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.families.read_shape import shape_of
+from grpo_hpc.models.on_disk.safetensors_file import plan_file
 
 ROOT = Path(__file__).parents[2]
 MOE = {"qwen3_moe", "qwen3_moe+dense", "mixtral", "deepseek_v3", "olmoe"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from grpo_hpc.checkpoint.run import Work, build
 from grpo_hpc.checkpoint.to_hf import plan_to_hf
 from grpo_hpc.checkpoint.to_megatron import plan_to_megatron
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.on_disk.model_folder import INDEX, read_model
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -95,6 +97,20 @@ def test_adapters_of_fused_experts_are_merged_as_peft_does(parallel, family, cho
         torch.testing.assert_close(value, want[name], atol=1e-6, rtol=1e-6)
         changed = "o_proj" in name or (".experts." in name and name.split(".")[-2] in matrices[chosen].split())
         assert value.equal(start[name]) != changed, name
+
+
+def test_the_index_of_a_merged_folder_names_what_is_there(tiny, tmp_path):
+    """Leftovers of the base (frequencies of rotary embeddings) are in neither."""
+    adapter, base, leftover = adapt(tmp_path / "adapter", tiny("llama")), tmp_path / "base", "x.rotary_emb.inv_freq"
+    shutil.copytree(tiny("llama"), base)
+    tensors = load_file(base / "model.safetensors") | {leftover: torch.ones(2)}
+    (base / "model.safetensors").unlink()
+    save_file(tensors, base / "model-00001-of-00001.safetensors")
+    places = dict.fromkeys(tensors, "model-00001-of-00001.safetensors")
+    (base / INDEX).write_text(json.dumps({"weight_map": places}))
+    build(plan_merge(open_folder(base), read_adapter(adapter)), tmp_path / "merged", Work())
+    assert read_model(tmp_path / "merged").keys() == tensors.keys() - {leftover}
+    assert json.loads((tmp_path / "merged" / INDEX).read_text())["weight_map"].keys() == tensors.keys() - {leftover}
 
 
 def test_a_wide_factor_is_read_in_parts(tiny, tmp_path, monkeypatch):
