@@ -12,7 +12,7 @@ from grpo_hpc.checkpoint.planning import MegatronWriter, about, companions, in_p
 from grpo_hpc.checkpoint.run import Plan
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.families.read_shape import read_config, read_shape
-from grpo_hpc.models.on_disk.model_folder import check_model
+from grpo_hpc.models.on_disk.model_folder import check_model, left_out
 from grpo_hpc.models.on_disk.stored import ITEMSIZE, Block, Stored
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.weight_map import EXPERT, LAYER, Rule
@@ -34,7 +34,8 @@ def plan_to_megatron(source: Folder, parallel: Parallel) -> Plan:
                 writer.jobs += _jobs(writer, source, shape, parallel, rule, layer, expert)
     files = companions(source.path, dtype, COMPANIONS + "/")
     files |= {"metadata.json": config_bytes(), "common.pt": common_bytes()}
-    return writer.plan(about(source, "megatron", shape, parallel), extra_states(shape), files, source.checks())
+    said = about(source, "megatron", shape, parallel) | {"left_out": sorted(left_out(source.tensors, shape))}
+    return writer.plan(said, extra_states(shape), files, source.checks())
 
 
 def check_tensors(source: Folder, shape: ModelShape) -> str:

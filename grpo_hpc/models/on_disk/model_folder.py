@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import family, weight_map
+from grpo_hpc.models.families.family import HEAD
 from grpo_hpc.models.on_disk.safetensors_file import read_tensors
 from grpo_hpc.models.on_disk.stored import FLOATING, Size, Stored
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.weight_map import Rule, entries
 
 INDEX = "model.safetensors.index.json"
+_PART = 8 * 2**20  # bytes that are compared at a time
 _SINGLE = "model.safetensors"
 # What older versions of transformers saved with a model although it follows from the configuration.
 _LEFTOVERS = (".rotary_emb.inv_freq",)
@@ -94,7 +96,8 @@ def check_model(folder: Path, tensors: Mapping[str, Stored], shape: ModelShape, 
         text_only: what a vision tower has may be missing.
 
     Raises:
-        CheckpointError: a tensor is missing, unexplained, quantised, or of another shape.
+        CheckpointError: a tensor is missing, unexplained, quantised, or of another shape, or a head of its own would be
+            lost because the configuration ties it to the embedding.
     """
     table = entries(weight_map(shape), "local")
     wanted = {
@@ -104,12 +107,50 @@ def check_model(folder: Path, tensors: Mapping[str, Stored], shape: ModelShape, 
     }
     for name, (size, rule) in wanted.items():
         _check_tensor(folder, name, tensors.get(name), size, rule, text_only)
-    ignored = family(shape.family).ignored(shape)
-    if unused := sorted(name for name in tensors.keys() - wanted.keys() if not name.startswith(ignored)):
+    ignored = left_out(tensors, shape)
+    if HEAD in ignored:
+        _require_same(folder, tensors[HEAD], tensors[embedding_of(shape)])
+    if unused := sorted(tensors.keys() - wanted.keys() - ignored):
         raise CheckpointError(
             f"{folder} holds {len(unused)} tensors that its config.json does not explain: {unused[:5]}",
             "The folder may belong to another model family than its config.json says.",
         )
+
+
+def left_out(names: Iterable[str], shape: ModelShape) -> set[str]:
+    """Those of a folder's tensors that the model has not, and need not: a head that is the embedding, and what its
+    family leaves out."""
+    ignored = family(shape.family).ignored(shape)
+    return {name for name in names if name.startswith(ignored) or (shape.tied and name == HEAD)}
+
+
+def embedding_of(shape: ModelShape) -> str:
+    """The Hugging Face name of the embedding."""
+    return next(rule.hf[0] for rule in weight_map(shape) if rule.part == "embedding")
+
+
+def _require_same(folder: Path, head: Stored, embedding: Stored) -> None:
+    if (head.shape, head.dtype) != (embedding.shape, embedding.dtype) or not _same_bytes(head, embedding):
+        raise CheckpointError(
+            f"config.json of {folder} says tie_word_embeddings: true, but {head.name!r} in {head.chunks[0].file} is "
+            f"not {embedding.name!r}: it was trained by itself, and would be lost",
+            "To keep it, set tie_word_embeddings to false in config.json; to go on with the embedding, remove it from "
+            "the files.",
+        )
+
+
+def _same_bytes(one: Stored, other: Stored) -> bool:
+    """Of two tensors of one size, each of which is one chunk."""
+    (a,), (b,), left = one.chunks, other.chunks, one.nbytes
+    with a.file.open("rb") as first, b.file.open("rb") as second:
+        first.seek(a.offset)
+        second.seek(b.offset)
+        while left > 0:
+            part = min(left, _PART)
+            if first.read(part) != second.read(part):
+                return False
+            left -= part
+    return True
 
 
 def _check_tensor(folder: Path, name: str, found: Stored | None, size: Size, rule: Rule, text_only: bool) -> None:

@@ -61,6 +61,20 @@ def test_headers_are_read_before_anything_is_queued(model: Path, zero_weights) -
         check_model_folder(model)
 
 
+def test_a_trained_head_is_not_ignored_where_the_configuration_ties_it(model: Path, zero_weights) -> None:
+    """Training would start from another model than the files hold."""
+    weights, size = zero_weights(model, more=[("lm_head.weight", "bfloat16", (151936, 1024))]), 151936 * 1024 * 2
+    check_model_folder(model)
+    with weights.open("r+b") as file:
+        file.seek(-size // 2, os.SEEK_END)  # the head is the last
+        file.write(b"\x80\x3f")
+    with pytest.raises(CheckpointError, match=r"tie_word_embeddings: true, but 'lm_head.weight'.*\n.*set tie_word_emb"):
+        check_model_folder(model)
+    zero_weights(model, more=[("lm_head.weight", "float32", (151936, 1024))])
+    with pytest.raises(CheckpointError, match="would be lost"):
+        check_model_folder(model)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
 def test_a_pointer_of_git_lfs_is_named_as_one(name: str, model: Path) -> None:
     (model / name).write_text(POINTER)
