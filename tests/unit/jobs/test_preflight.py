@@ -9,7 +9,8 @@ import pytest
 
 from grpo_hpc.errors import CheckpointError, EnvironmentProblem
 from grpo_hpc.jobs.checks.preflight import check_model_folder
-from grpo_hpc.models.on_disk.model_folder import INDEX, read_model
+from grpo_hpc.models.families.read_shape import read_shape
+from grpo_hpc.models.on_disk.model_folder import INDEX, check_model, read_model
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "models"
 NORM = "model.layers.3.input_layernorm.weight"
@@ -102,3 +103,15 @@ def test_mistrals_own_file_alone_is_no_model(model: Path) -> None:
     (model / "model.safetensors").rename(model / "consolidated.safetensors")
     with pytest.raises(CheckpointError, match=r"has no model\*.safetensors and no .*, but consolidated.safetensors"):
         read_model(model)
+
+
+def test_training_needs_no_vision_tower(tmp_path: Path, zero_weights) -> None:
+    """What training exports has none, and can be trained again."""
+    shutil.copy(next(CONFIGS.glob("Qwen2.5-VL-3B*")), tmp_path / "config.json")
+    zero_weights(tmp_path)
+    vision = [name for name in read_model(tmp_path) if "visual." in name]
+    zero_weights(tmp_path, left_out=vision)
+    tensors, shape = read_model(tmp_path), read_shape(tmp_path)
+    check_model(tmp_path, tensors, shape, text_only=True)
+    with pytest.raises(CheckpointError, match=f"tensor '{vision[0]}' is missing"):
+        check_model(tmp_path, tensors, shape)
