@@ -25,11 +25,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from grpo_hpc.checkpoint.naming import layers_and_experts
-from grpo_hpc.checkpoint.safetensors_file import plan_file
 from grpo_hpc.checkpoint.to_megatron import hf_names
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.families.counting import count_layer
 from grpo_hpc.models.families.read_shape import shape_of
+from grpo_hpc.models.on_disk.safetensors_file import plan_file
 
 GB = 10**9
 # A dense and a mixture-of-experts model with the matrix sizes of published ones; layers are added up to --size.

@@ -16,20 +16,24 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from grpo_hpc.checkpoint.stored import Block, Stored
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.on_disk.stored import Block, Stored
 
 Bytes = NDArray[np.uint8]
+
+_ALL = slice(None)
+_PART = 8 * 2**20  # bytes of an adapter that are read at a time
 
 
 @dataclass(frozen=True)
 class Add:
-    """A low-rank product that is added to some rows of a target: ``scale * up[rows] @ down[:, columns]``.
+    """A low-rank product that is added to some rows of a target: ``scale * up[rows, inner] @ down[:, columns]``.
 
     Attributes:
         row, rows: the target's rows.
         up: matrix [out, rank]; its rows from ``first`` on are taken. ``down``: [rank, in], of which ``columns``.
         dtype: of the target; the sum is made in float32 and rounded once.
+        inner: first column of ``up`` and the step to the next: it may hold those of several experts in turn.
     """
 
     row: int
@@ -40,6 +44,7 @@ class Add:
     down: Stored
     scale: float
     dtype: str
+    inner: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -201,16 +206,22 @@ class Copier:
         top, bottom = max(first, add.row), min(last, add.row + add.rows)
         if top >= bottom:
             return
-        up = self._matrix(add.up, slice(add.first + top - add.row, add.first + bottom - add.row))
+        up = self._matrix(
+            add.up, slice(add.first + top - add.row, add.first + bottom - add.row), add.inner[0], add.inner[1]
+        )
         down = self._matrix(add.down, slice(0, add.down.shape[0]))[:, slice(*add.columns)]
         rows = part[top - first : bottom - first]
         rows[:] = from_float32(to_float32(rows, add.dtype) + np.float32(add.scale) * (up @ down), add.dtype)
 
-    def _matrix(self, stored: Stored, rows: slice) -> NDArray[np.float32]:
+    def _matrix(self, stored: Stored, rows: slice, column: int = 0, step: int = 1) -> NDArray[np.float32]:
+        """Every ``step``-th column of some rows, read in parts: what is left out may be more than what is taken."""
         (block,) = stored.blocks((), rows)
-        raw = np.empty((block.rows, block.width), np.uint8)
-        self._read(block.file, block.offset, raw)
-        return to_float32(raw, stored.dtype)
+        height, parts = max(1, _PART // block.width), []
+        for first in range(0, block.rows, height):
+            raw = np.empty((min(height, block.rows - first), block.width), np.uint8)
+            self._read(block.file, block.offset + first * block.stride, raw)
+            parts.append(to_float32(raw, stored.dtype, slice(column, None, step)))
+        return np.concatenate(parts)
 
     def _strided(self, block: Block, offset: int, rows: int) -> Bytes:
         """Rows of a matrix of which a block takes some columns; the whole rows are kept for the job's other targets."""
@@ -257,11 +268,11 @@ class Copier:
         return self._handles[key]
 
 
-def to_float32(raw: Bytes, dtype: str) -> NDArray[np.float32]:
-    """Raw rows [n, bytes] as numbers [n, m]."""
+def to_float32(raw: Bytes, dtype: str, columns: slice = _ALL) -> NDArray[np.float32]:
+    """Raw rows [n, bytes] as numbers [n, m], of which ``columns``."""
     if dtype == "bfloat16":
-        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return raw.view(np.dtype(dtype)).astype(np.float32)
+        return (raw.view(np.uint16)[:, columns].astype(np.uint32) << 16).view(np.float32)
+    return raw.view(np.dtype(dtype))[:, columns].astype(np.float32)
 
 
 def from_float32(values: NDArray[np.float32], dtype: str) -> Bytes:

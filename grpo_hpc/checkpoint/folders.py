@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +11,10 @@ import yaml
 from grpo_hpc.checkpoint import manifest
 from grpo_hpc.checkpoint.copying import Check
 from grpo_hpc.checkpoint.megatron_folder import read_checkpoint
-from grpo_hpc.checkpoint.safetensors_file import read_tensors
-from grpo_hpc.checkpoint.stored import Stored
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.on_disk.model_folder import INDEX, read_model
+from grpo_hpc.models.on_disk.stored import Stored
 
-INDEX = "model.safetensors.index.json"
 LATEST = "latest_checkpointed_iteration.txt"
 COMPANIONS = "hf"  # configuration and tokenizer inside a Megatron checkpoint of ours
 
@@ -78,7 +76,7 @@ def open_folder(path: Path, config: Path | None = None) -> Folder:
         home = place.parent if place.name == "megatron" and not (place / manifest.NAME).exists() else place
         return Folder("megatron", place, found, tensors, objects, home, manifest.read(home))
     if any(path.glob("*.safetensors")) or (path / INDEX).exists():
-        return Folder("hf", path, path, read_hf(path), {}, path, manifest.read(path))
+        return Folder("hf", path, path, read_model(path), {}, path, manifest.read(path))
     raise CheckpointError(
         f"{path} is neither a Hugging Face model (*.safetensors) nor a Megatron checkpoint (.metadata)",
         "Other formats (*.bin, *.pt, torch-only Megatron checkpoints) are not read.",
@@ -105,38 +103,3 @@ def _trained_from(place: Path) -> Path | None:
             model = Path(run["model"]["path"])
             return model if (model / "config.json").exists() else None
     return None
-
-
-def read_hf(path: Path) -> dict[str, Stored]:
-    """The tensors of a model folder: of the files that its index names, or of all when it has none.
-
-    Raises:
-        CheckpointError: a shard is missing, truncated or damaged, or a tensor is not in exactly the file it must be in.
-    """
-    index = _index(path)
-    files = sorted({path / name for name in index.values()}) if index else sorted(path.glob("*.safetensors"))
-    found: dict[str, Stored] = {}
-    for file in files:
-        if not file.exists():
-            missing = next((name for name, place in index.items() if place == file.name), "")
-            raise CheckpointError(f"{file} is missing, though {INDEX} places {missing!r} there")
-        for name, tensor in read_tensors(file).items():
-            if name in found:
-                first = found[name].chunks[0].file.name
-                raise CheckpointError(f"tensor {name!r} is twice in {path}: in {first} and in {file.name}")
-            found[name] = tensor
-    for name, place in index.items():
-        if name not in found:
-            raise CheckpointError(f"tensor {name!r} is missing from {path / place}, where {INDEX} places it")
-    return found
-
-
-def _index(path: Path) -> dict[str, str]:
-    file = path / INDEX
-    if not file.exists():
-        return {}
-    try:
-        places = json.loads(file.read_text())["weight_map"]
-        return {str(name): str(place) for name, place in places.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from grpo_hpc.checkpoint.stored import ITEMSIZE, Size, Stored
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.on_disk.stored import ITEMSIZE, Size, Stored
 
 METADATA = ".metadata"
 _DCP = "torch.distributed.checkpoint."

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_hpc.checkpoint.folders import Folder
-from grpo_hpc.checkpoint.stored import Stored
+from grpo_hpc.models.on_disk.stored import Stored
 
 
 @dataclass

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.checkpoint.index_file import METADATA, read_index
-from grpo_hpc.checkpoint.stored import ITEMSIZE, Chunk, Size, Stored
 from grpo_hpc.checkpoint.torch_file import locate, saved
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.on_disk.stored import ITEMSIZE, Chunk, Size, Stored
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Stored], dict[str, tuple[Path, int, int]]]:

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from grpo_hpc.checkpoint.stored import Size, Stored
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.layouts import Shard
+from grpo_hpc.models.on_disk.stored import Size, Stored
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.weight_map import EXPERT, LAYER, Rule
 
@@ -130,21 +130,25 @@ def slots(rule: Rule, shape: ModelShape, layer: int, expert: int, uniform: bool)
 
 def find(
     tensors: dict[str, Stored], root: str, rule: Rule, shape: ModelShape, layer: int, expert: int
-) -> tuple[Stored, Size]:
-    """The stored tensor of a parameter and its leading index, however the writer stacked layers and experts.
+) -> list[tuple[Stored, Size]]:
+    """Where a parameter is stored, and its leading index there, however the writer stacked layers and experts.
+
+    It may be there twice, under names that the configuration takes for one.
 
     Raises:
-        CheckpointError: there is none, or it has another shape than the configuration says.
+        CheckpointError: it is nowhere, or has another shape than the configuration says.
     """
-    tried = []
+    tried, found = dict[str, None](), dict[tuple[str, Size], tuple[Stored, Size]]()
     for uniform in (True, False):
         for slot in slots(rule, shape, layer, expert, uniform):
-            tried.append(slot.key)
+            tried[slot.key] = None
             stored = tensors.get(root + slot.key)
             if stored is not None:
                 _require_shape(stored, rule, slot)
-                return stored, slot.prefix
-    raise CheckpointError(f"the checkpoint has no tensor {' or '.join(dict.fromkeys(tried))}")
+                found[stored.name, slot.prefix] = stored, slot.prefix
+    if not found and not rule.repeats:
+        raise CheckpointError(f"the checkpoint has no tensor {' or '.join(tried)}")
+    return list(found.values())
 
 
 def _require_shape(stored: Stored, rule: Rule, slot: Slot) -> None:

@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.checkpoint.copying import Add, Check, Job, Target
-from grpo_hpc.checkpoint.folders import INDEX, Folder
+from grpo_hpc.checkpoint.folders import Folder
 from grpo_hpc.checkpoint.index_file import METADATA, index_bytes
 from grpo_hpc.checkpoint.megatron_folder import empty_object
 from grpo_hpc.checkpoint.naming import Parallel
 from grpo_hpc.checkpoint.run import Plan
-from grpo_hpc.checkpoint.stored import FLOATING, ITEMSIZE, Block, Chunk, Size, Stored
 from grpo_hpc.checkpoint.torch_file import frame
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import family
 from grpo_hpc.models.families.counting import count_parameters
+from grpo_hpc.models.on_disk.model_folder import INDEX, require_floating
+from grpo_hpc.models.on_disk.stored import ITEMSIZE, Block, Chunk, Size, Stored
 from grpo_hpc.models.shape import ModelShape
 
 _LARGEST_CHUNK = 512 * 2**20  # bytes; larger ones could not be shared among workers
@@ -123,12 +124,7 @@ def model_dtype(tensors: Iterable[Stored], shape: ModelShape, config: dict[str, 
     exempt = family(shape.family).float32
     strict = [tensor for tensor in tensors if not tensor.name.endswith(exempt or ("\0",))]
     for tensor in strict:
-        if tensor.dtype not in FLOATING:
-            raise CheckpointError(
-                f"tensor {tensor.name!r} in {tensor.chunks[0].file} is {tensor.dtype}: "
-                "quantised models are not converted",
-                "Convert it to bfloat16 with the tool that its authors give first.",
-            )
+        require_floating(tensor)
     found = Counter(tensor.dtype for tensor in strict)
     said = str(config.get("dtype") or config.get("torch_dtype") or "")
     right = said if len(found) > 1 and said in found else found.most_common(1)[0][0]

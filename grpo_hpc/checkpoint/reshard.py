@@ -11,15 +11,15 @@ from grpo_hpc.checkpoint.folders import COMPANIONS, Folder
 from grpo_hpc.checkpoint.naming import Parallel, is_state, layers_and_experts, root_of, slots
 from grpo_hpc.checkpoint.planning import MegatronWriter, about, companions, in_parts
 from grpo_hpc.checkpoint.run import Plan
-from grpo_hpc.checkpoint.stored import Size, Stored
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.families.read_shape import read_shape
+from grpo_hpc.models.on_disk.stored import Size, Stored
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.weight_map import Rule
 
-# (rule, layer, expert, rows, columns of the whole parameter) -> what is added to them
-Adds = Callable[[Rule, int, int, slice, slice | None], Sequence[Add]]
+# (what is cut, rule, layer, expert, rows, columns of the whole parameter) -> what is added to them
+Adds = Callable[[Stored, Rule, int, int, slice, slice | None], Sequence[Add]]
 
 _RANK_BOUND = "optimizer.distributed."
 
@@ -126,7 +126,7 @@ def _chunks(
                 there = slice(rows.start, min(rows.stop, stored.shape[depth]))  # padding may have been shorter
                 blocks = list(stored.blocks(prefix, there, columns)) if there.start < there.stop else []
                 leading = stored.shape[:depth]
-                added = tuple(adds(rule, *at, rows, columns))
+                added = tuple(adds(stored, rule, *at, rows, columns))
                 yield Job(
                     (writer.target(stored.name, stored.dtype, (*leading, *whole), start, size, file, blocks, added),)
                 )

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
-from grpo_hpc.checkpoint.copying import Job, Target
-from grpo_hpc.checkpoint.folders import INDEX, Folder
+from grpo_hpc.checkpoint.copying import Copier, Job, Target
+from grpo_hpc.checkpoint.folders import Folder
 from grpo_hpc.checkpoint.naming import find, layers_and_experts, model_names, root_of, saved_names
 from grpo_hpc.checkpoint.planning import about, companions, model_dtype, placed, with_checks
 from grpo_hpc.checkpoint.run import Plan
-from grpo_hpc.checkpoint.safetensors_file import Placed, plan_file
-from grpo_hpc.checkpoint.stored import Block, Size, Stored
 from grpo_hpc.checkpoint.to_megatron import hf_names
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.families.read_shape import read_config, read_shape
+from grpo_hpc.models.on_disk.model_folder import INDEX
+from grpo_hpc.models.on_disk.safetensors_file import Placed, plan_file
+from grpo_hpc.models.on_disk.stored import Block, Size, Stored
 from grpo_hpc.models.shape import ModelShape
+from grpo_hpc.models.weight_map import Rule
 
 SHARD_BYTES = 5 * 10**9
+_WINDOW = 8 * 2**20  # bytes of two tensors that are compared at a time
 
 Wanted = tuple[str, Size, Stored, Size, list[slice]]
 
@@ -58,17 +62,51 @@ def plan_to_hf(source: Folder, shard_bytes: int = SHARD_BYTES) -> Plan:
 
 
 def wanted(source: Folder, shape: ModelShape) -> Iterator[Wanted]:
-    """Every Hugging Face tensor: name, shape, the stored tensor that has it, its leading index and rows there."""
+    """Every Hugging Face tensor: name, shape, the stored tensor that has it, its leading index and rows there.
+
+    Raises:
+        CheckpointError: a parameter is missing, or stored twice with different values, or a tensor is unexplained.
+    """
     root, used = root_of(source.tensors), set()
+    first: dict[str, tuple[Stored, Size]] = {}
     for rule in weight_map(shape):
-        if rule.repeats:
-            continue
         for layer, expert in layers_and_experts(rule):
-            stored, prefix = find(source.tensors, root if rule.part != "vision" else "", rule, shape, layer, expert)
+            found = find(source.tensors, root if rule.part != "vision" else "", rule, shape, layer, expert)
+            names = hf_names(rule, layer, expert)
+            for twin in found:
+                _require_same(source, rule, first.setdefault(names[0], twin), twin)
+            if rule.repeats:
+                continue
+            stored, prefix = found[0]
             used.add(stored.name)
-            for number, name in enumerate(hf_names(rule, layer, expert)):
+            for number, name in enumerate(names):
                 yield name, rule.layout.hf_shapes[number], stored, prefix, rule.layout.rows_of(number)
     _require_explained(source, shape, used, root)
+
+
+def _require_same(source: Folder, rule: Rule, one: tuple[Stored, Size], other: tuple[Stored, Size]) -> None:
+    """What the configuration takes for one parameter must be one, or a trained tensor would be lost."""
+    if one == other:
+        return
+    rows, copier = slice(0, rule.layout.shape()[0]), Copier(_WINDOW)
+    a, b = (_matrix(stored, prefix, rows) for stored, prefix in (one, other))
+    with closing(copier):
+        if one[0].dtype == other[0].dtype and not copier.different_bytes(a, b):
+            return
+    raise CheckpointError(
+        f"{one[0].name!r} and {other[0].name!r} of {source.path} differ, but the configuration says that they are one "
+        "parameter",
+        "If the output layer was trained by itself, set tie_word_embeddings to false in config.json, or name a folder "
+        "where it is with --hf-config."
+        if rule.repeats
+        else "",
+    )
+
+
+def _matrix(stored: Stored, prefix: Size, rows: slice) -> Target:
+    blocks = tuple(stored.blocks(prefix, rows))
+    nbytes = sum(block.rows * block.width for block in blocks)
+    return Target(stored.name, Path(), 0, b"", b"", rows.stop, nbytes // max(rows.stop, 1), blocks)
 
 
 def _require_explained(source: Folder, shape: ModelShape, used: set[str], root: str) -> None:

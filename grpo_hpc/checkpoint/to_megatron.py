@@ -10,10 +10,10 @@ from grpo_hpc.checkpoint.megatron_folder import common_bytes, config_bytes
 from grpo_hpc.checkpoint.naming import Parallel, extra_states, is_uniform, layers_and_experts, slots
 from grpo_hpc.checkpoint.planning import MegatronWriter, about, companions, in_parts, model_dtype, placed
 from grpo_hpc.checkpoint.run import Plan
-from grpo_hpc.checkpoint.stored import ITEMSIZE, Block, Stored
-from grpo_hpc.errors import CheckpointError
-from grpo_hpc.models.families import family, weight_map
+from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.families.read_shape import read_config, read_shape
+from grpo_hpc.models.on_disk.model_folder import check_model, left_out
+from grpo_hpc.models.on_disk.stored import ITEMSIZE, Block, Stored
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.weight_map import EXPERT, LAYER, Rule
 
@@ -34,7 +34,8 @@ def plan_to_megatron(source: Folder, parallel: Parallel) -> Plan:
                 writer.jobs += _jobs(writer, source, shape, parallel, rule, layer, expert)
     files = companions(source.path, dtype, COMPANIONS + "/")
     files |= {"metadata.json": config_bytes(), "common.pt": common_bytes()}
-    return writer.plan(about(source, "megatron", shape, parallel), extra_states(shape), files, source.checks())
+    said = about(source, "megatron", shape, parallel) | {"left_out": sorted(left_out(source.tensors, shape))}
+    return writer.plan(said, extra_states(shape), files, source.checks())
 
 
 def check_tensors(source: Folder, shape: ModelShape) -> str:
@@ -43,29 +44,9 @@ def check_tensors(source: Folder, shape: ModelShape) -> str:
     Raises:
         CheckpointError: a tensor is missing, unexplained, or of another shape or dtype.
     """
-    wanted = {
-        name: size
-        for rule in weight_map(shape)
-        for layer, expert in layers_and_experts(rule)
-        for name, size in zip(hf_names(rule, layer, expert), rule.layout.hf_shapes, strict=True)
-    }
-    ignored = family(shape.family).ignored(shape)
-    for name, size in wanted.items():
-        if name not in source.tensors:
-            raise CheckpointError(f"tensor {name!r} is missing from {source.path}")
-        if source.tensors[name].shape != size:
-            found = source.tensors[name]
-            raise CheckpointError(
-                f"tensor {name!r} in {found.chunks[0].file} has the shape {found.shape}, "
-                f"but config.json asks for {size}"
-            )
-    unused = sorted(name for name in source.tensors.keys() - wanted.keys() if not name.startswith(ignored))
-    if unused:
-        raise CheckpointError(
-            f"{source.path} holds {len(unused)} tensors that its config.json does not explain: {unused[:5]}",
-            "The folder may belong to another model family than its config.json says.",
-        )
-    return model_dtype((source.tensors[name] for name in wanted), shape, read_config(source.path))
+    check_model(source.path, source.tensors, shape)
+    names = {name for rule in weight_map(shape) for at in layers_and_experts(rule) for name in hf_names(rule, *at)}
+    return model_dtype((source.tensors[name] for name in sorted(names)), shape, read_config(source.path))
 
 
 def hf_names(rule: Rule, layer: int, expert: int) -> list[str]:

@@ -17,8 +17,8 @@ from io import SEEK_CUR, SEEK_END, RawIOBase
 from pathlib import Path
 from typing import Any
 
-from grpo_hpc.checkpoint.stored import ITEMSIZE, Size
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.on_disk.stored import ITEMSIZE, Size
 
 LARGEST = 2**31  # no zip64 records are written
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from grpo_hpc.checkpoint.copying import Target
 from grpo_hpc.checkpoint.folders import Folder
 from grpo_hpc.checkpoint.planning import placed
 from grpo_hpc.checkpoint.run import Work, check_all, copier, in_workers, resident
-from grpo_hpc.checkpoint.stored import Block
 from grpo_hpc.checkpoint.to_hf import wanted
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.families.family import HEAD
 from grpo_hpc.models.families.read_shape import read_shape
+from grpo_hpc.models.on_disk.model_folder import embedding_of, left_out
+from grpo_hpc.models.on_disk.stored import Block
+from grpo_hpc.models.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,13 @@ class Report:
     Attributes:
         checked: tensors (or pieces) that were read.
         faults: what is wrong, in words; empty when all is well.
+        left_out: tensors of one of two models that the family of the other leaves out; they are not compared.
     """
 
     checked: int = 0
     nbytes: int = 0
     faults: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
 
 def verify_whole(folder: Folder, work: Work) -> Report:
@@ -58,8 +63,9 @@ def verify_equal(first: Folder, second: Folder, work: Work) -> Report:
     """Every tensor of two models: name, shape, dtype, value."""
     ours, theirs = ({view.name: view for view in views(folder)} for folder in (first, second))
     report = Report()
-    for one, other, where in ((ours, theirs, second.path), (theirs, ours, first.path)):
-        report.faults += [f"{name} is missing from {where}" for name in sorted(one.keys() - other.keys())]
+    for one, other, elsewhere in ((ours, theirs, second), (theirs, ours, first)):
+        _explain(one, other, elsewhere, report)
+        report.faults += [f"{name} is missing from {elsewhere.path}" for name in sorted(one.keys() - other.keys())]
     pairs = []
     for name in sorted(ours.keys() & theirs.keys()):
         a, b = ours[name], theirs[name]
@@ -70,6 +76,29 @@ def verify_equal(first: Folder, second: Folder, work: Work) -> Report:
     report.checked, report.nbytes = len(pairs), sum(2 * one.target.raw for one, _ in pairs)
     report.faults += _different(pairs, report.nbytes, work)
     return report
+
+
+def _explain(one: dict[str, View], other: dict[str, View], elsewhere: Folder, report: Report) -> None:
+    """What the configuration of ``elsewhere`` says about tensors that it has not: a tied head is its embedding, and
+    what its family leaves out is in no model."""
+    missing = one.keys() - other.keys()
+    shape = _shape(elsewhere) if missing else None
+    if shape is None:
+        return
+    for name in sorted(left_out(missing, shape)):
+        if name == HEAD:
+            other[HEAD] = replace(other[embedding_of(shape)], name=HEAD)
+        else:
+            report.left_out.append(name)
+            del one[name]
+
+
+def _shape(folder: Folder) -> ModelShape | None:
+    """What a folder's configuration says, if there is one that is read here."""
+    try:
+        return read_shape(folder.config) if folder.config else None
+    except CheckpointError:
+        return None
 
 
 def _different(pairs: list[tuple[View, View]], total: int, work: Work) -> list[str]:

@@ -198,7 +198,7 @@ def verify(
     one = open_folder(first, hf_config)
     with _progress(workers, max_memory, as_json) as work:
         report = verify_whole(one, work) if second is None else verify_equal(one, open_folder(second, hf_config), work)
-    result = {"checked": report.checked, "bytes": report.nbytes, "faults": report.faults}
+    result = {"checked": report.checked, "bytes": report.nbytes, "faults": report.faults, "left_out": report.left_out}
     if prompt is not None and second is not None:
         from grpo_hpc.checkpoint.logits import TOLERANCE, compare_logits
 
@@ -212,6 +212,8 @@ def verify(
             click.echo(fault)
         logits = f", logits equal to {result['logits']:.1e}" if "logits" in result and not report.faults else ""
         verdict = f"{len(report.faults)} differences" if report.faults else "all equal" + logits
+        if report.left_out:
+            click.echo(f"not compared, as it is no part of the model: {_some(report.left_out)}")
         click.echo(f"{report.checked:,} tensors or pieces, {_size(report.nbytes)} read: {verdict}")
     return EXIT_FAILED if report.faults else 0
 
@@ -275,6 +277,8 @@ def _build(plan: Plan, target: Path, workers: int, max_memory: int, as_json: boo
         click.echo(json.dumps({**plan.about, "target": str(target), "bytes": plan.nbytes, "seconds": seconds}))
     else:
         rate = plan.nbytes / max(seconds, 1e-9) / 1e9
+        if plan.about.get("left_out"):
+            click.echo(f"left out, as it is no part of the model: {_some(plan.about['left_out'])}")
         files = f"{len(plan.sizes)} file" + ("s" if len(plan.sizes) != 1 else "")
         click.echo(f"{target}: {_size(plan.nbytes)} in {seconds:.1f} s ({rate:.2f} GB/s), {files}")
 
@@ -294,6 +298,10 @@ def _progress(workers: int, max_memory: int, quiet: bool) -> Iterator[Work]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("")
         yield Work(workers, max_memory, lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _size(nbytes: float) -> str:

@@ -9,59 +9,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.layouts import Sliceable
+from grpo_hpc.models.on_disk.model_folder import INDEX, read_model
 
-INDEX = "model.safetensors.index.json"
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
 
 class HfFolder:
-    """The tensors of a model folder; opened once, read only where they are sliced."""
+    """The tensors of a model folder; opened once, read only where they are sliced.
+
+    Raises:
+        CheckpointError: as :func:`grpo_hpc.models.on_disk.model_folder.read_model`.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        files = sorted(self.path.glob("*.safetensors"))
-        if not files:
-            raise CheckpointError(f"no *.safetensors files in {self.path}")
-        self._files: dict[str, safe_open] = {}
-        for file in files:
-            try:
-                handle = safe_open(file, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
-            for name in handle.keys():  # noqa: SIM118  (a safe_open is no mapping)
-                if name in self._files:
-                    raise CheckpointError(f"tensor {name!r} is in more than one file of {self.path}")
-                self._files[name] = handle
-
-    def names(self) -> set[str]:
-        return set(self._files)
+        self.tensors = read_model(self.path)
+        self._open: dict[Path, Any] = {}
 
     def slice(self, name: str) -> Sliceable:
-        """The tensor, unread until it is indexed.
-
-        Raises:
-            CheckpointError: there is no such tensor.
-        """
-        return self._slice(name)
-
-    def size(self, name: str) -> tuple[int, ...]:
-        """The tensor's shape, from the head of its file.
-
-        Raises:
-            CheckpointError: there is no such tensor.
-        """
-        return tuple(self._slice(name).get_shape())
-
-    def _slice(self, name: str) -> Any:
-        if name not in self._files:
-            raise CheckpointError(f"tensor {name!r} is missing from {self.path}")
-        return self._files[name].get_slice(name)
+        """The tensor, unread until it is indexed."""
+        file = self.tensors[name].chunks[0].file
+        if file not in self._open:
+            self._open[file] = safe_open(file, framework="pt")
+        found: Sliceable = self._open[file].get_slice(name)
+        return found
 
 
 def write_hf_folder(

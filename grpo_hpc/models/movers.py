@@ -15,11 +15,11 @@ from torch import Tensor
 
 from grpo_hpc.control import Control
 from grpo_hpc.errors import CheckpointError
-from grpo_hpc.models.families import family, weight_map
+from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.hf_folder import HfFolder
 from grpo_hpc.models.layouts import Shard
+from grpo_hpc.models.on_disk.model_folder import check_model
 from grpo_hpc.models.policy_model import PolicyModel
-from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.transport import ToEveryRank, Transport
 from grpo_hpc.models.weight_map import Entry, entries
 
@@ -88,10 +88,9 @@ def load_hf(chunks: Sequence[PolicyModel], folder: HfFolder, layer_spec: str) ->
     """
     parameters, shape = local_parameters(chunks), chunks[0].shape
     table = entries(weight_map(shape), layer_spec)
-    _check_names(shape, table, set(parameters), folder)
+    _require_rules(table, set(parameters))
+    check_model(folder.path, folder.tensors, shape, text_only=True)
     held = [entry for entry in table if entry.name in parameters]
-    for entry in held:
-        _check_shapes(entry, folder)
     for entry, reader in zip(held, _readers(held, parameters), strict=True):
         parameter, group = parameters[entry.name].detach(), _replicas(entry)
         if group.rank() == reader:
@@ -117,25 +116,9 @@ def _replicas(entry: Entry) -> dist.ProcessGroup:
     return mpu.get_data_parallel_group(with_context_parallel=True)
 
 
-def _check_shapes(entry: Entry, folder: HfFolder) -> None:
-    for name, wanted in zip(entry.hf_names, entry.layout.hf_shapes, strict=True):
-        if folder.size(name) != wanted:
-            raise CheckpointError(
-                f"{name} in {folder.path} has the shape {folder.size(name)}, but its config.json asks for {wanted}"
-            )
-
-
-def _check_names(shape: ModelShape, table: list[Entry], parameters: set[str], folder: HfFolder) -> None:
-    known = {entry.name for entry in table}
-    if orphans := sorted(parameters - known):
+def _require_rules(table: list[Entry], parameters: set[str]) -> None:
+    if orphans := sorted(parameters - {entry.name for entry in table}):
         raise CheckpointError(f"the weight map has no rule for Megatron parameters {orphans[:5]}")
-    expected = {name for entry in table for name in entry.hf_names}
-    ignored = family(shape.family).ignored(shape)
-    if unused := sorted(name for name in folder.names() - expected if not name.startswith(ignored)):
-        raise CheckpointError(
-            f"{folder.path} holds {len(unused)} tensors that its config.json does not explain: {unused[:5]}",
-            "The folder may belong to another model family than its config.json says.",
-        )
 
 
 class HfExporter:

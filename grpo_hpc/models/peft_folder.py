@@ -26,7 +26,7 @@ from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.lora import Adapters, adapted_layers
 from grpo_hpc.models.movers import dense_place, expert_place, local_parameters
 from grpo_hpc.models.policy_model import PolicyModel
-from grpo_hpc.models.weight_map import Entry, entries
+from grpo_hpc.models.weight_map import Entry, entries, fused_experts
 
 PREFIX = "base_model.model."
 _Held = dict[str, dict[int, tuple[Tensor, Tensor]]]  # by weight and tensor-parallel rank: A and B
@@ -54,16 +54,13 @@ def gather_adapters(
             continue
         a, b = _whole(entry, held[entry.name])
         if entry.rule.experts:
-            at = entry.hf_names[0].partition(".experts.")[0].replace("block_sparse_moe", "mlp")
-            experts.setdefault(f"{PREFIX}{at}.experts.{_FUSED[len(entry.hf_names)]}", []).append((a, torch.cat(b)))
+            target = PREFIX + ".".join(fused_experts(entry.hf_names))
+            experts.setdefault(target, []).append((a, torch.cat(b)))
         else:
             for hf_name, piece in zip(entry.hf_names, b, strict=True):
                 module = PREFIX + hf_name.removesuffix(".weight")
                 found |= {f"{module}.lora_A.weight": a.clone(), f"{module}.lora_B.weight": piece.clone()}
     return found | _fused(experts)
-
-
-_FUSED = {2: "gate_up_proj", 1: "down_proj"}  # by the number of matrices in one
 
 
 def _whole(entry: Entry, shards: dict[int, tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor]]:

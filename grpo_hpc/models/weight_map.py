@@ -114,6 +114,16 @@ def entries(rules: Sequence[Rule], layer_spec: str) -> list[Entry]:
     return found + [_entry(rule, 0, 0, layer_spec) for rule in outside]
 
 
+def fused_experts(hf_names: Sequence[str]) -> tuple[str, str]:
+    """Where ``transformers`` keeps matrices of an expert: the module, and its parameter of all experts of the layer.
+
+    Args:
+        hf_names: gate and up of an expert, which are one parameter there, or its down.
+    """
+    module = hf_names[0].partition(".experts.")[0].replace("block_sparse_moe", "mlp")
+    return f"{module}.experts", "gate_up_proj" if len(hf_names) == 2 else "down_proj"
+
+
 def _entry(rule: Rule, layer: int, expert: int, layer_spec: str) -> Entry:
     def fill(name: str) -> str:
         return name.replace(LAYER, str(layer)).replace(EXPERT, str(expert))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,18 +16,18 @@ import pytest
 import torch
 from ranks import run_ranks
 from runfiles import write_run
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import OWN, save_tiny_model
 
 from grpo_hpc.checkpoint.folders import open_folder
 from grpo_hpc.checkpoint.naming import Parallel, layers_and_experts
 from grpo_hpc.checkpoint.run import JOURNAL, Work, build
-from grpo_hpc.checkpoint.safetensors_file import plan_file
 from grpo_hpc.checkpoint.to_hf import plan_to_hf
 from grpo_hpc.checkpoint.to_megatron import hf_names, plan_to_megatron
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.families.read_shape import shape_of
+from grpo_hpc.models.on_disk.safetensors_file import plan_file
 
 ROOT = Path(__file__).parents[2]
 MOE = {"qwen3_moe", "qwen3_moe+dense", "mixtral", "deepseek_v3", "olmoe"}
@@ -83,6 +84,80 @@ def test_round_trip_is_bit_identical(family, tied, layout, three_layers, tmp_pat
         assert (tmp_path / "hf" / name).read_bytes() == (source / name).read_bytes()
     stored = open_folder(tmp_path / "megatron").tensors["embedding.word_embeddings.weight"]
     assert stored.shape[0] % parallel.tp == 0 and stored.shape[0] - 263 < parallel.tp, "padded no more than needed"
+
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@pytest.fixture
+def with_head(three_layers, tmp_path):
+    """``with_head(change)``: a tied model whose files hold a head: the embedding, the last number changed."""
+
+    def make(change):
+        folder = tmp_path / "with_head"
+        shutil.copytree(three_layers("llama", True), folder, dirs_exist_ok=True)
+        tensors = load_file(folder / "model.safetensors")
+        tensors[HEAD] = tensors[EMBEDDING].clone()
+        tensors[HEAD][-1, -1] += change
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    return make
+
+
+def test_a_head_that_is_the_embedding_is_stored_once_and_compared(with_head, three_layers, tmp_path):
+    source = with_head(0.0)
+    assert (
+        "left out, as it is no part of the model: lm_head.weight"
+        in command("convert", source, tmp_path / "megatron", "--tp", 2).stdout
+    )
+    command("convert", tmp_path / "megatron", tmp_path / "hf")
+    assert same_bits(weights(tmp_path / "hf"), weights(three_layers("llama", True)))
+    for one, other in ((source, tmp_path / "megatron"), (tmp_path / "hf", source)):
+        said = json.loads(command("verify", one, other, "--json").stdout)
+        assert said["equal"] and said["checked"] == len(weights(source)), "the head, too"
+    (fault,) = json.loads(command("verify", with_head(0.5), tmp_path / "hf", "--json", code=1).stdout)["faults"]
+    assert fault.startswith(f"{HEAD}: ") and "bytes differ" in fault
+
+
+def test_a_trained_head_is_not_dropped_where_the_configuration_ties_it(with_head, tmp_path):
+    source = with_head(0.5)
+    said = command("convert", source, tmp_path / "megatron", code=2).stderr
+    assert f"says tie_word_embeddings: true, but '{HEAD}' in" in said and "it was trained by itself" in said
+    assert not (tmp_path / "megatron").exists()
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))  # what the error says
+    command("convert", source, tmp_path / "megatron")
+    command("convert", tmp_path / "megatron", tmp_path / "hf")
+    assert same_bits(weights(source), weights(tmp_path / "hf"))
+
+
+def test_a_trained_output_layer_of_megatron_is_not_dropped_either(three_layers, tmp_path):
+    """Of a checkpoint whose configuration ties what was trained apart, or what is the same."""
+    source, tied = tmp_path / "source", tmp_path / "tied"
+    shutil.copytree(three_layers("llama"), source)
+    tied.mkdir()
+    config = json.loads((source / "config.json").read_text())
+    (tied / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    build(plan_to_megatron(open_folder(source), Parallel(tp=2)), tmp_path / "megatron", Work())
+    with pytest.raises(CheckpointError, match=r"word_embeddings.weight' and 'output_layer.weight' of .* differ"):
+        plan_to_hf(open_folder(tmp_path / "megatron", tied))
+    tensors = load_file(source / "model.safetensors")
+    save_file(tensors | {HEAD: tensors[EMBEDDING].clone()}, source / "model.safetensors", metadata={"format": "pt"})
+    build(plan_to_megatron(open_folder(source), Parallel(tp=2)), tmp_path / "same", Work())
+    build(plan_to_hf(open_folder(tmp_path / "same", tied)), tmp_path / "hf", Work())
+    assert weights(tmp_path / "hf").keys() == tensors.keys() - {HEAD}
+
+
+def test_what_a_family_leaves_out_is_named(three_layers, tmp_path):
+    """The layer for multi-token prediction of DeepSeek-V3."""
+    source, extra = tmp_path / "source", "model.layers.3.eh_proj.weight"
+    shutil.copytree(three_layers("deepseek_v3"), source)
+    tensors = load_file(source / "model.safetensors") | {extra: torch.ones(2, 2)}
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    assert f"no part of the model: {extra}\n" in command("convert", source, tmp_path / "megatron").stdout
+    said = command("verify", source, tmp_path / "megatron").stdout
+    assert f"not compared, as it is no part of the model: {extra}\n" in said and "all equal" in said
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from grpo_hpc.checkpoint.folders import INDEX, open_folder
+from grpo_hpc.checkpoint.folders import open_folder
 from grpo_hpc.checkpoint.naming import Parallel
 from grpo_hpc.checkpoint.run import Work, build
 from grpo_hpc.checkpoint.to_hf import plan_to_hf
 from grpo_hpc.checkpoint.to_megatron import plan_to_megatron
 from grpo_hpc.checkpoint.verify import verify_equal, verify_whole
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.hf_folder import HfFolder
+from grpo_hpc.models.on_disk.model_folder import INDEX
 
 LAST = "model.layers.3.self_attn.v_proj.weight"
 
@@ -92,7 +94,7 @@ FAULTS = {
     ),
     "quantised": (
         lambda file: rewrite(file, lambda t: t.update({LAST: t[LAST].to(torch.int8)})),
-        f"'{LAST}' in .* is int8: quantised models are not converted",
+        f"'{LAST}' in .* is int8: quantised models are neither trained nor converted",
     ),
     "wrong shape": (
         lambda file: rewrite(file, lambda t: t.update({LAST: t[LAST][:-1].clone()})),
@@ -117,6 +119,22 @@ def test_a_faulty_shard_is_named(fault, sharded, tmp_path):
 def test_a_whole_sharded_folder_is_converted(sharded, tmp_path):
     build(plan_to_megatron(open_folder(sharded), Parallel(tp=2)), tmp_path / "out", Work())
     assert not verify_equal(open_folder(sharded), open_folder(tmp_path / "out"), Work()).faults
+
+
+def test_known_leftovers_are_not_converted(sharded, tmp_path):
+    """What Mistral and older versions of transformers put beside the weights: no part of the model, in any command."""
+    frequencies = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": torch.ones(16) for layer in range(4)}
+    rewrite(shard_of(sharded, LAST), lambda tensors: tensors.update(frequencies))
+    places = json.loads((sharded / INDEX).read_text())["weight_map"]
+    (sharded / INDEX).write_text(
+        json.dumps({"weight_map": places | dict.fromkeys(frequencies, shard_of(sharded, LAST).name)})
+    )
+    save_file({"tok_embeddings.weight": torch.ones(2)}, sharded / "consolidated.safetensors")
+    build(plan_to_megatron(open_folder(sharded), Parallel(tp=2)), tmp_path / "megatron", Work())
+    build(plan_to_hf(open_folder(tmp_path / "megatron")), tmp_path / "hf", Work())
+    for folder in ("megatron", "hf"):
+        assert not verify_equal(open_folder(sharded), open_folder(tmp_path / folder), Work()).faults
+    assert HfFolder(sharded).tensors.keys() == load_file(tmp_path / "hf" / "model.safetensors").keys()
 
 
 def flip(file, at):

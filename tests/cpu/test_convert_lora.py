@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from grpo_hpc.checkpoint.run import Work, build
 from grpo_hpc.checkpoint.to_hf import plan_to_hf
 from grpo_hpc.checkpoint.to_megatron import plan_to_megatron
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.on_disk.model_folder import INDEX, read_model
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -35,9 +37,28 @@ def adapt(folder, base, **options):
     return folder
 
 
-def merged_by_peft(base, adapter):
+def merged_by_peft(base, adapter, folder=None):
+    """By the names of the model in memory, or of the files that it saves in ``folder``."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    if folder is None:
+        return merged.state_dict()
+    merged.save_pretrained(folder)
+    return load_file(folder / "model.safetensors")
+
+
+def merged_by_us(base, adapter, parallel, folder):
+    """The tensors of the merged folder; with ``parallel`` by way of a Megatron checkpoint of that layout."""
+    source = base
+    if parallel is not None:
+        build(plan_to_megatron(open_folder(base), parallel), folder / "megatron", Work())
+        source = folder / "megatron"
+    build(plan_merge(open_folder(source), read_adapter(adapter)), folder / "merged", Work())
+    result = folder / "merged"
+    if parallel is not None:
+        build(plan_to_hf(open_folder(result)), folder / "hf", Work())
+        result = folder / "hf"
+    return load_file(result / "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -47,19 +68,59 @@ def merged_by_peft(base, adapter):
 @pytest.mark.parametrize("parallel", [None, Parallel(tp=2, pp=2)], ids=["hf", "megatron"])
 def test_merged_weights_are_pefts(parallel, options, tiny, tmp_path):
     base, adapter = tiny("llama"), adapt(tmp_path / "adapter", tiny("llama"), **options)
-    source = base
-    if parallel is not None:
-        build(plan_to_megatron(open_folder(base), parallel), tmp_path / "megatron", Work())
-        source = tmp_path / "megatron"
-    build(plan_merge(open_folder(source), read_adapter(adapter)), tmp_path / "merged", Work())
-    result = tmp_path / "merged"
-    if parallel is not None:
-        build(plan_to_hf(open_folder(result)), tmp_path / "hf", Work())
-        result = tmp_path / "hf"
-    want, got, start = merged_by_peft(base, adapter), *(load_file(f / "model.safetensors") for f in (result, base))
+    want, got = merged_by_peft(base, adapter), merged_by_us(base, adapter, parallel, tmp_path)
+    start = load_file(base / "model.safetensors")
     for name, value in got.items():
         torch.testing.assert_close(value, want[name], atol=1e-6, rtol=1e-6)
         assert torch.equal(value, start[name]) == (not any(target in name for target in TARGETS)), name
+
+
+EXPERTS = {
+    "both": (["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], {}),
+    "up": (["mlp.experts.gate_up_proj"], {"use_rslora": True}),
+    "down": (["mlp.experts.down_proj"], {"rank_pattern": {"down_proj": 2}, "alpha_pattern": {"experts.down_proj": 40}}),
+}
+
+
+@pytest.mark.parametrize("chosen", EXPERTS)
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "deepseek_v3", "olmoe"])
+@pytest.mark.parametrize("parallel", [None, Parallel(tp=2, ep=2, etp=2)], ids=["hf", "megatron"])
+def test_adapters_of_fused_experts_are_merged_as_peft_does(parallel, family, chosen, tiny, tmp_path):
+    parameters, options = EXPERTS[chosen]
+    base = tiny(family, False)
+    adapter = adapt(tmp_path / "adapter", base, targets=["o_proj"], target_parameters=parameters, **options)
+    want, got = merged_by_peft(base, adapter, tmp_path / "peft"), merged_by_us(base, adapter, parallel, tmp_path)
+    start = load_file(base / "model.safetensors")
+    assert got.keys() == start.keys()
+    matrices = {"both": "gate_proj up_proj down_proj w1 w2 w3", "up": "gate_proj up_proj w1 w3", "down": "down_proj w2"}
+    for name, value in got.items():
+        torch.testing.assert_close(value, want[name], atol=1e-6, rtol=1e-6)
+        changed = "o_proj" in name or (".experts." in name and name.split(".")[-2] in matrices[chosen].split())
+        assert value.equal(start[name]) != changed, name
+
+
+def test_the_index_of_a_merged_folder_names_what_is_there(tiny, tmp_path):
+    """Leftovers of the base (frequencies of rotary embeddings) are in neither."""
+    adapter, base, leftover = adapt(tmp_path / "adapter", tiny("llama")), tmp_path / "base", "x.rotary_emb.inv_freq"
+    shutil.copytree(tiny("llama"), base)
+    tensors = load_file(base / "model.safetensors") | {leftover: torch.ones(2)}
+    (base / "model.safetensors").unlink()
+    save_file(tensors, base / "model-00001-of-00001.safetensors")
+    places = dict.fromkeys(tensors, "model-00001-of-00001.safetensors")
+    (base / INDEX).write_text(json.dumps({"weight_map": places}))
+    build(plan_merge(open_folder(base), read_adapter(adapter)), tmp_path / "merged", Work())
+    assert read_model(tmp_path / "merged").keys() == tensors.keys() - {leftover}
+    assert json.loads((tmp_path / "merged" / INDEX).read_text())["weight_map"].keys() == tensors.keys() - {leftover}
+
+
+def test_a_wide_factor_is_read_in_parts(tiny, tmp_path, monkeypatch):
+    base = tiny("qwen3_moe", False)
+    adapter = adapt(tmp_path / "adapter", base, targets=["o_proj"], target_parameters=EXPERTS["both"][0])
+    (tmp_path / "parts").mkdir()
+    want = merged_by_us(base, adapter, None, tmp_path)
+    monkeypatch.setattr("grpo_hpc.checkpoint.copying._PART", 200)
+    build(plan_merge(open_folder(base), read_adapter(adapter)), tmp_path / "parts" / "merged", Work(1))
+    assert all(value.equal(want[n]) for n, value in load_file(tmp_path / "parts/merged/model.safetensors").items())
 
 
 def test_bfloat16_is_rounded_once(tiny, tmp_path):
@@ -89,6 +150,52 @@ def test_an_adapter_comes_back_from_what_it_made(tiny, tmp_path):
 def change_config(folder, **values):
     file = folder / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_initial_values_that_change_the_base_are_refused_with_the_way_out(start, tiny, tmp_path):
+    """What the error recommends gives the trained model."""
+    base = tiny("llama")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=start))
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "before")
+    model.peft_config["default"].init_lora_weights = start
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "trained")
+    model.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "before"))
+    with pytest.raises(CheckpointError, match=f"init_lora_weights: '{start}' .*\n.*path_initial_model_for_weight_conv"):
+        read_adapter(tmp_path / "trained")
+    got = merged_by_us(base, tmp_path / "plain", None, tmp_path)
+    for name, value in model.merge_and_unload().state_dict().items():
+        if name in got:
+            torch.testing.assert_close(got[name], value, atol=1e-5, rtol=1e-5)
+
+
+def test_every_setting_of_peft_is_known_or_refused(tiny, tmp_path):
+    """An allow-list: what a later peft invents is refused, and all that leaves ``B A`` alone passes."""
+    adapter = adapt(tmp_path / "adapter", tiny("llama"), targets=["q_proj"])
+    for start in (True, False, "gaussian", "eva", "orthogonal", "mica"):
+        change_config(adapter, init_lora_weights=start, eva_config={"rho": 2.0}, lora_dropout=0.1)
+        read_adapter(adapter)
+    change_config(adapter, init_lora_weights="loftq")
+    with pytest.raises(CheckpointError, match=r"'loftq' takes a part out of the base.*\nMerge it with the tool"):
+        read_adapter(adapter)
+    change_config(adapter, init_lora_weights=True)
+    for key in ("use_dora", "kasa_config", "use_bdlora", "layer_replication", "modules_to_save", "of_next_year"):
+        change_config(adapter, **{key: ["x"]})
+        with pytest.raises(CheckpointError, match=rf"{key}: \['x'\] is not supported\nLet peft do it"):
+            read_adapter(adapter)
+        change_config(adapter, **{key: None})
+    change_config(adapter, bias="lora_only")
+    with pytest.raises(CheckpointError, match="bias: 'lora_only': trained biases"):
+        read_adapter(adapter)
+    change_config(adapter, bias="none", r=8)
+    with pytest.raises(CheckpointError, match=r"lora_A.weight' in .* is \[4, 128\], but .* says rank 8"):
+        plan_merge(open_folder(tiny("llama")), read_adapter(adapter))
 
 
 def test_what_cannot_be_merged_is_refused(tiny, tmp_path):

@@ -12,6 +12,10 @@ from runfiles import write_run
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from grpo_hpc.checkpoint.folders import open_folder
+from grpo_hpc.checkpoint.peft_adapters import plan_merge, read_adapter
+from grpo_hpc.checkpoint.run import Work, build
+
 LORA = {"tuner_type": "lora", "lora_rank": 4, "lora_alpha": 8.0, "use_distributed_optimizer": False}
 FULL = {"recompute_granularity": "full"}
 TP2 = {"tensor_model_parallel_size": 2}
@@ -117,7 +121,7 @@ def test_checkpoints_hold_adapters_alone(results, tiny):
 
 @pytest.mark.parametrize("one", ["one", "experts-one", "latent-one"])
 def test_the_saved_folder_is_a_peft_model(one, results, tiny):
-    """With the last adapters in it, peft gives the logits of the merged weights."""
+    """With the last adapters in it, peft gives the logits of the merged weights, and `merge-lora` the weights."""
     from peft import PeftModel
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
@@ -136,3 +140,7 @@ def test_the_saved_folder_is_a_peft_model(one, results, tiny):
         got = PeftModel.from_pretrained(base, folder / f"{one}-peft").eval()(tokens).logits
         want = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)(tokens).logits
     assert (got - want).abs().max() <= 1e-4 < (got - before).abs().max()
+    plan = plan_merge(open_folder(tiny(*ONES[one])), read_adapter(folder / f"{one}-peft"))
+    build(plan, folder / f"{one}-by-merge-lora", Work())
+    for name, value in load_file(folder / f"{one}-by-merge-lora" / "model.safetensors").items():
+        torch.testing.assert_close(value, weights[name], atol=1e-6, rtol=1e-6)

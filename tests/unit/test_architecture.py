@@ -71,6 +71,8 @@ ALLOWED = {
         "data.rows",
         "rewards.columns",
         "rewards.registry",
+        "models.families.read_shape",
+        "models.on_disk",
     },
     "jobs.serving": {
         "addresses",
@@ -126,7 +128,7 @@ TORCH_FREE = [
     "jobs",
     "cli",
 ]
-TORCH_FREE += ["data", "observe", "rewards", "images", "models/families"]
+TORCH_FREE += ["data", "observe", "rewards", "images", "models/families", "models/on_disk"]
 READ_WITHOUT_TORCH = ["algo/losses.py", "algo/estimators.py"]  # by the run file
 READ_WITHOUT_TORCH += [f"models/{name}.py" for name in ("shape", "flops", "weight_map", "layouts")]
 MOST_MODULES = 20

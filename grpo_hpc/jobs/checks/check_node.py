@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.config import RunConfig
+from grpo_hpc.errors import CheckpointError
 from grpo_hpc.files import write_atomically
 from grpo_hpc.jobs.checks.node_reports import report_path, this_node
+from grpo_hpc.models.on_disk.model_folder import weight_files
 from grpo_hpc.runs.attempts import newest_checkpoint
 from grpo_hpc.runs.run_dir import RunDir
 
@@ -37,15 +39,22 @@ def look(cfg: RunConfig, run_dir: RunDir) -> dict[str, Any]:
     folders = dict.fromkeys([str(run_dir.path), os.environ.get("TMPDIR", "/tmp")])
     free = {folder: shutil.disk_usage(folder).free / _GIB for folder in folders if Path(folder).is_dir()}
     problems = [f"{folder} is no folder here" for folder in folders if folder not in free]
-    problems += [f"{path} cannot be read" for path in _read_paths(cfg, run_dir) if not os.access(path, os.R_OK)]
+    problems += _unread(cfg, run_dir)
     problems += _gpu_problems(cfg)
     problems += _name_problems()
     return {"free_gib": free, "problems": problems, "host": socket.gethostname()}
 
 
+def _unread(cfg: RunConfig, run_dir: RunDir) -> list[str]:
+    try:
+        return [f"{path} cannot be read" for path in _read_paths(cfg, run_dir) if not os.access(path, os.R_OK)]
+    except CheckpointError as error:  # the index of the model
+        return [error.message]
+
+
 def _read_paths(cfg: RunConfig, run_dir: RunDir) -> list[str]:
     """What training begins with: the model, the rows, and the newest checkpoint, file by file."""
-    model = [cfg.model.path, f"{cfg.model.path}/config.json", *map(str, Path(cfg.model.path).glob("*.safetensors"))]
+    model = [cfg.model.path, f"{cfg.model.path}/config.json", *map(str, weight_files(Path(cfg.model.path)))]
     rows = [path for path in (cfg.data.train, cfg.data.eval) if path]
     newest = newest_checkpoint(run_dir)
     saved = [] if newest is None else [newest, *newest.rglob("*")]

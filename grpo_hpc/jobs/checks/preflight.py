@@ -8,6 +8,9 @@ from pathlib import Path
 from grpo_hpc.cluster.profile import Profile
 from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import EnvironmentProblem
+from grpo_hpc.models.families.read_shape import read_shape
+from grpo_hpc.models.on_disk.model_folder import check_model, read_model, weight_files
+from grpo_hpc.models.on_disk.safetensors_file import require_no_pointer
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PACKAGES = {"torch": "torch", "megatron.core": "megatron-core", "vllm": "vllm", "transformers": "transformers"}
@@ -19,6 +22,7 @@ def preflight(cfg: RunConfig, profile: Profile) -> None:
     Raises:
         ConfigError: data rows or reward names are wrong, or a column that a reward needs is in no row.
         EnvironmentProblem: the model folder or a package is missing.
+        CheckpointError: the weights are not those that the model's configuration describes.
     """
     from grpo_hpc.data.rows import count_rows
     from grpo_hpc.rewards.columns import require_columns
@@ -36,28 +40,34 @@ def preflight(cfg: RunConfig, profile: Profile) -> None:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Check that ``folder`` looks like a complete Hugging Face model.
+    """Check that ``folder`` is a complete Hugging Face model, by the heads of its files.
 
     Raises:
         EnvironmentProblem: names everything that is missing.
+        CheckpointError: a file is not whole, or the tensors are not those that the configuration describes.
     """
     if not folder.is_dir():
         raise EnvironmentProblem(
             f"the model folder {folder} does not exist",
-            "model.path must be a local Hugging Face folder with config.json, *.safetensors and a tokenizer.",
+            "model.path must be a local Hugging Face folder with config.json, model*.safetensors and a tokenizer.",
         )
     missing: list[str] = []
     if not (folder / "config.json").is_file():
         missing.append("config.json")
-    if not any(folder.glob("*.safetensors")):
-        missing.append("weights (*.safetensors)")
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not weight_files(folder):
+        missing.append("weights (model*.safetensors)")
+    found = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    if not found:
         missing.append(f"a tokenizer ({' or '.join(_TOKENIZER_FILES)})")
     if missing:
         raise EnvironmentProblem(
             f"the model folder {folder} lacks {', '.join(missing)}",
             "Save the model there with save_pretrained(), model and tokenizer both.",
         )
+    for file in found:
+        with file.open("rb") as handle:
+            require_no_pointer(file, handle.read(64))
+    check_model(folder, read_model(folder), read_shape(folder), text_only=True)
 
 
 def _check_image(profile: Profile) -> None:

@@ -16,6 +16,7 @@ from grpo_hpc.models.weight_map import Rule
 
 Config = Mapping[str, Any]
 
+HEAD = "lm_head.weight"
 MG = "decoder.layers.{i}."
 
 # Llama 3.1's frequency scaling; Megatron-Core has exactly these constants built in (arXiv 2407.21783, section 3.4).
@@ -38,7 +39,7 @@ class Family:
     read: Callable[[Config], ModelShape]
     rules: Callable[[ModelShape], list[Rule]]
     megatron: Callable[[ModelShape], dict[str, Any]] = lambda shape: {}
-    ignored: Callable[[ModelShape], tuple[str, ...]] = lambda shape: ("lm_head.",) if shape.tied else ()
+    ignored: Callable[[ModelShape], tuple[str, ...]] = lambda shape: ()
     float32: tuple[str, ...] = ()
 
 
@@ -103,7 +104,7 @@ def decoder_rules(shape: ModelShape, root: str = "model.") -> list[Rule]:
 def embedding_rules(shape: ModelShape, root: str = "model.") -> list[Rule]:
     """Embedding, final norm, output matrix."""
     embedding, matrix = root + "embed_tokens.weight", Vocabulary((shape.vocab, shape.hidden))
-    output = embedding if shape.tied else "lm_head.weight"
+    output = embedding if shape.tied else HEAD
     return [
         Rule("embedding.word_embeddings.weight", (embedding,), matrix, "embedding"),
         Rule("decoder.final_layernorm.weight", (root + "norm.weight",), Copy((shape.hidden,)), "norm"),

@@ -1,13 +1,31 @@
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from grpo_hpc.cluster.profile import Profile
 from grpo_hpc.config import RunConfig
-from grpo_hpc.errors import ConfigError, EnvironmentProblem
+from grpo_hpc.errors import CheckpointError, ConfigError, EnvironmentProblem
 from grpo_hpc.jobs.checks.preflight import check_model_folder, preflight
+from grpo_hpc.models.families.read_shape import read_shape
+from grpo_hpc.models.on_disk.model_folder import INDEX, check_model, read_model
+
+CONFIGS = Path(__file__).parents[3] / "configs" / "models"
+NORM = "model.layers.3.input_layernorm.weight"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 988097824\n"
+
+
+@pytest.fixture
+def model(tmp_path, zero_weights) -> Path:
+    """A whole folder of Qwen3-0.6B whose weights are zero."""
+    shutil.copy(next(CONFIGS.glob("Qwen3-0.6B*")), tmp_path / "config.json")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    zero_weights(tmp_path)
+    return tmp_path
 
 
 def test_a_missing_model_folder_is_named(tmp_path: Path) -> None:
@@ -15,33 +33,103 @@ def test_a_missing_model_folder_is_named(tmp_path: Path) -> None:
         check_model_folder(tmp_path / "nowhere")
 
 
-def test_everything_missing_in_a_model_folder_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+def test_everything_missing_in_a_model_folder_is_named(tmp_path: Path, model: Path) -> None:
+    for name in ("model.safetensors", "tokenizer.json"):
+        (model / name).rename(model / f"other-{name}")
     with pytest.raises(EnvironmentProblem) as caught:
-        check_model_folder(tmp_path)
-    assert "weights (*.safetensors)" in caught.value.message
+        check_model_folder(model)
+    assert "weights (model*.safetensors)" in caught.value.message
     assert "tokenizer.json" in caught.value.message
     assert "config.json" not in caught.value.message
     for name in ("model.safetensors", "tokenizer.json"):
-        (tmp_path / name).touch()
-    check_model_folder(tmp_path)
+        (model / f"other-{name}").rename(model / name)
+    check_model_folder(model)
+
+
+def test_headers_are_read_before_anything_is_queued(model: Path, zero_weights) -> None:
+    os.truncate(model / "model.safetensors", 10**6)
+    with pytest.raises(CheckpointError, match="has 1,000,000 bytes, but its header describes"):
+        check_model_folder(model)
+    zero_weights(model, left_out=[NORM])
+    with pytest.raises(CheckpointError, match=f"tensor '{NORM}' is missing"):
+        check_model_folder(model)
+    zero_weights(model, more=[(NORM, "bfloat16", (512,))])
+    with pytest.raises(CheckpointError, match=r"has the shape \(512,\), but config.json asks for \(1024,\)"):
+        check_model_folder(model)
+    zero_weights(model, more=[(NORM, "int8", (1024,))])
+    with pytest.raises(CheckpointError, match="is int8: quantised models are neither trained nor converted"):
+        check_model_folder(model)
+    zero_weights(model, more=[("model.extra.weight", "bfloat16", (2,))])
+    with pytest.raises(CheckpointError, match=r"does not explain: \['model.extra.weight'\]"):
+        check_model_folder(model)
+
+
+def test_a_trained_head_is_not_ignored_where_the_configuration_ties_it(model: Path, zero_weights) -> None:
+    """Training would start from another model than the files hold."""
+    weights, size = zero_weights(model, more=[("lm_head.weight", "bfloat16", (151936, 1024))]), 151936 * 1024 * 2
+    check_model_folder(model)
+    with weights.open("r+b") as file:
+        file.seek(-size // 2, os.SEEK_END)  # the head is the last
+        file.write(b"\x80\x3f")
+    with pytest.raises(CheckpointError, match=r"tie_word_embeddings: true, but 'lm_head.weight'.*\n.*set tie_word_emb"):
+        check_model_folder(model)
+    zero_weights(model, more=[("lm_head.weight", "float32", (151936, 1024))])
+    with pytest.raises(CheckpointError, match="would be lost"):
+        check_model_folder(model)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_named_as_one(name: str, model: Path) -> None:
+    (model / name).write_text(POINTER)
+    with pytest.raises(CheckpointError, match=rf"{name} is a pointer of git-lfs .*\nFetch it: git -C .* lfs pull"):
+        check_model_folder(model)
+
+
+def test_known_leftovers_are_no_part_of_a_model(model: Path, zero_weights) -> None:
+    """Mistral's own file beside the shards; frequencies that older versions of transformers saved; adapters."""
+    zero_weights(model, more=[(f"model.layers.{k}.self_attn.rotary_emb.inv_freq", "float32", (64,)) for k in range(28)])
+    shard = model / "model-00001-of-00001.safetensors"
+    (model / "model.safetensors").rename(shard)
+    (model / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(read_model(model), shard.name)}))
+    for name in ("consolidated.safetensors", "adapter_model.safetensors"):
+        (model / name).write_bytes(b"anything")
+    check_model_folder(model)
+    assert not any("rotary" in name for name in read_model(model))
+    assert {tensor.chunks[0].file for tensor in read_model(model).values()} == {shard}
+    shutil.copyfile(model / "consolidated.safetensors", model / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds model.safetensors beside the 1 files that .*: two models"):
+        check_model_folder(model)
+
+
+def test_mistrals_own_file_alone_is_no_model(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "consolidated.safetensors")
+    with pytest.raises(CheckpointError, match=r"has no model\*.safetensors and no .*, but consolidated.safetensors"):
+        read_model(model)
+
+
+def test_training_needs_no_vision_tower(tmp_path: Path, zero_weights) -> None:
+    """What training exports has none, and can be trained again."""
+    shutil.copy(next(CONFIGS.glob("Qwen2.5-VL-3B*")), tmp_path / "config.json")
+    zero_weights(tmp_path)
+    vision = [name for name in read_model(tmp_path) if "visual." in name]
+    zero_weights(tmp_path, left_out=vision)
+    tensors, shape = read_model(tmp_path), read_shape(tmp_path)
+    check_model(tmp_path, tensors, shape, text_only=True)
+    with pytest.raises(CheckpointError, match=f"tensor '{vision[0]}' is missing"):
+        check_model(tmp_path, tensors, shape)
 
 
 def run_over(folder: Path, train: str, evaluation: str) -> RunConfig:
-    """A run of exact_number over rows with these keys beside the prompt."""
-    model = folder / "model"
-    model.mkdir()
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        (model / name).touch()
+    """A run of exact_number over rows with these keys beside the prompt, of the model in ``folder``."""
     for name, rest in (("train", train), ("eval", evaluation)):
         (folder / f"{name}.jsonl").write_text(f'{{"prompt": "2 + 2"{rest}}}\n{{"prompt": "3 + 3"}}\n')
     data = {"train": str(folder / "train.jsonl"), "eval": str(folder / "eval.jsonl")}
-    sections = {"model": {"path": str(model)}, "data": data, "rewards": {"reward_funcs": ["exact_number"]}}
+    sections = {"model": {"path": str(folder)}, "data": data, "rewards": {"reward_funcs": ["exact_number"]}}
     return RunConfig.model_validate({"name": "x", "batch": {"train_iters": 1}, **sections})
 
 
-def test_rewards_are_checked_against_data_before_queueing(tmp_path: Path) -> None:
-    preflight(run_over(tmp_path, ', "answer": 4', ', "answer": 4'), Profile(executor="slurm"))
+def test_rewards_are_checked_against_data_before_queueing(model: Path) -> None:
+    preflight(run_over(model, ', "answer": 4', ', "answer": 4'), Profile(executor="slurm"))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +141,7 @@ def test_rewards_are_checked_against_data_before_queueing(tmp_path: Path) -> Non
     ],
 )
 def test_a_column_that_no_row_has_is_refused_before_queueing(
-    tmp_path: Path, train: str, evaluation: str, said: str
+    model: Path, train: str, evaluation: str, said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        preflight(run_over(tmp_path, train, evaluation), Profile(executor="slurm"))
+        preflight(run_over(model, train, evaluation), Profile(executor="slurm"))

@@ -27,14 +27,14 @@ log.finished({"lines": []})
 
 
 @pytest.fixture
-def sweep(new_run, trainer) -> Sweep:
+def sweep(new_run, trainer, zero_weights) -> Sweep:
     """Three learning rates; the script of each run starts the stand-in."""
     new_run("other")  # makes run.yaml
     Path("t.jsonl").write_text('{"messages": [{"role": "user", "content": "1 + 1"}], "answer": 2}\n')
     Path("m").mkdir()
     shutil.copy(next((ROOT / "configs" / "models").glob("Qwen3-0.6B*")), "m/config.json")
-    for name in ("model.safetensors", "tokenizer.json"):
-        (Path("m") / name).touch()
+    zero_weights(Path("m"))
+    Path("m/tokenizer.json").touch()
     points = make_points("run.yaml", [], ["optimizer.lr=1e-6,3e-6,9e-6"])
     made = create_sweep(points, [make_plan(point.cfg) for point in points], False, TRAINER)
     for run in made.runs:

@@ -12,22 +12,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo_hpc.checkpoint.stored import FROM_SAFETENSORS, ITEMSIZE, TO_SAFETENSORS, Chunk, Size, Stored
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.models.on_disk.stored import FROM_SAFETENSORS, ITEMSIZE, TO_SAFETENSORS, Chunk, Size, Stored
 
+_POINTER = b"version https://git-lfs"
 _LARGEST_HEADER = 100_000_000  # the library's own limit
+
+
+def require_no_pointer(file: Path, head: bytes) -> None:
+    """Refuse what git leaves in the place of a large file that it did not fetch.
+
+    Args:
+        head: how the file begins.
+
+    Raises:
+        CheckpointError: it is such a pointer.
+    """
+    if head.startswith(_POINTER):
+        raise CheckpointError(
+            f"{file} is a pointer of git-lfs and not the file itself", f"Fetch it: git -C {file.parent} lfs pull."
+        )
 
 
 def read_tensors(file: Path) -> dict[str, Stored]:
     """The tensors of a file, with every claim of its header checked against its size.
 
     Raises:
-        CheckpointError: the file is truncated, longer than it says, or its header is damaged.
+        CheckpointError: the file is truncated, longer than it says, a pointer of git-lfs, or its header is damaged.
     """
     try:
         size = file.stat().st_size
         with file.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
+            head = handle.read(len(_POINTER))
+            require_no_pointer(file, head)
+            length = int.from_bytes(head[:8], "little")
+            handle.seek(8)
             if size < 8 or length > min(_LARGEST_HEADER, size - 8):
                 raise CheckpointError(f"{file} is no whole safetensors file: {size:,} bytes, header of {length:,}")
             header = json.loads(handle.read(length))

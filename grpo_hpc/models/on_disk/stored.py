@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from grpo_hpc.errors import CheckpointError
@@ -85,6 +85,12 @@ class Stored:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * ITEMSIZE[self.dtype]
+
+    def rows(self, first: int, count: int) -> Stored:
+        """Some rows of a matrix that is one chunk, as a matrix of their own."""
+        (chunk,), width = self.chunks, self.nbytes // max(self.shape[0], 1)
+        size = (count, *self.shape[1:])
+        return replace(self, shape=size, chunks=(replace(chunk, offset=chunk.offset + first * width, size=size),))
 
     def blocks(self, prefix: Size, rows: slice, columns: slice | None = None) -> Iterator[Block]:
         """Where a part of the matrix ``tensor[prefix]`` lies; rows and byte columns count from the part's corner.
