@@ -85,7 +85,8 @@ def of_texts(*texts: str) -> End | None:
 
 def what_happened(code: int, crash: Crash) -> str:
     """A crash in one line."""
-    last = crash.lines[-1].strip() if crash.lines else "no output"
+    said = [line for line in crash.lines if not line.startswith("srun: ")]  # which counts who ended, never why
+    last = (said or crash.lines or ["no output"])[-1].strip()
     what = crash.cause or _error_line(crash.lines) or last
     return f"exit code {code}; {crash.log.name}: {what[:300]}"
 

@@ -1,7 +1,7 @@
 """A stand-in for vLLM's server: takes its options, its key from ``VLLM_API_KEY``, and answers over real HTTP.
 
 ``payload.json`` in the run directory: ``server_fault``, such as
-``{"attempt": "attempt_1", "port": 8001, "kind": "die", "requests": 3}``; other kinds are ``start`` and ``deaf``.
+``{"attempt": "attempt_1", "server": 1, "kind": "die", "requests": 3}``; other kinds are ``start`` and ``deaf``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 WARM_UP_S = 1
 
 
@@ -23,9 +25,10 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     for option in ("--host", "--model", "--dtype"):
         parser.add_argument(option, required=True)
-    parser.add_argument("--port", type=int, required=True)
+    for option in ("--port", "--seed"):
+        parser.add_argument(option, type=int, required=True)
     told, _ = parser.parse_known_args()
-    fault = fault_of(told.port)
+    fault = fault_of(told.seed)
     if fault.get("kind") == "start":
         raise RuntimeError("the server was told to fail at its start")
     answers = [0]
@@ -60,11 +63,13 @@ def main() -> int:
     return 0
 
 
-def fault_of(port: int) -> dict[str, Any]:
+def fault_of(seed: int) -> dict[str, Any]:
+    """What this server is to do wrong; its number in the plan is told by its seed."""
     run = Path.cwd()
+    number = seed - yaml.safe_load((run / "run.yaml").read_text())["seed"]
     fault = json.loads((run / "payload.json").read_text()).get("server_fault", {})
     attempt = (run / "latest").resolve().name
-    here = fault.get("attempt", "attempt_1") in (None, attempt) and fault.get("port") in (None, port)
+    here = fault.get("attempt", "attempt_1") in (None, attempt) and fault.get("server") in (None, number)
     return dict(fault) if here else {}
 
 

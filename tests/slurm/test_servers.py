@@ -62,7 +62,7 @@ def test_others_need_the_key(submit):
 
 
 def test_a_dead_server_lets_the_trainer_save_and_starts_everything_again(submit):
-    fault = {"kind": "die", "port": 8001, "requests": 3}
+    fault = {"kind": "die", "server": 1, "requests": 3}
     run = submit(sections=ON_SERVERS, steps=20, pause=0.3, server_fault=fault, keeps_on=True)
     first, second = ended(run, 2)
     assert (first.state, second.state) == ("crash", "success"), everything(run)
@@ -73,7 +73,7 @@ def test_a_dead_server_lets_the_trainer_save_and_starts_everything_again(submit)
 
 
 def test_a_trainer_that_fails_with_its_server_is_not_blamed(submit):
-    fault = {"kind": "die", "port": 8001, "requests": 3}
+    fault = {"kind": "die", "server": 1, "requests": 3}
     run = submit(run={"max_failures": 0}, sections=ON_SERVERS, steps=30, pause=0.01, server_fault=fault)
     (first,) = ended(run, 1)
     assert first.state == "crash" and re.fullmatch(DIED, first.reason), everything(run)
@@ -85,7 +85,7 @@ def test_a_container_that_outlives_its_step_is_removed(submit, request):
         profile=contained("podman", request) | {"save_before_s": 2},
         sections=ON_SERVERS,
         fault={"kind": "hang", "rank": None},
-        server_fault={"kind": "die", "port": 8001, "requests": 1},
+        server_fault={"kind": "die", "server": 1, "requests": 1},
     )
     (first,) = ended(run, 1)
     assert first.state == "crash" and re.fullmatch(DIED, first.reason), everything(run)
@@ -106,7 +106,7 @@ def test_servers_that_do_not_come_up_end_the_job(submit, kind, reason):
     run = submit(
         run={"max_failures": 0},
         sections={"rollout": ON_SERVERS["rollout"] | {"vllm_server_timeout": 8}},
-        server_fault={"kind": kind, "port": 8000},
+        server_fault={"kind": kind, "server": 0},
     )
     (attempt,) = ended(run, 1)
     assert attempt.state == "crash" and reason in attempt.reason, everything(run)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from grpo_hpc.observe.events import EventLog
-from grpo_hpc.runs.ends import End, judge, why_cancelled, why_ended
+from grpo_hpc.runs.crash import Crash
+from grpo_hpc.runs.ends import End, judge, what_happened, why_cancelled, why_ended
 from grpo_hpc.runs.run_dir import RunDir
 
 STEP = "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-11-23T04:02:16"
@@ -110,3 +111,13 @@ def test_why_slurm_ended_a_step(tmp_path, why, state):
 )
 def test_why_an_attempt_was_told_to_end(asked, word, line, why):
     assert why_ended(asked, word, line) == why
+
+
+def test_what_a_program_said_is_the_reason_and_not_which_task_ended_last():
+    """Else two starts that fail alike would differ by the node that srun names."""
+    why, which = (
+        "job.sh: line 1: /nowhere/python: No such file",
+        "srun: error: node2: task 1: Exited with exit code 127",
+    )
+    assert what_happened(127, Crash(Path("launcher.log"), [why, which])).endswith(why)
+    assert what_happened(1, Crash(Path("launcher.log"), [which])).endswith(which)
