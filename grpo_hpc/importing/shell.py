@@ -2,7 +2,8 @@
 
 Known: quotes, comments, line continuations, variables and arrays that the script assigns, ``${NAME:-default}``, integer
 arithmetic, here-documents (skipped) and command separators. Whatever only a running shell can know, such as
-``$(hostname)`` or a variable that nobody assigned, stays in a word as it is written and is listed in ``Word.open``.
+``$(hostname)`` or a variable that nobody assigned, stays in a word as it is written and is listed in ``Word.open``. The
+folder of the script itself is known: ``$(dirname "$0")``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from grpo_hpc.errors import ConfigError
 from grpo_hpc.importing.lexer import ASSIGNMENT, NAME, Piece, Raw, Scanner, lex
 
 _BRACED = re.compile(rf"({NAME})(?:(\[[@*]\])|(:?[-=])(.*))?", re.DOTALL)
+_SELF = r"\$(?:0|BASH_SOURCE|\{BASH_SOURCE(?:\[0\])?\})"
+_DIRNAME = rf"\$\(dirname (?:-- )?(?:{_SELF}|\$\((?:realpath|readlink -f) {_SELF}\))\)"
+_OWN_FOLDER = re.compile(rf"{_DIRNAME}|\$\(cd (?:-- )?{_DIRNAME}(?: &?>(?:&1)? ?/dev/null(?: 2>&1)?)? && pwd(?: -P)?\)")
+"""The usual ways to say "the folder of this script", without quotes and with single blanks."""
 _DEPTH = {"if": 1, "while": 1, "until": 1, "fi": -1, "done": -1, "esac": -1}
 _COMMAND_FLAG = re.compile(r"-[a-z]*c")
 _RESERVED = {"if", "then", "else", "elif", "do", "while", "until", "{", "}", "!", "fi", "done", "esac"}
@@ -53,18 +58,19 @@ class Script:
     uncertain: set[str]
 
 
-def read_script(script: str, variables: dict[str, str] | None = None) -> Script:
+def read_script(script: str, variables: dict[str, str] | None = None, folder: str | None = None) -> Script:
     """The commands of ``script`` in the order they are written, with all branches and loop bodies, once each.
 
     Args:
         script: the text of a shell script.
         variables: values that are known from elsewhere; the script may assign others.
+        folder: where the script lies, if it lies somewhere: what ``$(dirname "$0")`` and its like stand for.
 
     Raises:
         ConfigError: a quote or bracket is never closed.
     """
     try:
-        return _Reader({name: [Word(value)] for name, value in (variables or {}).items()}).run(script)
+        return _Reader({name: [Word(value)] for name, value in (variables or {}).items()}, folder).run(script)
     except RecursionError:
         raise ConfigError("expansions are nested too deeply to be read") from None
 
@@ -72,8 +78,8 @@ def read_script(script: str, variables: dict[str, str] | None = None) -> Script:
 class _Reader:
     """Assigns variables and expands words, command by command."""
 
-    def __init__(self, variables: dict[str, list[Word]]) -> None:
-        self.variables = variables
+    def __init__(self, variables: dict[str, list[Word]], folder: str | None) -> None:
+        self.variables, self.folder = variables, folder
         self.exported: dict[str, Word] = {}
         self.uncertain: set[str] = set()
         self.depth = 0
@@ -126,7 +132,7 @@ class _Reader:
             if flag is None:
                 return []
             inner = texts[flag + 1]
-        found = _Reader(dict(self.variables)).run(inner).commands
+        found = _Reader(dict(self.variables), self.folder).run(inner).commands
         return [replace(c, environment=environment | c.environment, line=line + c.line - 1) for c in found]
 
     def _assignment(self, raw: Raw, prefix: dict[str, list[Word]]) -> dict[str, list[Word]] | None:
@@ -182,6 +188,8 @@ class _Reader:
         if not piece.expand:
             return [Word(piece.text)]
         source = piece.text
+        if self.folder is not None and _OWN_FOLDER.fullmatch(" ".join(re.sub("[\"']", "", source).split())):
+            return [Word(self.folder)]
         if source.startswith("$((") and source.endswith("))"):
             return [self._arithmetic(source)]
         inner = source[2:-1] if source.startswith("${") else source[1:]

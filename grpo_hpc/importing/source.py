@@ -102,7 +102,8 @@ def _take_script(source: Source, path: Path) -> None:
     try:
         job = _job_of(text, path, source)
         known = {"SLURM_NNODES": job.nodes, "SLURM_JOB_NUM_NODES": job.nodes, "SLURM_GPUS_ON_NODE": job.gpus}
-        script = read_script(text, {name: str(value) for name, value in known.items() if value is not None})
+        given = {name: str(value) for name, value in known.items() if value is not None}
+        script = read_script(text, given, str(path.parent))
     except ConfigError as error:
         raise ConfigError(f"{path}, {error.message}") from None
     before = {"NNODES": job.nodes, "NPROC_PER_NODE": job.gpus}

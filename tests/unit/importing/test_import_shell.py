@@ -119,3 +119,20 @@ def test_any_text_is_read_or_refused(script: str) -> None:
         read_script(script)
     except ConfigError as error:
         assert "line " in error.message
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '$(dirname "$0")',
+        "$(dirname -- ${BASH_SOURCE[0]})",
+        '$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)',
+        '$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" &> /dev/null && pwd)',
+        '$(cd "$(dirname "$(readlink -f "$0")")" >/dev/null 2>&1 && pwd -P)',
+    ],
+)
+def test_the_folder_of_a_script_is_known(said):
+    script = f'HERE="{said}"\nshow "$HERE/run.yaml"'
+    assert [word.text for word in read_script(script, folder="/there").commands[0].words] == ["show", "/there/run.yaml"]
+    assert read_script(script).commands[0].words[1].open, "a text that lies nowhere has no folder"
+    assert read_script('show $(cd "$(dirname /etc)" && pwd)', folder="/there").commands[0].words[1].open
