@@ -71,7 +71,7 @@ def test_a_job_has_time_before_it_saves(limit: str, save_before: int, fits: bool
 
 
 def test_site_paths_with_variables_are_put_in_where_a_run_is_submitted(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("WORK", "/work/me")
+    monkeypatch.setenv("WORK", "/lustre/me")
     monkeypatch.setenv("HOME", "/home/me")
     (tmp_path / "run.yaml").write_text(RUN)
     (tmp_path / "site.yaml").write_text(
@@ -82,11 +82,11 @@ def test_site_paths_with_variables_are_put_in_where_a_run_is_submitted(tmp_path:
     parameters = "reward_params={m: {path: $WORK/rm}}"
     paths = ["output_dir=$WORK/runs", "model.path=~/m", "train=${WORK}/t.jsonl", f"profile={tmp_path}/site.yaml"]
     cfg = load_run(tmp_path / "run.yaml", [*paths, rewards, parameters])
-    assert (cfg.output_dir, cfg.model.path, cfg.data.train) == ("/work/me/runs", "/home/me/m", "/work/me/t.jsonl")
-    assert cfg.rewards.files == ["/home/me/own.py", "/work/me/rm"]
+    assert (cfg.output_dir, cfg.model.path, cfg.data.train) == ("/lustre/me/runs", "/home/me/m", "/lustre/me/t.jsonl")
+    assert cfg.rewards.files == ["/home/me/own.py", "/lustre/me/rm"]
     profile = profile_of(cfg)
-    assert profile.binds == ["/work/me", "/home/me/data"]
-    assert (profile.image, profile.python) == ("/work/me/i.sif", "/home/me/env/bin/python")
+    assert profile.binds == ["/lustre/me", "/home/me/data"]
+    assert (profile.image, profile.python) == ("/lustre/me/i.sif", "/home/me/env/bin/python")
     assert (profile.scratch, profile.environment) == ("$SLURM_TMPDIR", {"LIBS": "/x:$LIBS"})  # the nodes know them
     assert with_absolute_image(profile) == profile
     assert read(tmp_path, dump_profile(profile)) == profile
