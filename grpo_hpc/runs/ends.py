@@ -24,6 +24,8 @@ _SLURM_SAYS: tuple[tuple[State, re.Pattern[str]], ...] = (
         ),
     ),
 )
+# srun counts who ended, and both say that a step is taken down: never why
+_SLURM_COUNTS = re.compile(r"^srun: |^slurmstepd\S*: error: \*\*\* .* \*\*\*$")
 _FULL = 2**20  # bytes free; with less no log can say why
 OF_SLURM: dict[str, State] = {
     "COMPLETED": "lost",  # Slurm is content, but the run did not say that it finished
@@ -85,7 +87,7 @@ def of_texts(*texts: str) -> End | None:
 
 def what_happened(code: int, crash: Crash) -> str:
     """A crash in one line."""
-    said = [line for line in crash.lines if not line.startswith("srun: ")]  # which counts who ended, never why
+    said = [line for line in crash.lines if not _SLURM_COUNTS.search(line)]
     last = (said or crash.lines or ["no output"])[-1].strip()
     what = crash.cause or _error_line(crash.lines) or last
     return f"exit code {code}; {crash.log.name}: {what[:300]}"

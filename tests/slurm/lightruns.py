@@ -54,7 +54,10 @@ def write_run(
     model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
     if not model.is_dir():
         model.mkdir()
-        shutil.copy(next((ROOT / "configs" / "models").glob("Qwen3-0.6B*")), model / "config.json")
+        blob = tmp_path / "blobs" / "0"  # as in a Hugging Face cache, where a model's files are links
+        blob.parent.mkdir()
+        shutil.copy(next((ROOT / "configs" / "models").glob("Qwen3-0.6B*")), blob)
+        (model / "config.json").symlink_to("../blobs/0")
     rows.write_text("{}\n")
     profile_file = tmp_path / f"{name}-profile.yaml"
     profile_file.write_text(yaml.safe_dump({"python": sys.executable, **PROFILE, **profile}))

@@ -7,6 +7,7 @@ hardly any in the others, and ``fault``, such as ``{"attempt": "attempt_1", "ste
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import signal
@@ -34,9 +35,7 @@ def main(run: RunDir) -> int:
         signal.signal(number, lambda *got: signalled.append(got[0]))
     together = Together(attempt / "meeting", rank, int(os.environ["WORLD_SIZE"]))
     events, sinks = EventLog(run.events), MetricSinks(run.metrics)
-    names = ("SLURMD_NODENAME", "CUDA_VISIBLE_DEVICES", "MASTER_PORT", "SECRET")
-    where = {name: os.environ.get(name) for name in names} | {"contained": not Path("/usr/sbin/slurmd").exists()}
-    (attempt / f"where_{rank}.json").write_text(json.dumps(where))
+    (attempt / f"where_{rank}.json").write_text(json.dumps(where(run)))
     step, slow = saved_step(run), int(attempt.name.removeprefix("attempt_")) <= told.get("slow", 1)
     pause = told["pause"] if slow else 0.02
     if rank == 0:
@@ -63,6 +62,28 @@ def main(run: RunDir) -> int:
     if rank == 0:
         events.finished({"lines": []})
     return 0
+
+
+def where(run: RunDir) -> dict[str, object]:
+    """What a rank finds around it."""
+    names = ("SLURMD_NODENAME", "CUDA_VISIBLE_DEVICES", "MASTER_PORT", "SECRET")
+    caches = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT", "XDG_CACHE_HOME")
+    try:
+        import only_on_the_host  # noqa: F401
+    except ImportError:
+        packages_of_the_host = False
+    else:
+        packages_of_the_host = True
+    return {
+        **{name: os.environ.get(name) for name in names},
+        "contained": not Path("/usr/sbin/slurmd").exists(),
+        "user": getpass.getuser(),
+        "home": str(Path.home()),
+        "home_is_kept": os.access(Path.home(), os.W_OK) and Path.home() == Path(os.environ.get("GRPO_HPC_HOME", "/")),
+        "caches": {name: os.environ[name] for name in caches if name in os.environ},
+        "packages_of_the_host": packages_of_the_host,
+        "model": json.loads((Path(run.config().model.path) / "config.json").read_text())["model_type"],
+    }
 
 
 class Together:

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from pathlib import Path
 
 import pytest
 from lightruns import contained, ended, everything
 
 
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with packages and caches of its own, from which the run is submitted."""
+    home = tmp_path / "home"
+    packages = home / ".local" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "only_on_the_host.py").touch()
+    changed = {"HOME": home, "PYTHONPATH": f"{packages}:{os.environ['PYTHONPATH']}", "TRITON_CACHE_DIR": home / "triton"}
+    for name, value in changed.items():
+        monkeypatch.setenv(name, str(value))
+    return home
+
+
 @pytest.mark.parametrize("runtime", ["none", "podman", "apptainer", "docker"])
 @pytest.mark.parametrize("executor", ["slurm", "submitit"])
-def test_two_nodes_with_two_ranks_each(submit, runtime, executor, request, tmp_path):
+def test_two_nodes_with_two_ranks_each(submit, runtime, executor, request, tmp_path, host):
     secrets = tmp_path / "secrets"
     secrets.write_text('SECRET=it\'s $(a) "secret"\n')
     secrets.chmod(0o600)
@@ -22,6 +38,11 @@ def test_two_nodes_with_two_ranks_each(submit, runtime, executor, request, tmp_p
     assert [place["SLURMD_NODENAME"] for place in places] == ["node1", "node1", "node2", "node2"]
     assert {place["SECRET"] for place in places} == {'it\'s $(a) "secret"'}
     assert {place["contained"] for place in places} == {runtime != "none"}
+    assert {place["model"] for place in places} == {"qwen3"}  # whose files are links to outside of its folder
+    assert {place["packages_of_the_host"] for place in places} == {runtime == "none"}
+    if runtime != "none":
+        assert all(place["user"] and place["home_is_kept"] and place["home"] != str(host) for place in places)
+        assert not [place for place in places if str(host) in "".join(place["caches"].values())]
     written = [path for path in run.path.rglob("*") if path.is_file() and "where_" not in path.name]
     assert not [path for path in written if b'"secret"' in path.read_bytes()]
     if runtime != "none":

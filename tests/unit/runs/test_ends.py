@@ -121,3 +121,16 @@ def test_what_a_program_said_is_the_reason_and_not_which_task_ended_last():
     )
     assert what_happened(127, Crash(Path("launcher.log"), [why, which])).endswith(why)
     assert what_happened(1, Crash(Path("launcher.log"), [which])).endswith(which)
+
+
+@pytest.mark.parametrize(
+    "taken_down",
+    [
+        "slurmstepd-node1: error: *** STEP 20.0 ON node1 CANCELLED AT 2026-11-29T22:24:07 ***",
+        "slurmstepd: error: *** JOB 20 ON node1 CANCELLED AT 2026-11-29T22:24:07 DUE TO JOB REQUEUE ***",
+    ],
+)
+def test_that_a_step_was_taken_down_is_no_reason(taken_down):
+    """Slurm ends a step when one task has failed, and its line may come last; its other lines are causes."""
+    why = "slurmstepd-node1: error: execve(): /nowhere/python: No such file or directory"
+    assert what_happened(127, Crash(Path("launcher.log"), [why, taken_down])).endswith(why)
