@@ -18,13 +18,14 @@ from typing import Any
 from grpo_hpc.checkpoint.copying import Add, Job, Target
 from grpo_hpc.checkpoint.folders import Folder
 from grpo_hpc.checkpoint.naming import Parallel, model_names
-from grpo_hpc.checkpoint.planning import about, companions, with_checks
+from grpo_hpc.checkpoint.planning import about, with_checks
 from grpo_hpc.checkpoint.reshard import recut
 from grpo_hpc.checkpoint.run import Plan
 from grpo_hpc.checkpoint.to_megatron import check_tensors, hf_names
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.families.read_shape import read_shape
+from grpo_hpc.models.on_disk.companions import TEMPLATE, companions
 from grpo_hpc.models.on_disk.model_folder import INDEX
 from grpo_hpc.models.on_disk.safetensors_file import plan_file, read_tensors
 from grpo_hpc.models.on_disk.stored import Stored
@@ -60,6 +61,12 @@ class Adapter:
     folder: Path
     config: dict[str, Any]
     pairs: dict[str, tuple[Stored, Stored]]
+
+    @property
+    def template(self) -> dict[str, bytes]:
+        """The chat template that the adapter was trained with, where its folder has one: a file of the merged model."""
+        file = self.folder / TEMPLATE
+        return {TEMPLATE: file.read_bytes()} if file.exists() else {}
 
     def scale(self, target: str, down: Stored, experts: int = 1) -> float:
         """What B A is multiplied with: of a module, or of the parameter ``target`` of all experts.
@@ -229,7 +236,7 @@ def plan_merge(base: Folder, adapter: Adapter) -> Plan:
 def _merge_hf(base: Folder, adapter: Adapter) -> Plan:
     shape = read_shape(base.path)
     dtype, pairs = check_tensors(base, shape), _pairs(adapter, shape)
-    files = companions(base.path, dtype)
+    files = companions(base.path, dtype) | adapter.template
     small: list[tuple[str, int | None, bytes]] = [(name, None, content) for name, content in files.items()]
     sizes: dict[str, int] = {}
     jobs: list[Job] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +21,7 @@ from grpo_hpc.checkpoint.torch_file import frame
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import family
 from grpo_hpc.models.families.counting import count_parameters
-from grpo_hpc.models.on_disk.model_folder import INDEX, require_floating
+from grpo_hpc.models.on_disk.model_folder import require_floating
 from grpo_hpc.models.on_disk.stored import ITEMSIZE, Block, Chunk, Size, Stored
 from grpo_hpc.models.shape import ModelShape
 
@@ -135,20 +134,6 @@ def model_dtype(tensors: Iterable[Stored], shape: ModelShape, config: dict[str, 
                 f"({found[right]:,} of {len(strict):,} tensors)"
             )
     return right
-
-
-def companions(folder: Path, dtype: str, root: str = "") -> dict[str, bytes]:
-    """Configuration, tokenizer and chat template of a model folder, for ``root`` of another; the configuration's dtype
-    is that of the tensors."""
-    small = {".json", ".txt", ".model", ".jinja", ".py"}
-    left_out = (INDEX, "manifest.json", "grpo_hpc.json")
-    names = [f for f in sorted(folder.iterdir()) if f.is_file() and f.suffix in small and f.name not in left_out]
-    files = {root + file.name: file.read_bytes() for file in names}
-    config = json.loads(files[root + "config.json"])
-    if (config.get("dtype") or config.get("torch_dtype")) != dtype:
-        config.pop("torch_dtype", None)
-        files[root + "config.json"] = (json.dumps(config | {"dtype": dtype}, indent=2) + "\n").encode()
-    return files
 
 
 def about(source: Folder, kind: str, shape: ModelShape, parallel: Parallel | None) -> dict[str, Any]:

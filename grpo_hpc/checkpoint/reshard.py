@@ -9,11 +9,12 @@ from pathlib import Path
 from grpo_hpc.checkpoint.copying import Add, Job, Target
 from grpo_hpc.checkpoint.folders import COMPANIONS, Folder
 from grpo_hpc.checkpoint.naming import Parallel, is_state, layers_and_experts, root_of, slots
-from grpo_hpc.checkpoint.planning import MegatronWriter, about, companions, in_parts
+from grpo_hpc.checkpoint.planning import MegatronWriter, about, in_parts
 from grpo_hpc.checkpoint.run import Plan
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.families.read_shape import read_shape
+from grpo_hpc.models.on_disk.companions import companions
 from grpo_hpc.models.on_disk.stored import Size, Stored
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.weight_map import Rule

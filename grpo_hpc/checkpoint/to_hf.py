@@ -10,12 +10,13 @@ from pathlib import Path
 from grpo_hpc.checkpoint.copying import Copier, Job, Target
 from grpo_hpc.checkpoint.folders import Folder
 from grpo_hpc.checkpoint.naming import find, layers_and_experts, model_names, root_of, saved_names
-from grpo_hpc.checkpoint.planning import about, companions, model_dtype, placed, with_checks
+from grpo_hpc.checkpoint.planning import about, model_dtype, placed, with_checks
 from grpo_hpc.checkpoint.run import Plan
 from grpo_hpc.checkpoint.to_megatron import hf_names
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.families.read_shape import read_config, read_shape
+from grpo_hpc.models.on_disk.companions import companions
 from grpo_hpc.models.on_disk.model_folder import INDEX
 from grpo_hpc.models.on_disk.safetensors_file import Placed, plan_file
 from grpo_hpc.models.on_disk.stored import Block, Size, Stored

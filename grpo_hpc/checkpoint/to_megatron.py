@@ -8,10 +8,11 @@ from grpo_hpc.checkpoint.copying import Job
 from grpo_hpc.checkpoint.folders import COMPANIONS, Folder
 from grpo_hpc.checkpoint.megatron_folder import common_bytes, config_bytes
 from grpo_hpc.checkpoint.naming import Parallel, extra_states, is_uniform, layers_and_experts, slots
-from grpo_hpc.checkpoint.planning import MegatronWriter, about, companions, in_parts, model_dtype, placed
+from grpo_hpc.checkpoint.planning import MegatronWriter, about, in_parts, model_dtype, placed
 from grpo_hpc.checkpoint.run import Plan
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.families.read_shape import read_config, read_shape
+from grpo_hpc.models.on_disk.companions import companions
 from grpo_hpc.models.on_disk.model_folder import check_model, left_out
 from grpo_hpc.models.on_disk.stored import ITEMSIZE, Block, Stored
 from grpo_hpc.models.shape import ModelShape

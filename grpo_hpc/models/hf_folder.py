@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from grpo_hpc.models.layouts import Sliceable
+from grpo_hpc.models.on_disk.companions import companions, with_defaults
 from grpo_hpc.models.on_disk.model_folder import INDEX, read_model
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
@@ -48,6 +49,7 @@ def write_hf_folder(
     dtype: torch.dtype,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     float32: tuple[str, ...] = (),
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``tensors`` as a model folder beside the configuration and tokenizer of ``source``.
 
@@ -58,28 +60,21 @@ def write_hf_folder(
         metadata: strings kept in ``grpo_hpc.json`` (where these weights come from).
         dtype: of the written tensors.
         float32: ends of the names of those that are float32 whatever the others are.
+        template_kwargs: what the chat template shall take for told.
     """
     building = target.with_name(target.name + ".tmp")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    _copy_companions(source, building, dtype)
+    files = companions(source, str(dtype).removeprefix("torch."))
+    for name, content in (files | with_defaults(files, template_kwargs or {})).items():
+        (building / name).parent.mkdir(exist_ok=True)
+        (building / name).write_bytes(content)
     precise = ((name, tensor, torch.float32 if name.endswith(float32) else dtype) for name, tensor in tensors)
     _write_shards(precise, building, shard_bytes)
     (building / "grpo_hpc.json").write_text(json.dumps(dict(metadata), indent=1) + "\n")
     if target.exists():
         shutil.rmtree(target)
     building.rename(target)
-
-
-def _copy_companions(source: Path, target: Path, dtype: torch.dtype) -> None:
-    """Configuration, tokenizer, chat template: every small file of the source that is no weight."""
-    for file in source.iterdir():
-        if file.is_file() and file.suffix in {".json", ".txt", ".model", ".jinja"} and file.name != INDEX:
-            shutil.copyfile(file, target / file.name)
-    config = json.loads((target / "config.json").read_text())
-    config.pop("torch_dtype", None)
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _write_shards(tensors: Iterable[tuple[str, Tensor, torch.dtype]], folder: Path, shard_bytes: int) -> None:

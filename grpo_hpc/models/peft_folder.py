@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from grpo_hpc.control import Control
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.lora import Adapters, adapted_layers
 from grpo_hpc.models.movers import dense_place, expert_place, local_parameters
+from grpo_hpc.models.on_disk.companions import TEMPLATE, template_with_defaults
 from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.models.weight_map import Entry, entries, fused_experts
 
@@ -98,8 +99,19 @@ def _held(models: Sequence[PolicyModel], values: Callable[[Tensor], Tensor]) -> 
     return held
 
 
-def write_adapter(folder: Path, tensors: dict[str, Tensor], adapters: Adapters, base: str) -> None:
-    """Write ``adapter_model.safetensors`` and ``adapter_config.json``; the folder appears when it is whole."""
+def write_adapter(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    adapters: Adapters,
+    base: str,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``adapter_model.safetensors`` and ``adapter_config.json``; the folder appears when it is whole.
+
+    Args:
+        base: the model folder that the adapters belong to.
+        template_kwargs: what its chat template was told; with any, the template that takes it for told is written, too.
+    """
     building = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
@@ -120,6 +132,8 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], adapters: Adapters, 
         "inference_mode": True,
     }
     (building / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if template_kwargs:
+        (building / TEMPLATE).write_text(template_with_defaults(Path(base), template_kwargs))
     shutil.rmtree(folder, ignore_errors=True)
     building.rename(folder)
 

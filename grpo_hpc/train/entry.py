@@ -213,9 +213,9 @@ def _reporter(run_dir: RunDir, cfg: RunConfig, events: EventLog | None) -> Repor
 
 def _closing_lines(run_dir: RunDir, cfg: RunConfig, saved: Path | None) -> list[str]:
     lines = [f"checkpoint  {saved}"] if saved else []
-    told = json.dumps(cfg.data.chat_template_kwargs) if cfg.data.chat_template_kwargs else ""
-    serving = f" --default-chat-template-kwargs {shlex.quote(told)}" if told else ""
     if cfg.checkpoint.export and cfg.tuner.tuner_type == "lora":
+        told = json.dumps(cfg.data.chat_template_kwargs) if cfg.data.chat_template_kwargs else ""
+        serving = f" --default-chat-template-kwargs {shlex.quote(told)}" if told else ""  # the template is the base's
         lines += [
             f"adapters    {run_dir.export}",
             f"  serve it  vllm serve {cfg.model.path} --enable-lora --max-lora-rank {cfg.tuner.lora_rank} "
@@ -225,7 +225,7 @@ def _closing_lines(run_dir: RunDir, cfg: RunConfig, saved: Path | None) -> list[
     elif cfg.checkpoint.export:
         lines += [
             f"export      {run_dir.export}",
-            f"  serve it  vllm serve {run_dir.export}{serving}",
+            f"  serve it  vllm serve {run_dir.export}",
             f"  load it   transformers.AutoModelForCausalLM.from_pretrained({str(run_dir.export)!r})",
         ]
     lines += [f"metrics     {run_dir.metrics}", f"completions {run_dir.completions}"]

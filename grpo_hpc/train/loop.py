@@ -236,7 +236,8 @@ class Trainer:
             origin = {"run": self._cfg.name, "step": str(self.state.step), "base_model": self._cfg.model.path}
             source, dtype = Path(self._cfg.model.path), DTYPES[self._cfg.model.dtype]
             precise = family(self._parts.policy.chunks[0].shape.family).float32
-            write_hf_folder(tensors, target, source, origin, dtype, float32=precise)
+            told = self._cfg.data.chat_template_kwargs
+            write_hf_folder(tensors, target, source, origin, dtype, float32=precise, template_kwargs=told)
         for _ in tensors:
             pass
 
@@ -244,7 +245,7 @@ class Trainer:
         self._parts.policy.settle()
         tensors = gather_adapters(self._parts.policy.chunks, self._platform.layer_spec, self._parts.control)
         if self._parts.control.first:
-            write_adapter(target, tensors, adapters, self._cfg.model.path)
+            write_adapter(target, tensors, adapters, self._cfg.model.path, self._cfg.data.chat_template_kwargs)
 
     def close(self) -> None:
         """Shut the engine down; nothing may be asked of the trainer afterwards."""

@@ -66,6 +66,7 @@ def new_run(folder: Path, model: Path, name: str, **changed: object) -> Path:
         "save_steps": 1,
         "save_total_limit": 2,
         "eval": str(folder / "eval.jsonl"),
+        "chat_template_kwargs": {"loud": True},
     }
     return write_run(folder, model, name=name, **(settings | changed))
 
@@ -105,6 +106,9 @@ def test_what_a_run_leaves_behind(finished):
     assert "export" in printed and "Traceback" not in printed
     model = AutoModelForCausalLM.from_pretrained(run_dir / "export", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(run_dir / "export")
+    chat = [{"role": "user", "content": "Say 3."}]
+    said = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert said.endswith("LOUD assistant:"), "the export tells its template what training told it"
     assert model.generate(torch.tensor([tokenizer("Say 3.")["input_ids"]]), max_new_tokens=2).shape[1] > 6
 
 
@@ -169,6 +173,7 @@ def test_a_run_of_adapters_resumes_exactly(tiny, tmp_path):
             assert row[name] == pytest.approx(want[step][name], rel=1e-6, abs=1e-9), f"{name} of step {step}"
     files = [load_file(tmp_path / "runs" / n / "export" / "adapter_model.safetensors") for n in ("broken", "whole")]
     assert all(value.equal(files[1][name]) for name, value in files[0].items())
+    assert "loud" in (run_dir / "export" / "chat_template.jinja").read_text().partition("messages")[0]
 
 
 def start(*args: object) -> subprocess.Popen[str]:

@@ -18,7 +18,11 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     packages = home / ".local" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
     packages.mkdir(parents=True)
     (packages / "only_on_the_host.py").touch()
-    changed = {"HOME": home, "PYTHONPATH": f"{packages}:{os.environ['PYTHONPATH']}", "TRITON_CACHE_DIR": home / "triton"}
+    changed = {
+        "HOME": home,
+        "PYTHONPATH": f"{packages}:{os.environ['PYTHONPATH']}",
+        "TRITON_CACHE_DIR": home / "triton",
+    }
     for name, value in changed.items():
         monkeypatch.setenv(name, str(value))
     return home
