@@ -148,16 +148,10 @@ def read_profile(path: Path) -> Profile:
     """
     document = read_yaml(path, "cluster profile", "partition: gpu")
     raise_problems(document.problems, str(path), document.places)
-    values = document.values
-    unknown = [key for key in values if key not in Profile.model_fields]
-    if unknown:
-        near = difflib.get_close_matches(str(unknown[0]), Profile.model_fields, n=1)
-        meant = f"Did you mean '{near[0]}'?" if near else f"Keys: {', '.join(Profile.model_fields)}."
-        raise ConfigError(f"the cluster profile {path} has an unknown key '{unknown[0]}'", meant)
     try:
-        return Profile.model_validate(values)
+        return Profile.model_validate(document.values)
     except ValidationError as error:
-        raise_problems(field_problems(error), str(path), document.places)
+        raise_problems(field_problems(error, Profile), str(path), document.places)
         raise
 
 

@@ -13,6 +13,7 @@ from grpo_hpc.cluster.detect import Partition, Site
 from grpo_hpc.cluster.profile import Profile, profile_folders, read_profile
 from grpo_hpc.cluster.secrets import read_secrets
 from grpo_hpc.config.document import dump_yaml
+from grpo_hpc.config.fields import field_problems
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.files import write_atomically
 
@@ -137,9 +138,9 @@ def check_answer(question: Question, value: Any, site: Site) -> None:
     try:
         Profile.model_validate({question.key: value})
     except ValidationError as error:
-        said = error.errors()[0]
+        said = field_problems(error, Profile)[0].text
         hint = f"Write it as in {question.example}." if question.example else ""
-        raise ConfigError(f"{question.key} cannot be {value!r}: {said['msg']}", hint) from None
+        raise ConfigError(f"{question.key} cannot be {value!r}: {said}", hint) from None
     if question.key == "secrets":
         read_secrets(Path(value).expanduser())
     known = [partition.name for partition in site.partitions]

@@ -89,7 +89,8 @@ def read_yaml(path: Path, kind: str, example: str) -> Document:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{kind} {path} cannot be read: {error}") from None
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"the {kind} {path} cannot be read: {why}") from None
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -122,7 +123,11 @@ def dump_yaml(values: dict[str, Any]) -> str:
 
 
 def _note_keys(node: yaml.Node, prefix: str, document: Document) -> None:
-    """Record the line of every key under ``node``, and a problem for each key that is given twice."""
+    """Record the line of every key and list item under ``node``, and a problem for each key that is given twice."""
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            document.places[f"{prefix}{number}"] = f"line {item.start_mark.line + 1}"
+            _note_keys(item, f"{prefix}{number}.", document)
     if not isinstance(node, yaml.MappingNode):
         return
     for key_node, value_node in node.value:

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from grpo_hpc.config.document import read_document
+from grpo_hpc.config.document import read_yaml
+from grpo_hpc.config.fields import field_problems
 from grpo_hpc.config.keys import closest
 from grpo_hpc.config.problems import Problem, raise_problems
 from grpo_hpc.errors import ConfigError
@@ -61,14 +62,15 @@ def load_images(path: Path | None = None) -> dict[str, ImageSpec]:
         ConfigError: names each wrong key of the file.
     """
     source = path or shipped("containers/versions.yaml")
-    document = read_document(source)
+    document = read_yaml(source, "list of images", "my-image: {...}")
     problems = list(document.problems)
     images = {}
     for name, values in document.values.items():
         try:
             images[str(name)] = ImageSpec.model_validate(values)
         except ValidationError as error:
-            problems += [Problem(".".join(map(str, (name, *d["loc"]))), d["msg"]) for d in error.errors()]
+            found = field_problems(error, ImageSpec)
+            problems += [Problem(f"{name}.{problem.key}".rstrip("."), problem.text) for problem in found]
     raise_problems(problems, str(source), document.places)
     return images
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.cluster.sbatch_options import Asked, asked, read_options, script_lines, split_words
-from grpo_hpc.config.document import read_document
+from grpo_hpc.config.document import read_yaml
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.importing.shell import Command, Word, read_script
 
@@ -180,7 +180,7 @@ def _flags(words: Iterable[Word], place: str) -> list[Given]:
 def _from_yaml(path: Path, source: Source) -> list[Given]:
     """The keys of ms-swift's YAML form; ``ENV`` goes to the environment, Ray's groups lose their group."""
     _read(path)
-    document = read_document(path)
+    document = read_yaml(path, "ms-swift configuration", "rlhf_type: grpo")
     source.notes += [f"{path.name}: {problem.key} {problem.text}" for problem in document.problems]
     values = dict(document.values)
     if isinstance(environment := values.get("ENV"), dict):

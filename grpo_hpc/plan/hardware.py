@@ -8,12 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from grpo_hpc.config.document import read_yaml
 from grpo_hpc.config.keys import closest
+from grpo_hpc.config.problems import Problem, raise_problems, shown
 from grpo_hpc.errors import ConfigError
 
 _FOLDER = Path(__file__).parent / "hardware"
+_TEXTS = ("name", "source")
 
 
 @dataclass(frozen=True)
@@ -83,31 +84,24 @@ def read_hardware(name: str) -> Hardware:
         hint = f"Did you mean {near}? " if near else ""
         known = f"{hint}Profiles: {', '.join(profile_names())}; or a file written by tools/measure_hardware.py."
         raise ConfigError(f"resources.gpu: there is no hardware profile {name!r}", known)
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"the hardware profile {file} cannot be read: {error}") from error
-    return _profile(values, file)
+    document = read_yaml(file, "hardware profile", "memory_gib: 80")
+    problems = [*document.problems, *_problems(document.values)]
+    raise_problems(problems, f"the hardware profile {file}", document.places)
+    return Hardware(**{**document.values, "nvlink_domain": int(document.values["nvlink_domain"])})
 
 
-def _profile(values: Any, file: Path) -> Hardware:
-    if not isinstance(values, dict):
-        raise ConfigError(f"the hardware profile {file} is no mapping of names to values")
-    known = {field.name: field.type for field in fields(Hardware)}
-    texts = {"name", "source"}
-    wrong = [f"{key} is missing" for key in known if key not in values]
+def _problems(values: dict[str, Any]) -> list[Problem]:
+    known = [field.name for field in fields(Hardware)]
+    problems = [Problem(key, "is missing") for key in known if key not in values]
     for key, value in values.items():
         if key not in known:
-            wrong.append(
-                f"{key} is unknown" + (f"; did you mean {near}?" if (near := closest(str(key), known)) else "")
-            )
-        elif key in texts and not isinstance(value, str):
-            wrong.append(f"{key} must be a text")
-        elif key not in texts and not _positive(value):
-            wrong.append(f"{key} must be a number above 0, got {value!r}")
-    if wrong:
-        raise ConfigError(f"the hardware profile {file}:\n" + "\n".join(f"  {text}" for text in wrong))
-    return Hardware(**{**values, "nvlink_domain": int(values["nvlink_domain"])})
+            near = closest(str(key), known)
+            problems.append(Problem(str(key), "is unknown" + (f"; did you mean {near}?" if near else "")))
+        elif key in _TEXTS and not isinstance(value, str):
+            problems.append(Problem(key, "must be a text"))
+        elif key not in _TEXTS and not _positive(value):
+            problems.append(Problem(key, f"must be a number above 0, got {shown(value)}"))
+    return problems
 
 
 def _positive(value: Any) -> bool:

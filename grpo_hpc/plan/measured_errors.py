@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-import yaml
+from grpo_hpc.config.document import read_yaml
 
 FILE = Path(__file__).with_name("accuracy.yaml")
 
@@ -17,7 +17,7 @@ def accuracy(eager: bool) -> str:
     Args:
         eager: vLLM works without CUDA graphs: then the host sets its pace, and hosts differ.
     """
-    found = yaml.safe_load(FILE.read_text())
+    found = read_yaml(FILE, "table of measured errors", "time: {}").values
     time, memory = found["time_eager" if eager else "time"], found["memory"]
     return (
         f"How far off: step times {_span(time)} on {_runs(time)} {'without' if eager else 'with'} CUDA graphs in vLLM, "

@@ -107,7 +107,7 @@ def test_answers_are_asked_for_until_they_are_right(cli, monkeypatch, capsys) ->
         (["x", "--yes", "--image=y", "--runtime=none"], "--image would not be used here"),
         (["x", "--yes", "--runtime=podman"], "Give it with --image"),
         (["x", "--yes", "--executor=slurm", "--runtime=none", "--account=a b"], "account cannot be 'a b'"),
-        (["x", "--yes", "--executor=slurm", "--runtime=none", "--gpus-per-node=0"], "greater than or equal to 1"),
+        (["x", "--yes", "--executor=slurm", "--runtime=none", "--gpus-per-node=0"], "must be at least 1, got 0"),
         (["x", "--yes", "--executor=submitit", "--runtime=none"], "Give it with --time-limit"),
         (["x", "--yes", "--runtime=none", "--secrets=/nowhere"], "secrets file /nowhere cannot be read"),
         (["x", "--exector=slurm"], "--executor"),
@@ -131,14 +131,14 @@ def test_a_profile_is_not_written_over_unasked(cli, capsys) -> None:
 
 def test_list_shows_all_profiles_and_which_are_damaged(own_profiles: Path, cli, capsys) -> None:
     own_profiles.mkdir()
-    (own_profiles / "bad.yaml").write_text("acount: x")
+    (own_profiles / "bad.yaml").write_text("acount: x\nruntime: singularity\nexecutor: slrum\nimage: ''\n")
     assert cli("cluster", "list") == 0
     out = capsys.readouterr().out
     assert all(name in out for name in profiles())
-    assert "unknown key 'acount'" in out
+    assert "did you mean account?" in out
     assert cli("cluster", "list", "--json") == 0
     found = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
     assert found.keys() == profiles().keys()
-    assert "unknown key 'acount'" in found["bad"]["problem"] and found["bad"]["profile"] is None
+    assert "acount (line 1): unknown key" in found["bad"]["problem"] and found["bad"]["profile"] is None
     assert found["local"]["problem"] is None
     assert found["local"]["profile"]["executor"] == read_profile(find_profile("local")).executor

@@ -32,12 +32,20 @@ def test_the_lock_satisfies_the_package(name, extra):
 
 def test_mistakes_are_shown_together_with_their_lines(tmp_path):
     path = tmp_path / "own.yaml"
-    path.write_text("mine:\n  summary: x\n  base: a b\n  python: '3.11'\n  device: gpu\n  lock: x\n  colour: red\n")
+    path.write_text(
+        "mine:\n  summary: x\n  base: a b\n  python: '3.11'\n  device: gpu\n  lock: x\n  colour: red\nodd: 5\n"
+    )
     with pytest.raises(ConfigError) as caught:
         load_images(path)
     message = caught.value.message
-    assert "3 mistakes" in message
-    for part in ("mine.base (line 3)", "mine.device (line 5)", "mine.colour (line 7)"):
+    assert "4 mistakes" in message
+    unknown = "mine.colour (line 7): unknown key"
+    for part in (
+        "mine.base (line 3)",
+        "mine.device (line 5): must be cpu or cuda",
+        unknown,
+        "odd (line 8): must be keys",
+    ):
         assert part in message
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from grpo_hpc.config import dump_run, load_run
 from grpo_hpc.errors import CheckpointError, ConfigError, PlanError
+from grpo_hpc.plan import hardware
 from grpo_hpc.plan.html import write_html
 from grpo_hpc.plan.make import Plan, make_plan
 from grpo_hpc.plan.show_plan import show_plan, show_side_by_side
@@ -142,6 +143,18 @@ def test_missing_files_are_errors() -> None:
     with pytest.raises(ConfigError, match="no hardware profile 'h1000'") as caught:
         make_plan(shipped("qwen3_8b", "gpu=h1000"))
     assert "Did you mean h100?" in str(caught.value.hint)
+
+
+def test_a_hardware_profile_is_read_as_a_run_file_is(tmp_path: Path) -> None:
+    shipped_profile = (Path(hardware.__file__).parent / "hardware" / "h100.yaml").read_text()
+    (tmp_path / "own.yaml").write_text(f"{shipped_profile}memory_gib: 010\nmemory_gb: 80\n")
+    with pytest.raises(ConfigError) as caught:
+        make_plan(shipped("qwen3_8b", f"gpu={tmp_path / 'own.yaml'}"))
+    last = len(shipped_profile.splitlines()) + 1
+    said = str(caught.value)
+    assert f"is given again on line {last}" in said
+    assert f"memory_gb (line {last + 1}): is unknown; did you mean memory_gib?" in said
+    assert "memory_gib (line 2): must be a number above 0, got '010'" in said
 
 
 @pytest.mark.parametrize(
