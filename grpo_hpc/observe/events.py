@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.observe.jsonl import JsonLines, read_from
+from grpo_hpc.redaction import redacted
 
 PROGRESS_S = 1.0
 """Seconds between two notes of progress: each opens a file that may lie on a network."""
@@ -41,11 +42,11 @@ class EventLog:
 
     def message(self, text: str) -> None:
         """Something worth a line."""
-        self._write("message", text=text)
+        self._write("message", text=redacted(text))
 
     def error(self, kind: str, message: str, hint: str) -> None:
         """The run ends because of something that a person can mend."""
-        self._write("error", kind=kind, message=message, hint=hint)
+        self._write("error", kind=kind, message=redacted(message), hint=redacted(hint))
 
     def finished(self, summary: Mapping[str, Any]) -> None:
         """The run is complete; ``summary["lines"]`` is shown as it is."""

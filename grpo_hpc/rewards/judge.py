@@ -19,6 +19,7 @@ from pydantic import Field
 
 from grpo_hpc.addresses import inside_cluster
 from grpo_hpc.errors import ConfigError, EnvironmentProblem, RewardError
+from grpo_hpc.redaction import keep_secret, redacted
 from grpo_hpc.rewards.registry import reward
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
@@ -170,12 +171,11 @@ class Judge:
             try:
                 response = await self._client.post(self._url, json=self._body | {"messages": messages})
             except self._httpx.HTTPError as error:
-                failure = f"{type(error).__name__} {error}".strip()
+                failure = redacted(f"{type(error).__name__} {error}".strip())
                 continue
             if response.status_code == 200:
                 return _content(response.text)
-            said = response.text.replace(self._key, "(key)") if self._key else response.text
-            failure = f"status {response.status_code}: {_short(said)}"
+            failure = f"status {response.status_code}: {_short(response.text)}"
             if response.status_code < 500 and response.status_code not in _AGAIN:
                 break
         raise RewardError(f"the judge at {self._url} did not answer: {failure}")
@@ -216,15 +216,25 @@ def _compiled(prompt: str) -> Any:
 def _key(variable: str | None, file: str | None) -> str:
     """The API key; empty where none is wanted. Messages name its place, never the key."""
     if variable:
-        if not os.environ.get(variable):
+        if not (key := os.environ.get(variable, "").strip()):
             raise ConfigError(f"judge: the environment variable {variable} (api_key_env) is not set")
-        return os.environ[variable]
+        return _usable(key, f"the environment variable {variable} (api_key_env)")
     if file:
         try:
-            return Path(file).expanduser().read_text(encoding="utf-8").strip()
+            key = Path(file).expanduser().read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
             raise ConfigError(f"judge: the file {file} (api_key_file) cannot be read") from None
+        return _usable(key, f"the file {file} (api_key_file)")
     return ""
+
+
+def _usable(key: str, place: str) -> str:
+    """``key``, from now on left out of what people read, if HTTP can carry it."""
+    if not re.fullmatch(r"[!-~]+", keep_secret(key)):
+        raise ConfigError(
+            f"judge: {place} holds no API key: one has neither blanks nor line breaks in it, nor letters beyond ASCII"
+        )
+    return key
 
 
 def _direct(url: str) -> dict[str, None]:
@@ -267,7 +277,7 @@ def _number(value: Any) -> float | None:
 
 
 def _short(text: str) -> str:
-    one_line = " ".join(text.split())
+    one_line = " ".join(redacted(text).split())
     return one_line if len(one_line) <= 200 else one_line[:197] + "..."
 
 

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from grpo_hpc.errors import GrpoHpcError
+from grpo_hpc.redaction import redact_output, redacted
 from grpo_hpc.rewards.calling import RewardFunction, described, only_score, wanted
 from grpo_hpc.rewards.registry import resolve
 
@@ -30,6 +31,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main(requests: int, replies: int) -> None:
     """Serve until the trainer closes its end of the file descriptor ``requests``."""
+    redact_output()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     asyncio.run(_serve(os.fdopen(requests, "rb"), os.fdopen(replies, "wb", 0)))
 
@@ -42,7 +44,8 @@ async def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
     try:
         functions = resolve(names, given, run)
     except GrpoHpcError as error:
-        return _send(replies, {"broken": error.message, "hint": error.hint, "kind": type(error).__name__})
+        told = {"broken": redacted(error.message), "hint": redacted(error.hint)}
+        return _send(replies, told | {"kind": type(error).__name__})
     limit = max((getattr(function, "at_once", 0) for function in functions.values()), default=0)
     _send(replies, {"ready": [name for name, function in functions.items() if _is_async(function)], "at_once": limit})
     running: set[asyncio.Task[None]] = set()
@@ -78,7 +81,7 @@ async def _answer(
         answer["score"] = only_score(returned)
     except BaseException as error:  # SystemExit too: it would end the worker, and the fault is the function's
         text, hint = described(error)
-        answer |= {"kind": "error", "error": text, "hint": hint}
+        answer |= {"kind": "error", "error": redacted(text), "hint": redacted(hint)}
     _send(replies, answer)
 
 

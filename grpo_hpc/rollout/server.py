@@ -30,6 +30,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from grpo_hpc.errors import EXIT_USER_ERROR
+from grpo_hpc.redaction import redact_output
 from grpo_hpc.rollout.engine import RETURNED, WITHOUT_READING, completion_of
 from grpo_hpc.rollout.engine_worker import JOIN, RECEIVE, PolicyReceiver
 
@@ -239,6 +240,7 @@ def _request(body: bytes) -> dict[str, Any]:
 
 def main(words: list[str]) -> int:
     """Serve until the engine breaks or a signal ends the process."""
+    redact_output()
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.engine.llm_engine import LLMEngine

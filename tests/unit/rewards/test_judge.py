@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -93,7 +94,7 @@ def test_slow_failing_and_garbage_answers_through_the_pool(server, monkeypatch):
     assert [o.score for o in outcomes] == [None, 0.7, 0.7, *[None] * 5, *[0.7] * 12]
     said = [o.text for o in outcomes]
     assert outcomes[0].failure == "timeout"
-    assert "did not answer: status 500: no (key) here" in said[3]
+    assert "did not answer: status 500: no (secret) here" in said[3]
     assert "holds no score: 'I would rather not'" in said[4]
     assert "70 lies outside of 0 to 10" in said[5]
     assert "not answer with a chat completion: '<html>'" in said[6]
@@ -105,6 +106,37 @@ def test_slow_failing_and_garbage_answers_through_the_pool(server, monkeypatch):
         ("/v1/chat/completions", f"Bearer {KEY}")
     }
     assert not any(KEY in o.text + o.hint for o in outcomes)
+
+
+class Echo(Handler):
+    """A proxy that says what it was asked with, as it is and in a URL."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        key = self.headers["Authorization"].removeprefix("Bearer ")
+        data = f"no key {key}: http://proxy/?key={quote(key, safe='')} {json.dumps(key)}".encode()
+        self.send_response(401)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.mark.parametrize("end", ["", " ", "\t", "\r", "\n", "\r\n"])
+@pytest.mark.parametrize("key", [KEY, 'a/b+c=d&e%f"g'])
+def test_a_key_is_in_no_failure_however_it_ends(server, monkeypatch, key, end):
+    server.RequestHandlerClass = Echo
+    monkeypatch.setenv("JUDGE", key + end)
+    with pytest.raises(RewardError) as caught:
+        answers(server, "fine", api_key_env="JUDGE")
+    assert str(caught.value).endswith('status 401: no key (secret): http://proxy/?key=(secret) "(secret)"')
+
+
+@pytest.mark.parametrize("key", ["k-0123456789\nX: y", "k-01 23456789", "schlüssel-0"])
+def test_a_key_that_no_request_can_carry_is_refused_and_not_shown(server, monkeypatch, key):
+    monkeypatch.setenv("JUDGE", key)
+    with pytest.raises(ConfigError, match="JUDGE .api_key_env. holds no API key") as caught:
+        answers(server, "fine", api_key_env="JUDGE")
+    assert key not in str(caught.value) and "01" not in str(caught.value)
 
 
 def test_what_is_asked(server, tmp_path):
