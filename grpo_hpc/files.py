@@ -10,14 +10,19 @@ from typing import BinaryIO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, private: bool = False) -> Iterator[BinaryIO]:
     """A file written in place of ``path``: the old content or the new one is there at every moment, even after a crash.
 
     An error in between leaves the old content.
+
+    Args:
+        private: nobody but its owner may read it (0600).
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
+            if private:
+                os.fchmod(file.fileno(), 0o600)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -27,9 +32,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, private: bool = False) -> None:
     """Write ``text`` to ``path`` as :func:`replacing` does."""
-    with replacing(path) as file:
+    with replacing(path, private) as file:
         file.write(text.encode())
 
 

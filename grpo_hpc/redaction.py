@@ -35,6 +35,8 @@ _ORDINARY = re.compile(rf"(?-i:PWD|OLDPWD)|(?:.*_)?(?:{_OF_TEXTS})_TOKEN", re.IG
 _NO_SECRET = re.compile(r"\s*|true|false|yes|no|on|off|none|null|[-+]?\d{1,5}(\.\d*)?|\(secret\)", re.IGNORECASE)
 _REFERENCES = re.compile(r"(\$\{?[A-Za-z_][A-Za-z0-9_]*\}?)+")
 _IN_URL = re.compile(r"(?<=://)[^/\s@'\"]*:([^/\s@'\"]+)(?=@)")
+_ASSIGNED = re.compile(r"""(?<![\w-])(([A-Za-z_][\w-]*)(?:=|["']\s*:\s*)["']?)([^\s"',}&;]+)""")
+_GIVEN = re.compile(r"""(?:--([A-Za-z_][\w-]*)\s+|^\s*([A-Za-z_][\w-]*)\s*:\s+)["']?([^\s"',}&;]+)""", re.MULTILINE)
 _IN_HEADER = re.compile(r"\b(Bearer|Basic)(\s+)[A-Za-z0-9._~+/=-]{8,}")
 _kept: set[str] = set()
 
@@ -67,6 +69,14 @@ def secret_paths(values: Any, path: str = "", name: str = "") -> Iterator[str]:
         yield path
 
 
+def secrets_in(text: str) -> Iterator[str]:
+    """Values in a script or document that are secrets by the names before them, and passwords in its URLs."""
+    named = [(name, value) for _, name, value in _ASSIGNED.findall(text)]
+    named += [(flag or key, value) for flag, key, value in _GIVEN.findall(text)]
+    yield from (value for name, value in named if holds_secret(name, value))
+    yield from _IN_URL.findall(text)
+
+
 def keep_secret(value: str) -> str:
     """Remember ``value`` for :func:`redacted`, and return it."""
     if len(value.strip()) >= SHORTEST:
@@ -78,8 +88,18 @@ def redacted(text: str) -> str:
     """``text`` without known secrets, however they are written, without passwords in URLs and keys in headers."""
     for pattern in _patterns(tuple(sorted({*_kept, *_of_environment()}))):
         text = pattern.sub(HIDDEN, text)
+    text = _ASSIGNED.sub(lambda found: found[1] + (HIDDEN if holds_secret(found[2], found[3]) else found[3]), text)
     text = _IN_URL.sub(HIDDEN, text)
     return _IN_HEADER.sub(rf"\1\2{HIDDEN}", text)
+
+
+def redacted_all(values: Any) -> Any:
+    """:func:`redacted` in nested mappings, lists and tuples."""
+    if isinstance(values, str):
+        return redacted(values)
+    if isinstance(values, dict):
+        return {redacted_all(key): redacted_all(value) for key, value in values.items()}
+    return type(values)(map(redacted_all, values)) if isinstance(values, list | tuple) else values
 
 
 def redact_output() -> None:

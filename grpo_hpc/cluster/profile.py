@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,7 @@ from grpo_hpc.config import RunConfig
 from grpo_hpc.config.document import dump_yaml, read_yaml
 from grpo_hpc.config.fields import field_problems
 from grpo_hpc.config.patterns import WallTime, matching, wall_seconds
-from grpo_hpc.config.problems import raise_problems
+from grpo_hpc.config.problems import Problem, raise_problems, without_secrets
 from grpo_hpc.config.sections import Section
 from grpo_hpc.config.site_paths import NodeText, expanded
 from grpo_hpc.errors import ConfigError
@@ -26,6 +27,11 @@ from grpo_hpc.shipped import shipped
 
 Executor = Literal["local", "slurm", "submitit"]
 Runtime = Literal["none", "apptainer", "docker", "podman", "pyxis"]
+_IN_OPTION = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)=([^,=]+)")
+_SECRETS = (
+    "what stands in a profile is written into job.sh. Put NAME=value into the file that `secrets` names, or set the "
+    "variable in the shell that you submit from and name it under `inherit`"
+)
 # These stand in #SBATCH lines, which know no reliable quoting; Slurm's own names need nothing else.
 Word = Annotated[
     str,
@@ -147,12 +153,23 @@ def read_profile(path: Path) -> Profile:
         ConfigError: lists every mistake.
     """
     document = read_yaml(path, "cluster profile", "partition: gpu")
-    raise_problems(document.problems, str(path), document.places)
+    problems, profile = list(document.problems), None
     try:
-        return Profile.model_validate(document.values)
+        profile = Profile.model_validate(document.values)
     except ValidationError as error:
-        raise_problems(field_problems(error, Profile), str(path), document.places)
-        raise
+        problems += field_problems(error, Profile)
+    raise_problems(_without_secrets(document.values, problems), str(path), document.places)
+    if profile is None:
+        raise AssertionError("what is no profile has at least one problem")
+    return profile
+
+
+def _without_secrets(values: dict[str, Any], problems: list[Problem]) -> list[Problem]:
+    """``problems`` and the secrets in a profile, also those that options of sbatch hand on, as in ``--export``."""
+    looked_at = {key: value for key, value in values.items() if key != "secrets"}
+    if isinstance(options := values.get("options"), list):
+        looked_at["options"] = [dict(_IN_OPTION.findall(str(option))) or option for option in options]
+    return without_secrets(looked_at, problems, _SECRETS)
 
 
 def named_profile(name: str) -> Profile:

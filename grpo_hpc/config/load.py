@@ -13,8 +13,14 @@ from grpo_hpc.config.document import Document, dump_yaml, parse_value, read_docu
 from grpo_hpc.config.fields import field_problems
 from grpo_hpc.config.keys import known_keys, unknown_key
 from grpo_hpc.config.nearest import batch_problems
-from grpo_hpc.config.problems import Problem, raise_problems
+from grpo_hpc.config.problems import Problem, raise_problems, without_secrets
 from grpo_hpc.config.sections import SECTION_OF, SECTIONS, RunConfig
+
+_SECRETS = (
+    "what stands in a run file is copied into the run directory. Put NAME=value into the file that `secrets` of the "
+    "cluster profile names: a judge takes it with api_key_env: NAME, other rewards read os.environ. What is none "
+    "needs another name"
+)
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -41,6 +47,11 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def problems_of(values: dict[str, Any]) -> tuple[list[Problem], RunConfig | None]:
     """Every mistake in the values of a run file, and the run; None while single fields are wrong or missing."""
+    problems, cfg = _checked(values)
+    return without_secrets(values, problems, _SECRETS), cfg
+
+
+def _checked(values: dict[str, Any]) -> tuple[list[Problem], RunConfig | None]:
     known, problems = known_keys(values)
     problems += rules.length_problems(known)
     try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from grpo_hpc.errors import ConfigError
+from grpo_hpc.redaction import secret_paths
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,18 @@ def raise_problems(problems: Sequence[Problem], source: str, places: dict[str, s
     unique = list(dict.fromkeys(problems))
     head = f"{source}: " + ("1 mistake" if len(unique) == 1 else f"{len(unique)} mistakes")
     raise ConfigError("\n".join([head, *(_entry(problem, places) for problem in unique)]))
+
+
+def without_secrets(values: Mapping[str, Any], problems: Sequence[Problem], instead: str) -> list[Problem]:
+    """``problems`` of a document with one for each secret in it, whose value no other problem may show then.
+
+    Args:
+        values: the document.
+        instead: where a secret belongs.
+    """
+    secret = [Problem(path, f"holds a secret: {instead}") for path in secret_paths(dict(values))]
+    keys = {problem.key for problem in secret}
+    return [*secret, *(problem for problem in problems if problem.key not in keys)]
 
 
 def _entry(problem: Problem, places: dict[str, str]) -> str:

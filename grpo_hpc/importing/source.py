@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,15 @@ from grpo_hpc.cluster.sbatch_options import Asked, asked, read_options, script_l
 from grpo_hpc.config.document import read_yaml
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.importing.shell import Command, Word, read_script
+from grpo_hpc.redaction import HIDDEN, keep_secret, secret_paths, secrets_in
 
 _LARGEST = 1 << 20
 _FLAG = re.compile(r"--?[A-Za-z_]")
-_SECRET = re.compile(r"api_key|hub_token|_(KEY|TOKEN)$")
+_VARIABLES = {
+    **dict.fromkeys(("hub_token", "hf_token"), "HF_TOKEN"),
+    "swanlab_token": "SWANLAB_API_KEY",
+    "wandb_token": "WANDB_API_KEY",
+}
 _TAKEN = {
     *("nodes", "gres", "gpus", "gpus-per-node", "gpus-per-task", "tres-per-node", "ntasks", "ntasks-per-node"),
     *("job-name", "output", "error", "open-mode"),  # a run has a name and logs of its own
@@ -41,10 +47,15 @@ class Given:
     place: str = ""
 
     @property
+    def secret(self) -> bool:
+        """Whether a key, token or password is among its values."""
+        return any(secret_paths(list(self.values), name=self.name))
+
+    @property
     def shown(self) -> str:
-        """Its words; those of a key or token are shown nowhere."""
-        if _SECRET.search(self.name):
-            return "(secret)"
+        """Its words; a secret is shown nowhere."""
+        if self.secret:
+            return HIDDEN
         return " ".join(str(v).lower() if isinstance(v, bool) else str(v) for v in self.values)
 
 
@@ -74,10 +85,12 @@ def from_words(words: Sequence[str]) -> Source:
         ConfigError: it is not a GRPO command.
     """
     source = Source("imported")
+    _keep_secrets(" ".join(words))
     command = Command({}, tuple(Word(word) for word in words), 1)
     arguments = _after(command.words, "megatron", "rlhf")
     _take_training(source, command if arguments is not None else _with_name(command), "command line", Path())
     _require_grpo(source, "the command line")
+    _note_secrets(source)
     return source
 
 
@@ -94,6 +107,7 @@ def from_files(paths: Sequence[Path]) -> Source:
         else:
             _take_script(source, path)
     _require_grpo(source, ", ".join(map(str, paths)))
+    _note_secrets(source)
     return source
 
 
@@ -263,4 +277,25 @@ def _read(path: Path) -> str:
         raise ConfigError(f"{path} cannot be read as text: {error}") from None
     if "\0" in text:
         raise ConfigError(f"{path} is not a text file")
+    _keep_secrets(text)
     return text
+
+
+def _keep_secrets(text: str) -> None:
+    for value in secrets_in(text):
+        keep_secret(value)
+
+
+def _note_secrets(source: Source) -> None:
+    """Say where the secrets belong that were given, as they are left out."""
+    everything = chain(source.environment, source.flags, *source.servers)
+    found = [given for given in everything if given.secret]
+    for given in found:
+        for value in given.values:
+            keep_secret(str(value))
+    if names := dict.fromkeys(given.name for given in found):
+        known = [f"{name} as {_VARIABLES[name]}" if name in _VARIABLES else name for name in names]
+        source.notes.append(
+            f"secrets are left out: {', '.join(known)}. Put NAME=value lines into a file that only you can read, and "
+            "name it as `secrets` in the cluster profile"
+        )

@@ -15,6 +15,7 @@ from grpo_hpc.config.sections import SECTIONS, TOP_LEVEL
 from grpo_hpc.importing.fates import Fate
 from grpo_hpc.importing.source import Source
 from grpo_hpc.importing.translate import Row, Translation, translate
+from grpo_hpc.redaction import redacted, redacted_all
 
 _KEPT = {
     Fate.UNSUPPORTED: "Not supported yet",
@@ -51,11 +52,21 @@ class Imported:
 
 def import_run(source: Source) -> Imported:
     """Make the run file of ``source``."""
-    translation = translate(source)
+    translation = _without_secrets(translate(source))
     _drop_meaningless(translation)
     problems = [_explained(p, translation.rows) for p in problems_of(_nested(translation.values))[0]]
     text = _text(source, translation, problems)
-    return Imported(text, tuple(translation.rows), tuple(problems), tuple(source.notes))
+    return Imported(text, tuple(translation.rows), tuple(problems), redacted_all(tuple(source.notes)))
+
+
+def _without_secrets(translation: Translation) -> Translation:
+    """A secret that a script gives has no place in a run file, nor in the account of it."""
+    return Translation(redacted_all(translation.values), [_row_without_secrets(row) for row in translation.rows])
+
+
+def _row_without_secrets(row: Row) -> Row:
+    name, value, note = map(redacted, (row.name, row.value, row.note))
+    return replace(row, name=name, value=value, keys=redacted_all(row.keys), note=note)
 
 
 def _explained(problem: Problem, rows: list[Row]) -> Problem:

@@ -14,6 +14,7 @@ from typing import Any
 from grpo_hpc.cluster.profile import Profile
 from grpo_hpc.config.site_paths import node_word
 from grpo_hpc.jobs.runtimes import HAND_IN_ALL, INSIDE, LEFT_OUTSIDE, UNSET, Box, Wrapping, wrap
+from grpo_hpc.redaction import SECRET_NAMES
 from grpo_hpc.shipped import shipped
 
 # What a container must be told beside the variables that the script sets.
@@ -144,6 +145,8 @@ def _variables(job: Job) -> list[tuple[str, str]]:
         values |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), profile.network_interface)
     if profile.scratch:
         values["TMPDIR"] = node_word(profile.scratch, UNSET)
+    if secrets := dict.fromkeys([*job.secret_names, *profile.inherit]):
+        values[SECRET_NAMES] = quote(" ".join(secrets))
     values |= {name: node_word(value) for name, value in profile.environment.items()}
     if profile.runtime != "none":
         values |= {"PYTHONNOUSERSITE": "1", "GRPO_HPC_HOME": values.pop("HOME", _home(job))}

@@ -6,8 +6,6 @@ puts the job back into the queue while there is a reason to.
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,14 +16,14 @@ from pathlib import Path
 
 from grpo_hpc.cluster import slurm
 from grpo_hpc.cluster.profile import Profile
-from grpo_hpc.cluster.secrets import read_secrets, without_secrets
 from grpo_hpc.errors import EXIT_USER_ERROR, EnvironmentProblem, GrpoHpcError
-from grpo_hpc.files import write_atomically
 from grpo_hpc.jobs.checks.node_reports import TOOK_TOO_LONG, bad_node, server_nodes
 from grpo_hpc.jobs.executors import queue_one
+from grpo_hpc.jobs.job_environment import job_environment, record_environment
 from grpo_hpc.jobs.prepare import stored_profile
 from grpo_hpc.jobs.serving.server_steps import Servers, serving
 from grpo_hpc.jobs.steps import Steps, wait
+from grpo_hpc.redaction import redact_output
 from grpo_hpc.runs.attempts import OVER, Attempt, State, begin, fails_alike, failures_in_a_row, history
 from grpo_hpc.runs.ends import OF_SLURM, End, judge, of_texts, why_cancelled, why_ended
 from grpo_hpc.runs.run_dir import RunDir
@@ -127,8 +125,8 @@ def _run_steps(
 ) -> tuple[End, int]:
     """Run the steps of an attempt; how it ended, and the exit code of the step that ended it."""
     folder = attempt.folder(run_dir)
-    env = _environment(profile, attempt, allocation)
-    _record_environment(run_dir, profile, folder, env)
+    env = job_environment(profile, attempt.number)
+    record_environment(run_dir.job_script, profile, folder, env)
     steps = Steps(run_dir, allocation, env)
     steps.clean()  # of an earlier start of this job
     try:
@@ -213,24 +211,6 @@ def _who_asked(steps: Steps, wishes: _Wishes, log: Path, failed: bool) -> State 
     return None if why in (None, _SERVERS) else "stopped"
 
 
-def _environment(profile: Profile, attempt: Attempt, allocation: slurm.Allocation) -> dict[str, str]:
-    """What every step starts from; the script adds what the cluster wants."""
-    secrets = read_secrets(Path(profile.secrets)) if profile.secrets else {}
-    # of the step that this supervisor itself may be, nothing may reach the steps that it starts
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_STEP", "SUBMITIT_"))}
-    return {**inherited, **secrets, "GRPO_HPC_ATTEMPT": str(attempt.number)}
-
-
-def _record_environment(run_dir: RunDir, profile: Profile, folder: Path, env: dict[str, str]) -> None:
-    command = ["bash", str(run_dir.job_script), "environment"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise EnvironmentProblem(f"the environment of the job cannot be set: {done.stderr.strip()[-300:]}")
-    found = dict(entry.partition("=")[::2] for entry in done.stdout.split("\0") if entry)
-    secret = [*profile.inherit, *(read_secrets(Path(profile.secrets)) if profile.secrets else ())]
-    write_atomically(folder / "environment.json", json.dumps(without_secrets(found, secret), indent=2) + "\n")
-
-
 def _given_up(run_dir: RunDir, submission: int) -> str | None:
     """Why another start would be of no use; None while it may be."""
     past = [attempt for attempt in history(run_dir) if attempt.submission == submission]
@@ -264,6 +244,7 @@ def _go_on(run_dir: RunDir, profile: Profile, allocation: slurm.Allocation, atte
 
 def main(arguments: list[str]) -> int:
     """Supervise the run in the folder ``arguments[0]``."""
+    redact_output()
     try:
         allocation = slurm.Allocation.here()
         if allocation is None:

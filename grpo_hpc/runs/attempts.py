@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from grpo_hpc.files import write_atomically
+from grpo_hpc.redaction import redacted
 from grpo_hpc.runs.run_dir import RunDir
 
 State = Literal[
@@ -64,9 +65,8 @@ class Attempt:
 
     def end(self, run_dir: RunDir, state: State, reason: str, exit_code: int | None) -> Attempt:
         """The record of this attempt's end, written to its folder."""
-        ended = replace(
-            self, state=state, reason=reason, exit_code=exit_code, ended=time.time(), last_step=saved_step(run_dir)
-        )
+        said, step = redacted(reason), saved_step(run_dir)
+        ended = replace(self, state=state, reason=said, exit_code=exit_code, ended=time.time(), last_step=step)
         ended.write(run_dir)
         return ended
 

@@ -118,3 +118,30 @@ def test_site_paths_that_nobody_knows_are_refused(tmp_path: Path, monkeypatch) -
         (tmp_path / "site.yaml").write_text(text)
         with pytest.raises(ConfigError, match=said):
             profile_of(load_run(tmp_path / "run.yaml", [f"profile={tmp_path}/site.yaml"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("partition: a\nenvironment:\n  WANDB_API_KEY: hush-0123456", "environment.WANDB_API_KEY (line 3)"),
+        ("environment: {DB_PWD: hush-0123456}", "environment.DB_PWD (line 1)"),
+        ("environment: {GH_PAT: 0123456789}", "environment.GH_PAT (line 1)"),
+        ("environment: {https_proxy: 'http://me:hush-0123456@proxy:3128'}", "environment.https_proxy (line 1)"),
+        ("image: docker://me:hush-0123456@registry/image\nruntime: docker", "image (line 1)"),
+        ("options:\n- --exclusive\n- --export=ALL,HF_TOKEN=hush-0123456", "options.1.HF_TOKEN"),
+    ],
+)
+def test_a_secret_in_a_profile_is_refused_and_not_shown(text: str, key: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text)
+    said = str(caught.value)
+    assert f"1 mistake\n  {key}: holds a secret" in said and "`secrets` names" in said and "`inherit`" in said
+    assert "hush" not in said and "0123456" not in said
+
+
+def test_what_only_looks_like_a_secret_stands_in_a_profile(tmp_path: Path) -> None:
+    text = (
+        "secrets: ~/.grpo-secrets\ninherit: [HF_TOKEN]\noptions: [--comment=key]\n"
+        "environment: {TOKENIZERS_PARALLELISM: 'false', HF_HUB_DISABLE_IMPLICIT_TOKEN: '1', OWN_TOKEN: $HF_TOKEN}"
+    )
+    assert read(tmp_path, text).environment["OWN_TOKEN"] == "$HF_TOKEN"

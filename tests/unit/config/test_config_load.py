@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from grpo_hpc.config import RunConfig, dump_run, load_run
-from grpo_hpc.config.sections import SECTIONS, TOP_LEVEL
+from grpo_hpc.config.sections import SECTION_OF, SECTIONS, TOP_LEVEL
 from grpo_hpc.errors import ConfigError
+from grpo_hpc.redaction import looks_secret
 
 SMALL = """
 name: small
@@ -218,3 +219,29 @@ def test_reporters_are_a_list_of_known_names(run_file: Path) -> None:
     assert "names wandb twice" in mistakes(run_file, "report_to=[wandb, wandb]")
     assert "only with wandb in logging.report_to" in mistakes(run_file, "wandb_project=p")
     assert "only with wandb or swanlab" in mistakes(run_file, "report_offline=true")
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("reward_params={judge: {api_key: hush-0123456}}", "rewards.reward_params.judge.api_key"),
+        ("reward_params={own: {auth: {token: hush-0123456}}}", "rewards.reward_params.own.auth.token"),
+        (
+            "reward_params={judge: {base_url: 'https://me:hush-0123456@host/v1'}}",
+            "rewards.reward_params.judge.base_url",
+        ),
+        ("chat_template_kwargs={password: hush-0123456}", "data.chat_template_kwargs.password"),
+        ("model.path=https://me:hush-0123456@host/m", "model.path"),
+        ("logging.wandb_api_key=hush-0123456", "logging.wandb_api_key"),
+    ],
+)
+def test_a_secret_in_a_run_file_is_refused_and_not_shown(run_file: Path, override: str, key: str) -> None:
+    text = mistakes(run_file, override)
+    assert key in text and "holds a secret" in text and "`secrets` of the cluster profile" in text
+    assert "api_key_env: NAME" in text and "hush" not in text
+
+
+def test_keys_of_run_files_and_harmless_parameters_are_no_secrets(run_file: Path) -> None:
+    assert not [key for key in [*SECTION_OF, *SECTIONS] if looks_secret(key)]
+    judge = "{api_key_env: JUDGE_API_KEY, api_key_file: ~/key, max_tokens: 5, answer_key: solution, eos_token: '</s>'}"
+    load_run(run_file, [f"reward_params={{judge: {judge}}}"])

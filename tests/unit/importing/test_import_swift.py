@@ -491,6 +491,45 @@ def test_reporters_and_their_keys(tmp_path: Path) -> None:
     assert fate(imported("--report_to", "tensorbord"), "report_to") is Fate.UNSUPPORTED
 
 
+SECRETS_GIVEN = """#!/bin/bash
+export WANDB_API_KEY=hush-00001
+export MODELSCOPE_API_TOKEN="hush-00002 with blanks"
+DB_PWD='hush-00003' HTTPS_PROXY=http://me:hush-00004@proxy:3128 \\
+T=hush-00005
+hf_token=hush-00006 megatron rlhf {flags} \\
+    --hub_token "$T" --swanlab_token hush-00007 --wandb_token=hush-00008 --swanlab_secret 'hush-00009' \\
+    --swanlab_webhook_url https://hooks/hush-00010 --password hush-00011 --dataset_url https://u:hush-00012@host/d \\
+    --model_kwargs '{{"api_key": "hush-00013", "revision": "main"}}' --output_dir out/hush-00007 hf_token=hush-00014
+
+--api_key hush-00015 lost
+swift rollout --model models/m --api_key hush-00016 --hub-token hush-00017
+"""
+
+
+def test_no_secret_of_a_script_is_printed_or_written(tmp_path: Path, capsys) -> None:
+    script, out = tmp_path / "train.sh", tmp_path / "run.yaml"
+    script.write_text(SECRETS_GIVEN.format(flags=" ".join(ENOUGH)))
+    run("import-swift", str(script), "-o", str(out))
+    run("import-swift", str(script), "--json")
+    said = "".join(capsys.readouterr()) + out.read_text()
+    assert "hush" not in said
+    told = " ".join(said.split())
+    assert "secrets are left out: " in told and "swanlab_token as SWANLAB_API_KEY" in told
+    assert "name it as `secrets` in the cluster profile" in told
+    assert "revision" in said and "output_dir: out" in said
+
+
+def test_no_secret_of_yaml_or_of_the_command_line_is_printed(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "args.yaml"
+    lines = ["rlhf_type: grpo", "model: m", "hub_token: hush-00018", "swanlab_token: 'hush-00019 x'", "ENV:"]
+    lines += ["  SLURM_JWT: hush-00020", "  MY_PAT: hush-00021", "model_kwargs: {token: hush-00022}"]
+    file.write_text("\n".join(lines))
+    run("import-swift", str(file))
+    flags = ["--swanlab_token", "hush-00023", "--x=https://u:hush-00024@h", "hf_token=hush-00025"]
+    run("import-swift", "--", *ENOUGH, *flags)
+    assert "hush" not in "".join(capsys.readouterr())
+
+
 def test_options_of_sbatch_are_read_as_sbatch_reads_them(tmp_path: Path) -> None:
     script = tmp_path / "train.sh"
     head = "#!/bin/bash\n#SBATCH -N2 --gres=gpu:nvidia_a100-sxm4-80gb:4,tmpfs:200G  # half a rack\n#SBATCH -A lab\n"

@@ -134,7 +134,7 @@ def test_a_key_is_in_no_failure_however_it_ends(server, monkeypatch, key, end):
 @pytest.mark.parametrize("key", ["k-0123456789\nX: y", "k-01 23456789", "schlüssel-0"])
 def test_a_key_that_no_request_can_carry_is_refused_and_not_shown(server, monkeypatch, key):
     monkeypatch.setenv("JUDGE", key)
-    with pytest.raises(ConfigError, match="JUDGE .api_key_env. holds no API key") as caught:
+    with pytest.raises(ConfigError, match=r"JUDGE .api_key_env. holds no API key") as caught:
         answers(server, "fine", api_key_env="JUDGE")
     assert key not in str(caught.value) and "01" not in str(caught.value)
 

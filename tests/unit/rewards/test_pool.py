@@ -144,3 +144,35 @@ def test_a_call_that_blocks_the_loop_does_not_take_its_neighbours_with_it(own, t
         pool.close()
     assert [outcome.score for outcome in outcomes] == [None if text == "hang" else 1.0 for text in texts]
     assert outcomes[1].failure == "timeout"
+
+
+LEAKS = """
+import os
+from urllib.parse import quote
+
+def leaks(completions, prompts):
+    key = os.environ["MINE"]
+    print("printed", key, flush=True)
+    raise LookupError(f"https://host/?key={quote(key, safe='')} {key!r} {completions[0]}")
+"""
+
+
+def test_a_secret_is_in_no_failure_and_no_log(tmp_path: Path, monkeypatch, capfd) -> None:
+    (tmp_path / "leaks.py").write_text(LEAKS)
+    monkeypatch.setenv("MINE", "hush/0123456\r\n")
+    monkeypatch.setenv("GRPO_HPC_SECRETS", "OTHER MINE")
+    pool = WorkerPool([f"{tmp_path}/leaks.py:leaks"], timeout=10.0)
+    try:
+        (outcome,) = pool.run([Task("leaks", {"completions": ["one"], "prompts": [[]]})])
+    finally:
+        pool.close()
+    assert outcome.text == "LookupError: https://host/?key=(secret)%0D%0A '(secret)\\r\\n' one"
+    printed = "".join(capfd.readouterr())
+    assert "printed (secret)" in printed and "hush" not in printed
+
+
+def test_a_file_that_says_a_secret_when_it_is_loaded(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "leaks.py").write_text("import os\ndef f(completions): ...\nraise ValueError(os.environ['MY_TOKEN'])\n")
+    monkeypatch.setenv("MY_TOKEN", "hush-0123456")
+    with pytest.raises(ConfigError, match=r"ValueError: \(secret\)"):
+        WorkerPool([f"{tmp_path}/leaks.py:f"]).start()

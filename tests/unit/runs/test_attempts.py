@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from grpo_hpc.observe.events import EventLog
 from grpo_hpc.runs.attempts import Attempt, fails_alike, failures_in_a_row
+from grpo_hpc.runs.run_dir import RunDir
 
 
 def crash(reason: str = "exit code 1; no bash", seconds: float = 1, last_step: int = 0, state="crash") -> Attempt:
@@ -29,3 +33,15 @@ def test_an_error_that_repeats_at_once_is_not_worth_more_starts(attempts: list[A
 
 def test_failures_count_until_something_is_saved() -> None:
     assert failures_in_a_row([crash(), crash(last_step=3), crash(), crash(state="preempted"), crash()]) == 2
+
+
+def test_no_record_of_a_failure_has_a_secret(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "hush-0123456\n")
+    run = RunDir(tmp_path)
+    (tmp_path / "attempt_1").mkdir()
+    events = EventLog(run.events)
+    events.error("EnvironmentProblem", "wandb cannot start: hush-0123456", "Not with hush-0123456.")
+    events.message("retry of https://host/?k=hush-0123456")
+    crash().end(run, "crash", "ValueError: b'hush-0123456\\n'", 1)
+    written = "".join(file.read_text() for file in tmp_path.rglob("*") if file.is_file())
+    assert written.count("(secret)") == 4 and "hush" not in written

@@ -38,6 +38,7 @@ environment() {
   export NCCL_SOCKET_IFNAME=ib0
   export GLOO_SOCKET_IFNAME=ib0
   export TMPDIR=/scratch
+  export GRPO_HPC_SECRETS=HF_TOKEN
   export NCCL_DEBUG=WARN
   export PYTHONNOUSERSITE=1
   export GRPO_HPC_HOME=/scratch/grpo-hpc-"$UID"

@@ -20,6 +20,7 @@ environment() {
   export NCCL_SOCKET_IFNAME=ib0
   export GLOO_SOCKET_IFNAME=ib0
   export TMPDIR=/scratch
+  export GRPO_HPC_SECRETS=HF_TOKEN
   export NCCL_DEBUG=WARN
 }
 
