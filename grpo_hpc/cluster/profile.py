@@ -40,12 +40,42 @@ Word = Annotated[
         "stands in a line of #SBATCH: letters, digits and _ . , : @ + = / | & * ! ( ) [ ] -, without blanks",
     ),
 ]
+SlurmName = Annotated[
+    str,
+    matching(
+        r"[A-Za-z0-9_][A-Za-z0-9_.,:@+=/-]*",
+        "must be a name of Slurm's: letters, digits and _ . , : @ + = / -, without blanks",
+    ),
+]
+Option = Annotated[Word, matching(r"-.+", "must be an option of sbatch, as in --reservation=course")]
+GpuType = Annotated[
+    str, matching(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", "must be a type of GPU, as in h100: letters, digits and _ . + -")
+]
+Memory = Annotated[
+    str,
+    matching(r"[0-9]+([KMGTPkmgtp](i?[Bb])?)?", "must be a whole number with K, M, G or T, as in 64G; 0 is all of it"),
+]
+Interface = Annotated[
+    str,
+    matching(
+        r"\^?=?[A-Za-z0-9][A-Za-z0-9_.:@-]*(,[A-Za-z0-9][A-Za-z0-9_.:@-]*)*",
+        "must be names of network interfaces with commas, as in ib0, or as NCCL writes them: =eth0,eth1 (these very "
+        "names) or ^docker0 (all but these)",
+    ),
+]
+Module = Annotated[str, matching(r"(?s)[^-].*", "must be the name of a module, not an option")]
+_BASH = (
+    *("UID", "EUID", "PPID", "GROUPS", "BASHOPTS", "SHELLOPTS", "BASH_VERSINFO", "BASH_ARGV0", "BASH_COMMAND"),
+    *("BASHPID", "BASH_SUBSHELL", "RANDOM", "SRANDOM", "SECONDS", "LINENO", "EPOCHSECONDS", "EPOCHREALTIME", "HISTCMD"),
+    *("FUNCNAME", "DIRSTACK", "PIPESTATUS", "IFS", "_", "run_dir", "inside"),
+)
 Name = Annotated[
     str,
     matching(
         r"[A-Za-z_][A-Za-z0-9_]*",
         "must be the name of a variable: letters, digits and _, and no digit at the beginning",
     ),
+    matching(rf"(?!({'|'.join(_BASH)})$).*", "is a variable of bash, or of the script itself: choose another name"),
 ]
 
 
@@ -73,24 +103,24 @@ class Profile(Section):
     python: str | None = Field(
         default=None, min_length=1, description="Python of the processes; absent: this one, or the image's python3"
     )
-    account: Word | None = Field(default=None, description="account that pays")
-    partition: Word | None = Field(default=None, description="partition, or several with commas")
-    qos: Word | None = Field(default=None, description="quality of service")
+    account: SlurmName | None = Field(default=None, description="account that pays")
+    partition: SlurmName | None = Field(default=None, description="partition, or several with commas")
+    qos: SlurmName | None = Field(default=None, description="quality of service")
     constraint: Word | None = Field(default=None, description="features that nodes must have")
-    options: list[Word] = Field(default=[], description="further sbatch options, as in --reservation=course")
+    options: list[Option] = Field(default=[], description="further sbatch options, as in --reservation=course")
     gres: Literal["gpus-per-node", "gres", "none"] = Field(
         default="gpus-per-node", description="how GPUs are asked for: --gpus-per-node, --gres=gpu, or not at all"
     )
-    gpu_type: Word | None = Field(default=None, description="type of GPU in that request")
+    gpu_type: GpuType | None = Field(default=None, description="type of GPU in that request")
     gpus_per_node: int | None = Field(default=None, ge=1, description="GPUs that one node has")
     cpus_per_node: int | None = Field(default=None, ge=1, description="CPU cores that a job asks for on each node")
-    memory: Word | None = Field(default=None, description="memory that a job asks for on each node; 0 is all of it")
+    memory: Memory | None = Field(default=None, description="memory that a job asks for on each node; 0 is all of it")
     exclusive: bool = Field(default=False, description="whole nodes only")
     time_limit: WallTime | None = Field(default=None, description="wall time of one job")
     save_before_s: int = Field(default=300, ge=1, description="seconds before the wall time at which a run saves")
     requeue: bool = Field(default=True, description="the site lets a job requeue itself")
     chain: int = Field(default=1, ge=1, description="jobs that are queued behind one another, where it does not")
-    modules: list[str] = Field(default=[], description="environment modules that are loaded")
+    modules: list[Module] = Field(default=[], description="environment modules that are loaded")
     binds: list[str] = Field(default=[], description="folders that are also seen in the container")
     scratch: NodeText | None = Field(
         default=None, min_length=1, description="fast folder on every node, for TMPDIR, as in $SLURM_TMPDIR"
@@ -100,7 +130,10 @@ class Profile(Section):
         min_length=1,
         description="folder on every node that keeps compiled kernels of containers between jobs; absent: scratch",
     )
-    network_interface: Word | None = Field(default=None, description="network of NCCL and Gloo, such as ib0")
+    network_interface: Interface | None = Field(
+        default=None,
+        description="network of NCCL and Gloo, such as ib0; also =eth0,eth1 or ^docker0, as NCCL has it",
+    )
     environment: dict[Name, NodeText] = Field(
         default={}, description="variables that are set, as in /opt/lib:$LD_LIBRARY_PATH; never a secret"
     )
@@ -222,6 +255,12 @@ def require_complete(cfg: RunConfig, profile: Profile) -> None:
     Raises:
         ConfigError: says what does not go together.
     """
+    for key in ("image", "python"):
+        if (getattr(profile, key) or "").startswith("-"):
+            raise ConfigError(
+                f"{key} is '{getattr(profile, key)}', which would be read as an option",
+                f"Write its path, as in ./{getattr(profile, key)}.",
+            )
     if profile.runtime != "none" and profile.image is None:
         raise ConfigError(
             f"runtime {profile.runtime} needs an image", "Set cluster.image, or image: in the cluster profile."

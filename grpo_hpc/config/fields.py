@@ -42,7 +42,8 @@ def field_problems(error: ValidationError, model: Model = RunConfig) -> list[Pro
         if detail["type"] == "missing" and model is RunConfig and len(loc) == 1 and loc[0] in SECTIONS:
             problems += _missing_section(str(loc[0]))
         else:
-            problems.append(Problem(".".join(str(part) for part in loc), _text(detail, model)))
+            key = ".".join(str(part) for part in loc if part != "[key]")  # pydantic's word for a key that is wrong
+            problems.append(Problem(key, _text(detail, model)))
     return problems
 
 

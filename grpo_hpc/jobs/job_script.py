@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
-from shlex import quote
 from typing import Any
 
 from grpo_hpc.cluster.profile import Profile
 from grpo_hpc.config.site_paths import node_word
+from grpo_hpc.jobs.bash import Bash, line, word
 from grpo_hpc.jobs.runtimes import HAND_IN_ALL, INSIDE, LEFT_OUTSIDE, UNSET, Box, Wrapping, wrap
 from grpo_hpc.redaction import SECRET_NAMES
 from grpo_hpc.shipped import shipped
@@ -25,6 +25,7 @@ _HANDED_IN = (
 
 # What a rank with a GPU computes on the CPU is small, and many threads wait for each other longer than they work.
 GPU_RANK_THREADS = 8
+_RUN_DIR = Bash('"$0"')  # of the shell that a step runs in
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def render(job: Job) -> str:
 
 
 def sbatch_options(job: Job) -> list[str]:
-    """Options of sbatch, one each; no path of a person is among them, so nothing needs quoting."""
+    """Options of sbatch, one each, for lines of #SBATCH: what needs quotes there, a profile does not let in."""
     profile, ranks = job.profile, max(step.ranks for step in job.steps)
     options = [f"--job-name={job.name}", f"--nodes={job.nodes}", "--ntasks-per-node=1"]
     for key in ("account", "partition", "qos", "constraint"):
@@ -129,35 +130,41 @@ def gpu_request(profile: Profile, ranks: int) -> list[str]:
 
 
 def _variables(job: Job) -> list[tuple[str, str]]:
-    """Names and bash words of the variables that every process gets."""
+    """Names and values of the variables that every process gets."""
     profile, ranks = job.profile, max(step.ranks for step in job.steps)
     cores = profile.cpus_per_node or "$(nproc)"
     most = GPU_RANK_THREADS if job.device == "cuda" else cores
     values = {
         "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": f'"${{OMP_NUM_THREADS:-$(threads {cores} {ranks} {most})}}"',
+        "OMP_NUM_THREADS": Bash(f'"${{OMP_NUM_THREADS:-$(threads {cores} {ranks} {most})}}"'),
     }
     if job.device == "cuda":
         values["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"  # Megatron's overlap of communication counts on it
     if profile.executor != "local":
         values |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # compute nodes seldom reach the internet
     if profile.network_interface:
-        values |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), profile.network_interface)
+        values |= _network(profile.network_interface)
     if profile.scratch:
-        values["TMPDIR"] = node_word(profile.scratch, UNSET)
+        values["TMPDIR"] = Bash(node_word(profile.scratch, UNSET))
     if secrets := dict.fromkeys([*job.secret_names, *profile.inherit]):
-        values[SECRET_NAMES] = quote(" ".join(secrets))
-    values |= {name: node_word(value) for name, value in profile.environment.items()}
+        values[SECRET_NAMES] = " ".join(secrets)
+    values |= {name: Bash(node_word(value)) for name, value in profile.environment.items()}
     if profile.runtime != "none":
         values |= {"PYTHONNOUSERSITE": "1", "GRPO_HPC_HOME": values.pop("HOME", _home(job))}
     return list(values.items())
 
 
+def _network(interface: str) -> dict[str, str]:
+    """NCCL knows ``=`` (this very name) and ``^`` (all but these); Gloo knows names alone."""
+    gloo = {} if interface.startswith("^") else {"GLOO_SOCKET_IFNAME": interface.removeprefix("=")}
+    return {"NCCL_SOCKET_IFNAME": interface, **gloo}
+
+
 def _home(job: Job) -> str:
-    """The home of the processes in a container, where compiled kernels are kept: a bash word."""
+    """The home of the processes in a container, where compiled kernels are kept."""
     if folder := job.profile.cache or job.profile.scratch:
-        return f'{node_word(folder, UNSET)}/grpo-hpc-"$UID"'
-    return quote(f"{job.run_dir}/.cache/home")
+        return Bash(f'{node_word(folder, UNSET)}/grpo-hpc-"$UID"')
+    return f"{job.run_dir}/.cache/home"
 
 
 def _left_outside(profile: Profile) -> list[str]:
@@ -186,8 +193,8 @@ def _box(job: Job) -> Box | None:
 
 def _step_words(job: Job, step: Step, wrapping: Wrapping) -> list[str]:
     """The words of one step: srun, container, torchrun; one list element is one line of the script."""
-    lines = [" ".join([*_srun(job, step), *wrapping.srun])] if job.profile.executor != "local" else []
-    lines += [" ".join(wrapping.prefix)] if wrapping.prefix else []
+    lines = [line(*_srun(job, step), *wrapping.srun)] if job.profile.executor != "local" else []
+    lines += [line(*wrapping.prefix)] if wrapping.prefix else []
     return [*lines, _processes(job, step)]
 
 
@@ -196,7 +203,7 @@ def _clean(job: Job, wrapping: Wrapping) -> list[tuple[str, list[str]]]:
     if not wrapping.clean or job.profile.executor == "local":
         return []
     srun = f"srun --nodes={job.nodes} --ntasks={job.nodes} --ntasks-per-node=1 --overlap --mpi=none --export=ALL"
-    return [("clean", [srun, f"bash -c {quote(wrapping.clean)}"])]
+    return [("clean", [srun, line("bash", "-c", wrapping.clean)])]
 
 
 def _srun(job: Job, step: Step) -> list[str]:
@@ -214,26 +221,26 @@ def _srun(job: Job, step: Step) -> list[str]:
 
 def _processes(job: Job, step: Step) -> str:
     """What runs on each node, in its container."""
-    python = quote(job.profile.python or (job.python if job.profile.runtime == "none" else "python3"))
+    python = job.profile.python or (job.python if job.profile.runtime == "none" else "python3")
     words = [python]
     if step.torchrun:
         words += ["-m", "torch.distributed.run", *_rendezvous(job, step), f"--nproc-per-node={step.ranks}"]
-    body = " ".join(["exec", *words, *map(quote, step.program), '"$0"'])
+    body = line("exec", *words, *step.program, _RUN_DIR)
     if step.before:
-        body = f'{" ".join([python, *map(quote, step.before)])} "$0" && {body}'
+        body = Bash(f"{line(python, *step.before, _RUN_DIR)} && {body}")
     if job.profile.executor != "local":
         # Slurm signals every process of a step. torchrun must not die of it, or of USR2: the ranks save, then end.
         # The second at its end is for what did not even start: srun, told to end the step, drops what it has not read.
-        body = f'trap "" TERM USR2; shopt -s execfail; {body}; code=$?; sleep 1; exit $code'
-    inside = "" if job.profile.runtime == "none" else '"$inside"'
-    return f"bash -c {inside}{quote(body)} {quote(job.run_dir)}"
+        body = Bash(f'trap "" TERM USR2; shopt -s execfail; {body}; code=$?; sleep 1; exit $code')
+    inside = [] if job.profile.runtime == "none" else [Bash('"$inside"')]
+    return line("bash", "-c", word(*inside, str(body)), job.run_dir)
 
 
 def _rendezvous(job: Job, step: Step) -> list[str]:
     if job.profile.executor == "local":
         return ["--standalone"]
-    where = ['--node-rank="$SLURM_NODEID"', '--master-addr="$MASTER_ADDR"', '--master-port="$MASTER_PORT"']
-    return [f"--nnodes={step.nodes}", *where, "--signals-to-handle=SIGINT"]
+    where = ('--node-rank="$SLURM_NODEID"', '--master-addr="$MASTER_ADDR"', '--master-port="$MASTER_PORT"')
+    return [f"--nnodes={step.nodes}", *map(Bash, where), "--signals-to-handle=SIGINT"]
 
 
 @cache
@@ -243,5 +250,5 @@ def _environment() -> Any:
     folder = FileSystemLoader(shipped("slurm") / "templates")
     environment = Environment(loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.keep_trailing_newline = True
-    environment.filters["quote"] = quote
+    environment.filters["word"] = word
     return environment

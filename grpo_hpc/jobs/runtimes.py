@@ -1,6 +1,7 @@
 """How a command is put into a container: one function per runtime, from a box to words of a shell command.
 
-Words are ready for bash: what comes from people is quoted, and the few ``$VARIABLES`` in them are ours.
+What comes from people is plain text, which becomes one word as it is; the few ``$VARIABLES`` of ours are
+:class:`~grpo_hpc.jobs.bash.Bash`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from shlex import quote
 
 from grpo_hpc.cluster.profile import Runtime
 from grpo_hpc.config.site_paths import node_word
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
+from grpo_hpc.jobs.bash import Bash, line, word
 
-LABEL = '"grpo-hpc=${SLURM_JOB_ID:-}"'
+LABEL = Bash('"grpo-hpc=${SLURM_JOB_ID:-}"')
 """What the containers of a job can be found by."""
 UNSET = "is in a path of the cluster profile, and is not set on this node"
 
@@ -47,10 +48,10 @@ class Box:
     @property
     def mounts(self) -> list[str]:
         """Options for all binds, as the three tools that take ``--mount`` read them."""
-        words = [quote(_csv_mount(path)) for path in self.binds]
-        words += [quote(_csv_mount(outside, inside)) for inside, outside in self.links]
-        words += [node_word(_csv_mount(path), UNSET) for path in self.node_binds]
-        return [f"--mount {word}" for word in words]
+        places = [_csv_mount(path) for path in self.binds]
+        places += [_csv_mount(outside, inside) for inside, outside in self.links]
+        places += [Bash(node_word(_csv_mount(path), UNSET)) for path in self.node_binds]
+        return [option for place in places for option in ("--mount", place)]
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def inside(runtime: Runtime, image: str, gpus: bool, binds: Sequence[str] = ()) 
     here = str(Path.cwd())
     folders = dict.fromkeys([here, *(str(Path(bind).absolute()) for bind in binds)])
     words = wrap(runtime, Box(image, here, tuple(folders), gpus=gpus, bare=True)).prefix
-    return ["bash", "-c", f'exec {" ".join(words)} "$@"', "bash"]
+    return ["bash", "-c", f'exec {line(*words)} "$@"', "bash"]
 
 
 def _apptainer(box: Box) -> Wrapping:
@@ -116,27 +117,26 @@ def _apptainer(box: Box) -> Wrapping:
     if box.gpus:
         words.append("--nv")
     words += box.mounts
-    return Wrapping([*words, f"--pwd {quote(box.folder)}", quote(box.image)])
+    return Wrapping([*words, "--pwd", box.folder, box.image])
 
 
 def _docker(box: Box) -> Wrapping:
     # without --user the files of the run would belong to root
-    return _oci("docker", box, ['--user "$(id -u):$(id -g)"'], "--gpus all")
+    return _oci("docker", box, ["--user", Bash('"$(id -u):$(id -g)"')], ["--gpus", "all"])
 
 
 def _podman(box: Box) -> Wrapping:
-    return _oci("podman", box, [], "--device nvidia.com/gpu=all")
+    return _oci("podman", box, [], ["--device", "nvidia.com/gpu=all"])
 
 
-def _oci(tool: str, box: Box, more: list[str], gpus: str) -> Wrapping:
+def _oci(tool: str, box: Box, more: list[str], gpus: list[str]) -> Wrapping:
     # --init: PID 1 must pass signals on and collect children; --ipc=host: NCCL needs more shared memory than 64 MB
-    words = [tool, "run", "--rm", "--init", "--network=host", "--ipc=host", f"--label {LABEL}", *more]
+    words = [tool, "run", "--rm", "--init", "--network=host", "--ipc=host", "--label", LABEL, *more]
     words += ["--interactive", "--env=HOME=/tmp", "--env=USER=user"] if box.bare else []  # --user has neither
     if box.gpus:
-        words += [gpus, "--ulimit memlock=-1"]
-    words += [f"--env {name}" for name in box.variables]
-    words += box.mounts
-    words += [f"--workdir {quote(box.folder)}", "--entrypoint ''", quote(box.image)]
+        words += [*gpus, "--ulimit", "memlock=-1"]
+    words += [option for name in box.variables for option in ("--env", name)]
+    words += [*box.mounts, "--workdir", box.folder, "--entrypoint", "", box.image]
     # what Slurm kills is the client; the container belongs to a daemon, or to a cgroup of its own
     kill = {"docker": "docker rm --force", "podman": "podman rm --force --time=0"}[tool]  # Podman waits otherwise
     return Wrapping(words, clean=f"{tool} ps --quiet --filter label={LABEL} | xargs --no-run-if-empty {kill}")
@@ -147,13 +147,15 @@ def _pyxis(box: Box) -> Wrapping:
         if set(path) & set(":,"):
             raise ConfigError(f"pyxis cannot bind {path!r}: it has a comma or colon", "Rename the folder.")
     pairs = [*((path, path) for path in box.binds), *box.links]
-    mounts = quote(",".join(f"{outside}:{inside}" for inside, outside in pairs))
-    mounts += "".join(f",{word}:{word}" for word in (node_word(path, UNSET) for path in box.node_binds))
+    mounts = [",".join(f"{outside}:{inside}" for inside, outside in pairs)]
+    for path in box.node_binds:
+        known = Bash(node_word(path, UNSET))
+        mounts += [",", known, ":", known]
     return Wrapping(
         srun=[
-            f"--container-image={quote(box.image)}",
-            f"--container-mounts={mounts}",
-            f"--container-workdir={quote(box.folder)}",
+            f"--container-image={box.image}",
+            word("--container-mounts=", *mounts),
+            f"--container-workdir={box.folder}",
             "--no-container-mount-home",
             "--no-container-entrypoint",
         ]

@@ -38,7 +38,16 @@ def test_wall_times(time: str, seconds: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("account: a b", "account (line 1): stands in a line of #SBATCH: letters, digits and _ . , :"),
+        ("account: a b", "account (line 1): must be a name of Slurm's: letters, digits and _ . , :"),
+        ("constraint: a b", "constraint (line 1): stands in a line of #SBATCH: letters, digits and _ . , :"),
+        ("gpu_type: a|b", "gpu_type (line 1): must be a type of GPU, as in h100"),
+        ("gpu_type: '*'", "gpu_type (line 1): must be a type of GPU, as in h100"),
+        ("network_interface: 'ib0&/x.sh'", "network_interface (line 1): must be names of network interfaces"),
+        ("memory: 64 GB", "memory (line 1): must be a whole number with K, M, G or T"),
+        ("options: [debug]", "options.0 (line 1): must be an option of sbatch"),
+        ("modules: [--force]", "modules.0 (line 1): must be the name of a module"),
+        ("environment: {RANDOM: x}", "environment.RANDOM (line 1): is a variable of bash"),
+        ("environment: {run_dir: x}", "environment.run_dir (line 1): is a variable of bash, or of the script itself"),
         ("options: [--comment=a b]", "options.0 (line 1): stands in a line of #SBATCH"),
         ("inherit:\n- A\n- 1A", "inherit.1 (line 3): must be the name of a variable"),
         ("chain: 1\nruntime: singularity", "runtime (line 2): must be none or apptainer or docker"),
@@ -145,3 +154,22 @@ def test_what_only_looks_like_a_secret_stands_in_a_profile(tmp_path: Path) -> No
         "environment: {TOKENIZERS_PARALLELISM: 'false', HF_HUB_DISABLE_IMPLICIT_TOKEN: '1', OWN_TOKEN: $HF_TOKEN}"
     )
     assert read(tmp_path, text).environment["OWN_TOKEN"] == "$HF_TOKEN"
+
+
+@pytest.mark.parametrize("key", ["image", "python"])
+def test_what_begins_with_a_dash_would_be_an_option(key: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(RUN)
+    (tmp_path / "site.yaml").write_text(
+        f"runtime: docker\nimage: i\n{key}: --privileged\n".replace("image: i\nim", "im")
+    )
+    overrides = [f"profile={tmp_path}/site.yaml"]
+    with pytest.raises(ConfigError, match=f"{key} is '--privileged', which would be read as an option"):
+        profile_of(load_run(tmp_path / "run.yaml", overrides))
+    if key == "image":
+        with pytest.raises(ConfigError, match="image is '-v'"):
+            profile_of(load_run(tmp_path / "run.yaml", [*overrides, "cluster.image=-v"]))
+
+
+@pytest.mark.parametrize("interface", ["ib0", "^docker0", "^docker0,lo", "=eth0,eth1", "^=docker0", "eth0.1", "ib0:1"])
+def test_names_of_interfaces_as_nccl_has_them(interface: str, tmp_path: Path) -> None:
+    assert read(tmp_path, f"network_interface: {interface}").network_interface == interface

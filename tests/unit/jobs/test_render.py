@@ -10,11 +10,12 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grpo_hpc.cluster.profile import Profile, dump_profile, read_profile
@@ -101,7 +102,7 @@ def run_script(text: str, folder: Path, step: str) -> list[list[str]]:
     work.mkdir()
     subprocess.run(["bash", folder / "job.sh", step], env=env, cwd=work, check=True)
     assert list(work.iterdir()) == []  # nothing hostile was executed
-    return [call.split("\0") for call in (folder / "record").read_text().split("\0END OF CALL\0") if call]
+    return [call.split("\0") for call in (folder / "record").read_bytes().decode().split("\0END OF CALL\0") if call]
 
 
 @pytest.mark.parametrize(
@@ -191,12 +192,80 @@ def test_a_runtime_that_is_missing_is_named(monkeypatch):
         inside("podman", "image", False)
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_characters="\0~"), min_size=1))
-def test_any_text_survives_bash(text):
-    script = render(job("local", "none", environment={"NOTE": text.replace("$", "\\$")}))
-    script = script.replace("run_dir=/runs/run", "run_dir=/tmp")
-    done = subprocess.run(["bash", "-c", script, "job.sh", "environment"], capture_output=True, check=True)
-    assert f"NOTE={text}".encode() in done.stdout.split(b"\0")
+@pytest.mark.parametrize(
+    ("interface", "nccl", "gloo"),
+    [("ib0", "ib0", "ib0"), ("=eth0,eth1", "=eth0,eth1", "eth0,eth1"), ("^docker0,lo", "^docker0,lo", None)],
+)
+def test_each_library_gets_the_network_in_its_own_words(interface, nccl, gloo, tmp_path):
+    script = tmp_path / "job.sh"
+    script.write_text(render(job("slurm", "none", network_interface=interface)))
+    env = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(["bash", script, "environment"], env=env, capture_output=True, text=True, check=True)
+    found = dict(entry.partition("=")[::2] for entry in done.stdout.split("\0"))
+    assert (found["NCCL_SOCKET_IFNAME"], found.get("GLOO_SOCKET_IFNAME")) == (nccl, gloo)
+
+
+ANYTHING = st.characters(codec="utf-8", exclude_characters="\0")
+WORDS = st.lists(
+    st.text(st.one_of(st.sampled_from("|&;<>()$`\\\"' \t\n*?[]#~=%!{},:-^/"), ANYTHING), min_size=1, max_size=12),
+    min_size=32,
+    max_size=32,
+)
+
+
+@pytest.mark.parametrize("runtime", ["none", "apptainer", "podman", "pyxis"])
+@settings(max_examples=32, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(words=WORDS)
+def test_a_thousand_words_arrive_as_they_are(runtime, words):
+    """Whatever a field's own check would say: for each runtime 32 examples of 32 words."""
+    paths = [f"/{n}{word}" for n, word in enumerate(words)]
+    if runtime == "pyxis":  # which takes neither, and says so
+        paths = [path.replace(":", ".").replace(",", ".") for path in paths]
+    gpu = words[0].replace("\n", "")  # it stands in a line of #SBATCH, too, which is no bash
+    with TemporaryDirectory() as folder:
+        base = job("slurm", runtime, cpus_per_node=4)
+        update = {
+            "python": f"{folder}/tools/python",
+            "gpu_type": gpu,
+            "network_interface": words[1],
+            "image": None if runtime == "none" else words[2],
+            "modules": words[3:6],
+            "binds": paths[6:10],
+            "environment": {f"V{n}": f"v{word}".replace("$", r"\$") for n, word in enumerate(words[10:18])},
+        }
+        hostile = replace(
+            base,
+            run_dir=f"{folder}/{paths[18].replace('/', '_')}",
+            binds=tuple(paths[19:22]),
+            links=((paths[22], paths[23]),),
+            profile=base.profile.model_copy(update=update),
+            steps=(Step("train", tuple(words[24:]), base.nodes, 2),),
+        )
+        script = "module() { printf '%s\\0' module \"$@\" 'END OF CALL' >> \"$RECORD\"; }\n" + render(hostile)
+        subprocess.run(["bash", "-n"], input=script.encode(), check=True)
+        calls = {call[0]: call[1:] for call in run_script(script, Path(folder), "train")}
+        env = {"PATH": "/usr/bin:/bin", "RECORD": "/dev/null"}
+        done = subprocess.run(["bash", f"{folder}/job.sh", "environment"], env=env, capture_output=True, check=True)
+    said = done.stdout.decode().split("\0")
+    assert {f"V{n}=v{word}" for n, word in enumerate(words[10:18])} | {f"NCCL_SOCKET_IFNAME={words[1]}"} <= set(said)
+    assert calls["module"] == ["load", *words[3:6]]
+    assert f"--gpus-per-node={gpu}:2" in calls["srun"]
+    assert calls["python"][-9:] == [*words[24:], hostile.run_dir]
+    mounts = [*((path, path) for path in (hostile.run_dir, *paths[19:22], *paths[6:10])), (paths[23], paths[22])]
+    if runtime == "pyxis":
+        shown = ",".join(f"{outside}:{inside}" for outside, inside in mounts)
+        assert {f"--container-image={words[2]}", f"--container-mounts={shown}"} <= set(calls["srun"])
+    elif runtime != "none":
+        doubled = [(outside.replace('"', '""'), inside.replace('"', '""')) for outside, inside in mounts]
+        found = [given for option, given in pairwise(calls[runtime]) if option == "--mount"]
+        assert found == [f'type=bind,"source={outside}","destination={inside}"' for outside, inside in doubled]
+        assert words[2] in calls[runtime] and hostile.run_dir in calls[runtime]
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
+def test_what_no_program_can_be_given_is_refused(text):
+    with pytest.raises(ConfigError, match="no program can be given"):
+        render(replace(job("local", "none"), run_dir=text))
 
 
 @pytest.mark.parametrize(
