@@ -43,10 +43,11 @@ def command(
     run, wanted = one_run_at(run_dir), Wanted(attempt, rank, server)
     shown = None
     for line in follow_log(run, wanted, lines) if follow else read_log(run, wanted, lines):
+        if _nobody_reads():
+            return
         if line is None:
-            if _nobody_reads():
-                return
-        elif as_json:
+            continue
+        if as_json:
             click.echo(json.dumps(line.to_dict(), ensure_ascii=False))
         else:
             if line.file != shown:
@@ -57,6 +58,10 @@ def command(
 
 def _nobody_reads() -> bool:
     """The other end of the pipe is closed; otherwise only the next line, if one comes, would tell."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except OSError:
+        return False  # no pipe, but what a caller put there
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
+    poll.register(descriptor, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -49,10 +49,13 @@ def read_places(folder: Path) -> dict[str, str]:
     if not file.exists():
         return {}
     try:
-        places = json.loads(file.read_text())["weight_map"]
-        return {str(name): str(place) for name, place in places.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        places = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        found = {str(name): str(place) for name, place in places.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
+    if outside := next((place for place in found.values() if Path(place).name != place or "\0" in place), None):
+        raise CheckpointError(f"{file} names {outside!r}, which is no file of its own folder")
+    return found
 
 
 def read_model(folder: Path) -> dict[str, Stored]:
