@@ -10,7 +10,7 @@ from typing import Any
 from grpo_hpc.checkpoint.index_file import METADATA, read_index
 from grpo_hpc.checkpoint.torch_file import locate, saved
 from grpo_hpc.errors import CheckpointError
-from grpo_hpc.models.on_disk.stored import ITEMSIZE, Chunk, Size, Stored
+from grpo_hpc.models.on_disk.stored import ITEMSIZE, Chunk, Size, Stored, is_file_name
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Stored], dict[str, tuple[Path, int, int]]]:
@@ -72,7 +72,7 @@ def _require_sound(folder: Path, tensor: Stored) -> None:
 def _sizes(folder: Path, names: set[str]) -> dict[str, int]:
     sizes = {}
     for name in sorted(names):
-        if Path(name).name != name:
+        if not is_file_name(name):
             raise CheckpointError(f"{folder / METADATA} names {name!r}, which is not in its folder")
         try:
             sizes[name] = (folder / name).stat().st_size
