@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from grpo_hpc.observe.jsonl import json_text
+
 if TYPE_CHECKING:
     from grpo_hpc.images.spec import ImageSpec
 
@@ -160,11 +162,10 @@ def check_command(
     facts = probe_environment(python, spec, cfg)
     findings = compare(facts, spec, cfg)
     if as_json:
-        import json
         from dataclasses import asdict
 
         shown = {"name": name, "ok": not failed(findings), "findings": [asdict(f) for f in findings], "facts": facts}
-        click.echo(json.dumps(shown, indent=2))
+        click.echo(json_text(shown, indent=2))
     else:
         from rich.console import Console
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from grpo_hpc.observe.jsonl import json_text
+
 _INCOMPLETE = 1
 
 
@@ -46,11 +48,9 @@ def command(ctx: click.Context, files: tuple[Path, ...], output: Path | None, fo
     if output is not None:
         _write(output, imported.text)
     if as_json:
-        import json
-
         from grpo_hpc.importing.show_import import to_dict
 
-        click.echo(json.dumps(to_dict(imported), indent=2))
+        click.echo(json_text(to_dict(imported), indent=2))
     else:
         from rich.console import Console
 

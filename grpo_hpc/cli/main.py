@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import grpo_hpc
-from grpo_hpc.cli.explain import explained
+from grpo_hpc.cli.circumstances import explained
 from grpo_hpc.cli.streams import lasting_streams
 from grpo_hpc.errors import EXIT_USER_ERROR, GrpoHpcError, of_system
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
+
+from grpo_hpc.observe.jsonl import json_text
 
 
 @click.command("plan", short_help="Show layout, batch sizes, memory and time of a run; search for better layouts.")
@@ -65,7 +66,7 @@ def command(
     plans = [make_plan(load_run(file, changes), average_completion) for file, changes in files]
     if as_json:
         found = [plan.to_dict() for plan in plans]
-        click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+        click.echo(json_text(found[0] if len(found) == 1 else found, indent=2))
         return
     if html is not None:
         from grpo_hpc.plan.html import write_html
@@ -116,7 +117,7 @@ def _search(
     cfg = load_run(file, changes)
     results = search_run(cfg, average, _node_range(nodes) if nodes else None)
     if as_json:
-        click.echo(json.dumps([result.to_dict() for result in results], indent=2))
+        click.echo(json_text([result.to_dict() for result in results], indent=2))
     else:
         from rich.console import Console
 

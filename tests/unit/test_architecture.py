@@ -113,6 +113,7 @@ ALLOWED = {
         "jobs",
         "images",
         "checkpoint",
+        "observe.jsonl",
     },
 }
 TORCH_FREE = [
