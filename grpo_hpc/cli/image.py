@@ -40,6 +40,7 @@ def render_command(
     name: str | None, kind: str, write: Path | None, base: str | None, build_base: str | None, versions: Path | None
 ) -> None:
     """Print the build file of the image NAME (cpu, gpu or gpu-ngc)."""
+    from grpo_hpc.files import write_atomically
     from grpo_hpc.images.render import SUFFIX, render
     from grpo_hpc.images.spec import load_images
 
@@ -51,7 +52,7 @@ def render_command(
         for form in SUFFIX:
             if write:
                 write.mkdir(parents=True, exist_ok=True)
-                (write / f"{one}{SUFFIX[form]}").write_text(render(one, image, form))
+                write_atomically(write / f"{one}{SUFFIX[form]}", render(one, image, form))
             elif form == kind:
                 click.echo(render(one, image, form), nl=False)
 

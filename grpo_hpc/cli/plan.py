@@ -69,9 +69,10 @@ def command(
         click.echo(json_text(found[0] if len(found) == 1 else found, indent=2))
         return
     if html is not None:
-        from grpo_hpc.plan.html import write_html
+        from grpo_hpc.files import write_atomically
+        from grpo_hpc.plan.html import page_of
 
-        write_html(plans, html)
+        write_atomically(html, page_of(plans))
         click.echo(f"wrote {html}")
         return
     from rich.console import Console
@@ -128,10 +129,11 @@ def _search(
     if write is not None:
         from grpo_hpc.config.load import dump_run
         from grpo_hpc.errors import PlanError
+        from grpo_hpc.files import write_atomically
 
         if best is None:
             raise PlanError("no layout fits, so there is no run file to write")
-        write.write_text(dump_run(changed_run(cfg, best.execution)))
+        write_atomically(write, dump_run(changed_run(cfg, best.execution)))
         click.echo(f"wrote {write}")
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from grpo_hpc.errors import GrpoHpcError
+from grpo_hpc.errors import GrpoHpcError, of_system
 from grpo_hpc.files import write_atomically
 from grpo_hpc.runs.records import read_record
 from grpo_hpc.runs.run_dir import RunDir
@@ -111,16 +111,16 @@ def damaged_attempts(run_dir: RunDir) -> list[str]:
 
 def _read(run_dir: RunDir) -> tuple[list[Attempt], list[str]]:
     found, damaged = [], []
-    for path in sorted(run_dir.path.glob(f"attempt_*/{RECORD}")):
+    for folder in sorted(run_dir.path.glob("attempt_*")):
         try:
-            attempt = read_record(path, Attempt)
-        except GrpoHpcError as error:
-            damaged.append(error.message)
+            attempt = read_record(folder / RECORD, Attempt) if (folder / RECORD).is_file() else None
+        except (GrpoHpcError, OSError) as error:
+            damaged.append((of_system(error) if isinstance(error, OSError) else error).message)
             continue
-        if attempt.folder(run_dir) == path.parent:
+        if attempt is not None and attempt.folder(run_dir) == folder:
             found.append(attempt)
-        else:
-            damaged.append(f"{path} is the record of attempt {attempt.number}")
+        elif attempt is not None:
+            damaged.append(f"{folder / RECORD} is the record of attempt {attempt.number}")
     return found, damaged
 
 

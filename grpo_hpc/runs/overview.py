@@ -11,7 +11,7 @@ from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import ConfigError, GrpoHpcError, of_system
 from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.runs.standing import LIVE, Records, Standing, judged
-from grpo_hpc.runs.sweep import FILE, Sweep
+from grpo_hpc.runs.sweep import Sweep
 
 DEFAULT_FOLDER: str = RunConfig.model_fields["output_dir"].default
 
@@ -115,8 +115,8 @@ def _read(paths: Sequence[Path]) -> tuple[list[Records], list[tuple[str, str]]]:
     foreign: list[tuple[str, str]] = []
     for path in paths:
         try:
-            if (path / FILE).is_file():
-                foreign.append((str(path), f"{FILE} is damaged"))
+            if Sweep.at(path):
+                foreign.append((str(path), "a sweep in a sweep"))
             elif (path / "run.yaml").is_file():
                 records.append(Records.read(RunDir(path)))
             else:
