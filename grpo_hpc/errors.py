@@ -16,6 +16,9 @@ traceback and ends the program with exit code 2. Anything else is our bug and ke
 
 from __future__ import annotations
 
+import errno
+import os
+
 EXIT_USER_ERROR = 2
 
 
@@ -46,6 +49,42 @@ class PlanError(GrpoHpcError):
 
 class EnvironmentProblem(GrpoHpcError):
     """Something the run needs from the machine is missing or broken."""
+
+
+_WHAT_TO_DO = {
+    errno.EACCES: "Ask its owner for the right (ls -ld shows both), or name another place.",
+    errno.EPERM: "Ask its owner for the right (ls -ld shows both), or name another place.",
+    errno.EROFS: "Name a place that can be written.",
+    errno.ENOSPC: "Free some space there (df -h and df -i show what is left), or name another place.",
+    errno.EDQUOT: "Free some space there (your quota is used up), or name another place.",
+    errno.ENAMETOOLONG: "Choose a shorter name: one part of a path may have 255 bytes, most file systems say.",
+    errno.ENOENT: "Check the path.",
+    errno.ENOTDIR: "Check the path: a part of it is a file.",
+    errno.EISDIR: "Check the path: a file is wanted.",
+    errno.EEXIST: "Choose another name, or move away what is there.",
+    errno.ELOOP: "Check the path: its symbolic links lead in a circle.",
+    errno.ESTALE: "The file system lost it; try again.",
+    errno.EIO: "The file system or its disk has a fault; try again, then ask who runs the machine.",
+    errno.EMFILE: "Raise the limit of open files: ulimit -n.",
+}
+
+
+def of_system(error: OSError) -> EnvironmentProblem:
+    """What the operating system refused, for people: which path, what went wrong, what to do."""
+    said = (error.strerror or str(error) or type(error).__name__).lower()
+    if error.filename is None and error.errno == errno.ENOENT and _nowhere():
+        return EnvironmentProblem("the working directory does not exist any more", "Change to another one: cd.")
+    place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    place += "" if error.filename2 is None else f"to {os.fsdecode(error.filename2)}: "
+    return EnvironmentProblem(f"{place}{said}", _WHAT_TO_DO.get(error.errno or 0, ""))
+
+
+def _nowhere() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        return True
+    return False
 
 
 class CheckpointError(GrpoHpcError):

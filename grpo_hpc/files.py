@@ -1,12 +1,27 @@
-"""Writing files so that no reader ever sees half of one."""
+"""Finding files at home, and writing them so that no reader ever sees half of one."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from grpo_hpc.errors import ConfigError
+
+
+def with_home(path: str | Path) -> Path:
+    """``path`` with the home folder that a leading ``~`` or ``~user`` means.
+
+    Raises:
+        ConfigError: there is no such user, or the user of this process has no home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        who = str(path).partition("/")[0].removeprefix("~") or "this user (there is no HOME either)"
+        raise ConfigError(f"{path}: nobody knows the home folder of {who}", "Write the whole path.") from None
 
 
 @contextmanager
@@ -27,8 +42,11 @@ def replacing(path: Path, private: bool = False) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from grpo_hpc.checkpoint import manifest
-from grpo_hpc.checkpoint.copying import Check
+from grpo_hpc.checkpoint.copies import Check
 from grpo_hpc.checkpoint.megatron_folder import read_checkpoint
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.on_disk.model_folder import INDEX, read_model
@@ -88,18 +89,31 @@ def _checkpoint_in(path: Path) -> Path:
     if (path / "megatron" / ".metadata").exists():
         return path / "megatron"
     if (path / LATEST).exists():
-        iteration = (path / LATEST).read_text().strip()
-        folder = path / (f"iter_{int(iteration):07d}" if iteration.isdigit() else iteration)
+        folder = path / _iteration(path / LATEST)
         if (folder / ".metadata").exists():
             return folder
     return path
+
+
+def _iteration(file: Path) -> str:
+    """The folder that Megatron-LM's file of the latest iteration names: a number, or ``release``."""
+    said = file.read_bytes()[:100].decode(errors="replace").strip()
+    if re.fullmatch(r"[0-9]{1,18}", said):
+        return f"iter_{int(said):07d}"
+    if said == "release":
+        return said
+    raise CheckpointError(
+        f"{file} says {said[:40]!r}, which is no iteration", "Name the folder of the iteration itself (iter_*)."
+    )
 
 
 def _trained_from(place: Path) -> Path | None:
     """The model folder that a run directory around a training checkpoint names, if it is on this machine."""
     for parent in list(place.parents)[:4]:
         if (parent / "run.yaml").exists():
-            run = yaml.safe_load((parent / "run.yaml").read_text())
-            model = Path(run["model"]["path"])
-            return model if (model / "config.json").exists() else None
+            try:
+                model = Path(yaml.safe_load((parent / "run.yaml").read_text(encoding="utf-8"))["model"]["path"])
+                return model if (model / "config.json").exists() else None
+            except (OSError, ValueError, TypeError, LookupError, RecursionError, yaml.YAMLError):
+                return None  # not a run of ours
     return None

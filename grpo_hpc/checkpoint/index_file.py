@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -76,9 +77,69 @@ def read_index(folder: Path) -> Any:
     """
     file = folder / METADATA
     try:
-        return _IndexUnpickler(io.BytesIO(file.read_bytes())).load()
-    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged or no index of a distributed checkpoint: {error}") from error
+        data = file.read_bytes()
+        _require_bounded(data)
+        return _IndexUnpickler(io.BytesIO(data)).load()
+    except Exception as error:  # damage makes an unpickler raise nearly everything
+        said = str(error) or type(error).__name__
+        raise CheckpointError(f"{file} is damaged or no index of a distributed checkpoint: {said}") from error
+
+
+def _require_bounded(data: bytes) -> None:
+    """Refuse what no pickler writes into an index, before an unpickler allocates what a damaged number asks for.
+
+    The memo is a table that is made as long as the largest number in it, 64 GiB for a few bytes (``LONG_BINPUT``);
+    a bytearray is made before its bytes are looked for. So only opcodes are let through that allocate no more than they
+    bring along, and numbers of the memo that are no larger than the file.
+    """
+    steps, at = _steps(len(data)), 0
+    while at < len(data):
+        if run := steps.match(data, at):
+            at = run.end()
+            continue
+        opcode = data[at : at + 1]
+        if opcode == pickle.STOP:
+            return
+        if opcode == pickle.GLOBAL:
+            at = data.find(b"\n", data.find(b"\n", at) + 1) + 1 or len(data)
+        elif opcode in _BEHIND_LENGTH:
+            width = _BEHIND_LENGTH[opcode]
+            at += 1 + width + int.from_bytes(data[at + 1 : at + 1 + width], "little")
+        else:
+            raise ValueError(f"byte {at:,} is {opcode!r}, which is nothing that an index is written with")
+    raise ValueError("it ends before it is complete")
+
+
+# opcodes that are followed by a length of so many bytes, and then by that many bytes
+_BEHIND_LENGTH = {
+    pickle.BINUNICODE: 4,
+    pickle.SHORT_BINUNICODE: 1,
+    pickle.BINBYTES: 4,
+    pickle.SHORT_BINBYTES: 1,
+    pickle.LONG1: 1,
+}
+_BARE = (
+    (pickle.EMPTY_DICT + pickle.EMPTY_LIST + pickle.EMPTY_TUPLE + pickle.EMPTY_SET + pickle.MARK + pickle.NONE)
+    + (pickle.NEWTRUE + pickle.NEWFALSE + pickle.STACK_GLOBAL + pickle.REDUCE + pickle.NEWOBJ + pickle.BUILD)
+    + (pickle.MEMOIZE + pickle.SETITEM + pickle.SETITEMS + pickle.APPEND + pickle.APPENDS + pickle.ADDITEMS)
+    + (pickle.TUPLE + pickle.TUPLE1 + pickle.TUPLE2 + pickle.TUPLE3)
+)
+# opcodes that are followed by so many bytes
+_FIXED = (
+    (1, pickle.PROTO + pickle.BININT1 + pickle.BINPUT + pickle.BINGET),
+    (2, pickle.BININT2),
+    (4, pickle.BININT + pickle.LONG_BINGET),
+    (8, pickle.FRAME + pickle.BINFLOAT),
+)
+
+
+def _steps(size: int) -> re.Pattern[bytes]:
+    """Any number of opcodes of known length; a number of ``LONG_BINPUT`` is at most about ``size``."""
+    high = min(size.bit_length() // 8, 3)  # bytes below the highest one that a size has
+    largest = re.escape(bytes([min(size >> 8 * high, 255)]))
+    number = b"[\\0-\\xff]{%d}[\\0-%s]\\0{%d}" % (high, largest, 3 - high)
+    fixed = b"".join(b"|[%s][\\0-\\xff]{%d}" % (re.escape(opcodes), width) for width, opcodes in _FIXED)
+    return re.compile(b"(?:[%s]%s|%s%s){1,10000}+" % (re.escape(_BARE), fixed, pickle.LONG_BINPUT, number), re.DOTALL)
 
 
 class _Global:

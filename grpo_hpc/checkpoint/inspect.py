@@ -68,12 +68,11 @@ def summary(folder: Folder) -> dict[str, Any]:
     """Facts about a folder as JSON-safe values."""
     files = sorted({chunk.file for stored in folder.tensors.values() for chunk in stored.chunks})
     known = folder.manifest or {}
-    state = folder.path.parent / "state.json"
     return {
         "path": str(folder.path),
         "kind": folder.kind,
         "family": known.get("family"),
-        "step": json.loads(state.read_text())["step"] if state.exists() else known.get("step"),
+        "step": _step(folder) if (folder.path.parent / "state.json").exists() else known.get("step"),
         "layout": known.get("layout") or _written_by(folder),
         "tensors": len(folder.tensors),
         "chunks": sum(len(stored.chunks) for stored in folder.tensors.values()),
@@ -84,6 +83,14 @@ def summary(folder: Folder) -> dict[str, Any]:
         "digests": folder.manifest is not None,
         "optimizer": any(name.startswith("optimizer") for name in folder.tensors),
     }
+
+
+def _step(folder: Folder) -> int | None:
+    """The step of the training checkpoint around a folder; None where its record cannot be read."""
+    try:
+        return int(json.loads((folder.path.parent / "state.json").read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return None
 
 
 def _written_by(folder: Folder) -> dict[str, int] | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_hpc.checkpoint.copying import Check
+from grpo_hpc.checkpoint.copies import Check
 from grpo_hpc.errors import CheckpointError
 
 NAME = "manifest.json"
@@ -51,19 +51,27 @@ def read(folder: Path) -> dict[str, Any] | None:
         CheckpointError: it cannot be read, or a file is missing or of another size than it says.
     """
     try:
-        manifest = json.loads((folder / NAME).read_text())
+        manifest = json.loads((folder / NAME).read_text(encoding="utf-8"))
         if not isinstance(manifest, dict) or "digest" not in manifest:
             return None
         for name, listed in manifest["files"].items():
-            _check_size(folder / name, listed["size"])
+            _check_file(folder, name, listed)
         return manifest
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / NAME} cannot be read: {error}") from error
 
 
-def _check_size(file: Path, size: int) -> None:
+def _check_file(folder: Path, name: str, listed: dict[str, Any]) -> None:
+    """A file of its folder, of the size that is listed, with pieces that lie within it."""
+    size, file = listed["size"], folder / name
+    if ".." in Path(name).parts or Path(name).is_absolute() or "\0" in name:
+        raise CheckpointError(f"{folder / NAME} lists {name!r}, which is no file of its own folder")
+    for said, offset, nbytes, digest in listed["pieces"]:
+        numbers = type(offset) is type(nbytes) is int and 0 <= offset <= offset + nbytes <= size
+        if not (numbers and type(said) is type(digest) is str):
+            raise ValueError(f"{name!r} has the piece {[said, offset, nbytes, digest]}")
     try:
         found = file.stat().st_size
     except OSError as error:

@@ -10,7 +10,7 @@ from typing import Any
 from grpo_hpc.checkpoint.index_file import METADATA, read_index
 from grpo_hpc.checkpoint.torch_file import locate, saved
 from grpo_hpc.errors import CheckpointError
-from grpo_hpc.models.on_disk.stored import ITEMSIZE, Chunk, Size, Stored
+from grpo_hpc.models.on_disk.stored import ITEMSIZE, Chunk, Size, Stored, is_file_name
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Stored], dict[str, tuple[Path, int, int]]]:
@@ -21,8 +21,11 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Stored], dict[str, tuple[Pa
     """
     try:
         return _described(folder, read_index(folder))
-    except (AttributeError, TypeError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{folder / METADATA} is no index of a distributed checkpoint: {error}") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever its records turn out to be
+        said = str(error) or type(error).__name__
+        raise CheckpointError(f"{folder / METADATA} is no index of a distributed checkpoint: {said}") from error
 
 
 def _described(folder: Path, index: Any) -> tuple[dict[str, Stored], dict[str, tuple[Path, int, int]]]:
@@ -46,13 +49,30 @@ def _described(folder: Path, index: Any) -> tuple[dict[str, Stored], dict[str, t
             place = _placed(folder, places, sizes, name, start)
             chunks.append(_chunk(folder, place, start, tuple(chunk.sizes), dtype))
         tensors[name] = Stored(name, dtype, tuple(stored.size), tuple(chunks))
+        _require_sound(folder, tensors[name])
     return tensors, objects
+
+
+def _require_sound(folder: Path, tensor: Stored) -> None:
+    """Sizes are numbers and every chunk lies within the tensor, so that nobody counts to a number that is damage."""
+    sizes, chunks = tensor.shape, tensor.chunks
+    numbers = all(type(n) is int and n >= 0 for n in (*sizes, *(n for c in chunks for n in (*c.start, *c.size))))
+    within = numbers and all(
+        len(c.start) == len(c.size) == len(sizes)
+        and all(start + size <= whole for start, size, whole in zip(c.start, c.size, sizes, strict=True))
+        for c in chunks
+    )
+    if not within or sum(math.prod(c.size) for c in chunks) != math.prod(sizes):
+        raise CheckpointError(
+            f"{folder / METADATA} is damaged: the {len(chunks)} chunks of {tensor.name!r} do not make up its shape "
+            f"{list(sizes)}"
+        )
 
 
 def _sizes(folder: Path, names: set[str]) -> dict[str, int]:
     sizes = {}
     for name in sorted(names):
-        if Path(name).name != name:
+        if not is_file_name(name):
             raise CheckpointError(f"{folder / METADATA} names {name!r}, which is not in its folder")
         try:
             sizes[name] = (folder / name).stat().st_size

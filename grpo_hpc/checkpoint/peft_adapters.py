@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo_hpc.checkpoint.copying import Add, Job, Target
+from grpo_hpc.checkpoint.building import building
+from grpo_hpc.checkpoint.copies import Add, Job, Target
 from grpo_hpc.checkpoint.folders import Folder
 from grpo_hpc.checkpoint.naming import Parallel, model_names
 from grpo_hpc.checkpoint.planning import about, with_checks
@@ -304,8 +305,6 @@ def extract(base: Folder, tuned: Folder, target: Path, rank: int) -> dict[str, f
         raise CheckpointError("extract-lora reads Hugging Face folders", "Convert the checkpoint first (--to hf).")
     if {n: t.shape for n, t in base.tensors.items()} != {n: t.shape for n, t in tuned.tensors.items()}:
         raise CheckpointError(f"{base.path} and {tuned.path} have other tensors or shapes")
-    if target.exists():
-        raise CheckpointError(f"{target} exists already", "Choose another name, or remove it.")
     pairs: dict[str, Any] = {}
     missed: dict[str, float] = {}
 
@@ -327,11 +326,9 @@ def extract(base: Folder, tuned: Folder, target: Path, rank: int) -> dict[str, f
         missed[name] = float(s[width:].norm() / s.norm())
     if not pairs:
         raise CheckpointError(f"{base.path} and {tuned.path} are the same model")
-    building = target.with_name(target.name + ".partial")
-    building.mkdir(parents=True, exist_ok=True)
-    save_file(pairs, building / WEIGHTS, metadata={"format": "pt"})
-    (building / CONFIG).write_text(json.dumps(_config(base, pairs, rank), indent=2) + "\n")
-    building.rename(target)
+    with building(target) as (place, _):
+        save_file(pairs, place / WEIGHTS, metadata={"format": "pt"})
+        (place / CONFIG).write_text(json.dumps(_config(base, pairs, rank), indent=2) + "\n")
     return missed
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from grpo_hpc.checkpoint.copying import Add, Check, Job, Target
+from grpo_hpc.checkpoint.copies import Add, Check, Job, Target
 from grpo_hpc.checkpoint.folders import Folder
 from grpo_hpc.checkpoint.index_file import METADATA, index_bytes
 from grpo_hpc.checkpoint.megatron_folder import empty_object

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from grpo_hpc.checkpoint.copying import Add, Job, Target
+from grpo_hpc.checkpoint.copies import Add, Job, Target
 from grpo_hpc.checkpoint.folders import COMPANIONS, Folder
 from grpo_hpc.checkpoint.naming import Parallel, is_state, layers_and_experts, root_of, slots
 from grpo_hpc.checkpoint.planning import MegatronWriter, about, in_parts

@@ -19,14 +19,15 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from grpo_hpc.checkpoint import manifest
-from grpo_hpc.checkpoint.copying import Check, Copier, Job, Target
+from grpo_hpc.checkpoint.building import JOURNAL, building
+from grpo_hpc.checkpoint.copies import Check, Job, Target
+from grpo_hpc.checkpoint.copying import Copier
 from grpo_hpc.checkpoint.manifest import Piece
 from grpo_hpc.errors import CheckpointError
 
-JOURNAL = "journal.jsonl"
 _WORKER_BYTES = 60 * 2**20  # a worker that holds no data
 _BATCH = 32 * 2**20
 # what a processor's cache holds is digested and written fastest
@@ -95,29 +96,26 @@ def build(plan: Plan, folder: Path, work: Work) -> None:
         CheckpointError: it exists, the memory limit is too low, or a source is damaged; nothing is then left under
             the final name.
     """
-    if folder.exists():
-        raise CheckpointError(f"{folder} exists already", "Choose another name, or remove it.")
     window = work.window(resident())
-    building = folder.with_name(folder.name + ".partial")
-    done = _prepare(plan, building)
-    jobs = [_inside(job, building) for job in plan.jobs]
-    with (building / JOURNAL).open("a") as journal:
+    with building(folder) as (place, journal):
+        done = _prepare(plan, place, journal)
+        jobs = [_inside(job, place) for job in plan.jobs]
         for number, digests in _carry_out(jobs, set(done), window, work):
             done[number] = digests
             journal.write(json.dumps([number, digests]) + "\n")
             journal.flush()
-    pieces = [
-        Piece(target.name, str(target.file), target.offset, target.nbytes, digest)
-        for number, job in enumerate(plan.jobs)
-        for target, digest in zip(job.targets, done[number], strict=True)
-    ]
-    _finish(plan, building, folder, pieces)
+        pieces = [
+            Piece(target.name, str(target.file), target.offset, target.nbytes, digest)
+            for number, job in enumerate(plan.jobs)
+            for target, digest in zip(job.targets, done[number], strict=True)
+        ]
+        _finish(plan, place, pieces)
 
 
-def _finish(plan: Plan, building: Path, folder: Path, pieces: list[Piece]) -> None:
+def _finish(plan: Plan, place: Path, pieces: list[Piece]) -> None:
     with closing(Copier(_LARGEST_WINDOW)) as copier:
         for name, offset, content in plan.small:
-            file = building / name
+            file = place / name
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("wb" if offset is None else "r+b") as out:
                 out.seek(offset or 0)
@@ -125,35 +123,40 @@ def _finish(plan: Plan, building: Path, folder: Path, pieces: list[Piece]) -> No
             digest = str(copier.digest(file, offset or 0, len(content)))
             pieces.append(Piece("" if offset is None else "header", name, offset or 0, len(content), digest))
     for name in {piece.file for piece in pieces}:
-        handle = os.open(building / name, os.O_RDONLY)
+        handle = os.open(place / name, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
-    manifest.write(building, plan.about, pieces)
-    (building / JOURNAL).unlink()
-    building.rename(folder)
+    manifest.write(place, plan.about, pieces)
 
 
-def _prepare(plan: Plan, building: Path) -> dict[int, list[str]]:
-    """The folder with all files in their size, and what an earlier attempt at the same plan has finished."""
+def _prepare(plan: Plan, place: Path, journal: TextIO) -> dict[int, list[str]]:
+    """All files in their size, and what an earlier attempt at the same plan has finished."""
     fingerprint = hashlib.sha256(repr((plan.sizes, plan.jobs, plan.small)).encode()).hexdigest()
-    done = _journal(plan, building, fingerprint)
+    done = _finished_jobs(plan, place, fingerprint)
     if not done:
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        (building / JOURNAL).write_text(json.dumps(fingerprint) + "\n")
+        _clear(place)
+        journal.truncate(0)
+        journal.write(json.dumps(fingerprint) + "\n")
+        journal.flush()
         for name, size in plan.sizes.items():
-            (building / name).parent.mkdir(exist_ok=True)
-            with (building / name).open("wb") as out:
+            (place / name).parent.mkdir(exist_ok=True)
+            with (place / name).open("wb") as out:
                 out.truncate(size)
     return done
 
 
-def _journal(plan: Plan, building: Path, fingerprint: str) -> dict[int, list[str]]:
-    """Finished jobs of which every piece still has its digest."""
-    try:
-        lines = (building / JOURNAL).read_text().splitlines()
-    except OSError:
-        return {}
+def _clear(place: Path) -> None:
+    """Remove everything but the journal, which is locked."""
+    for entry in place.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != JOURNAL:
+            entry.unlink()
+
+
+def _finished_jobs(plan: Plan, place: Path, fingerprint: str) -> dict[int, list[str]]:
+    """Jobs of the journal of which every piece still has its digest."""
+    lines = (place / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
     if not lines or lines[0] != json.dumps(fingerprint):
         return {}
     done = {}
@@ -161,23 +164,23 @@ def _journal(plan: Plan, building: Path, fingerprint: str) -> dict[int, list[str
         for line in lines[1:]:
             try:
                 number, digests = json.loads(line)
-            except ValueError:
-                break  # the line during which it was killed
-            targets = zip(plan.jobs[number].targets, digests, strict=True)
-            if all(_is_whole(copier, building, target, digest) for target, digest in targets):
+                targets = list(zip(plan.jobs[number].targets, digests, strict=True))
+            except (ValueError, TypeError, LookupError):
+                continue  # the line during which it was killed
+            if all(_is_whole(copier, place, target, digest) for target, digest in targets):
                 done[number] = digests
     return done
 
 
-def _is_whole(copier: Copier, building: Path, target: Target, digest: str) -> bool:
+def _is_whole(copier: Copier, place: Path, target: Target, digest: str) -> bool:
     try:
-        return copier.digest(building / target.file, target.offset, target.nbytes) == digest
+        return copier.digest(place / target.file, target.offset, target.nbytes) == digest
     except CheckpointError:
         return False
 
 
-def _inside(job: Job, building: Path) -> Job:
-    return replace(job, targets=tuple(replace(target, file=building / target.file) for target in job.targets))
+def _inside(job: Job, place: Path) -> Job:
+    return replace(job, targets=tuple(replace(target, file=place / target.file) for target in job.targets))
 
 
 def _carry_out(jobs: list[Job], done: set[int], window: int, work: Work) -> Iterator[tuple[int, list[str]]]:

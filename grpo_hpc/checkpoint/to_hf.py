@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from grpo_hpc.checkpoint.copying import Copier, Job, Target
+from grpo_hpc.checkpoint.copies import Job, Target
+from grpo_hpc.checkpoint.copying import Copier
 from grpo_hpc.checkpoint.folders import Folder
 from grpo_hpc.checkpoint.naming import find, layers_and_experts, model_names, root_of, saved_names
 from grpo_hpc.checkpoint.planning import about, model_dtype, placed, with_checks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from grpo_hpc.checkpoint.copying import Job
+from grpo_hpc.checkpoint.copies import Job
 from grpo_hpc.checkpoint.folders import COMPANIONS, Folder
 from grpo_hpc.checkpoint.megatron_folder import common_bytes, config_bytes
 from grpo_hpc.checkpoint.naming import Parallel, extra_states, is_uniform, layers_and_experts, slots

@@ -35,6 +35,7 @@ _STORAGE = {
     "bool": "BoolStorage",
 }
 _ALIGN = 64
+_LARGEST_READ = 2**20  # bytes of an archive's directory, which has four entries
 
 
 def frame(dtype: str, shape: Size) -> tuple[bytes, bytes]:
@@ -125,7 +126,9 @@ def locate(file: Path, offset: int, length: int, nbytes: int) -> tuple[int, int 
             local = window.read(30)
             name, extra = struct.unpack("<HH", local[26:30])
             return offset + member.header_offset + 30 + name + extra, member.CRC or None
-    except (OSError, zipfile.BadZipFile, StopIteration, struct.error, ValueError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged archive makes zipfile raise many things
         raise CheckpointError(f"the tensor at byte {offset:,} of {file} is damaged: {error or 'no storage'}") from error
 
 
@@ -151,6 +154,8 @@ class _Window(RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         size = max(0, min(self._length - self._at, size if size >= 0 else self._length))
+        if size > _LARGEST_READ:
+            raise ValueError(f"its directory would have {size:,} bytes")
         self._file.seek(self._offset + self._at)
         data = self._file.read(size)
         self._at += len(data)

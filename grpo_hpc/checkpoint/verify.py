@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from grpo_hpc.checkpoint.copying import Target
+from grpo_hpc.checkpoint.copies import Target
 from grpo_hpc.checkpoint.folders import Folder
 from grpo_hpc.checkpoint.planning import placed
 from grpo_hpc.checkpoint.run import Work, check_all, copier, in_workers, resident

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from grpo_hpc.cli.completion import run_dirs
+from grpo_hpc.observe.jsonl import json_text
 
 
 @click.command("cancel", short_help="End a run for good.")
@@ -30,7 +29,7 @@ def command(run_dir: str, as_json: bool) -> int:
     found = standings([Records.read(run) for run in runs])
     if as_json:
         facts = [state.to_dict() for state in found]
-        click.echo(json.dumps(facts if Sweep.at(run_dir) else facts[0], indent=2))
+        click.echo(json_text(facts if Sweep.at(run_dir) else facts[0], indent=2))
     for run, state in zip(runs, found, strict=True) if not as_json else ():
         if state.state in LIVE:
             click.echo(f"{state.name} has been asked to save and stop, but is {state.state} still: {state.detail}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from grpo_hpc.observe.jsonl import json_text
 
 if TYPE_CHECKING:
     from grpo_hpc.checkpoint.inspect import Node
@@ -166,7 +167,7 @@ def extract_lora(base: Path, tuned: Path, target: Path, rank: int, as_json: bool
     missed = extract(open_folder(base), open_folder(tuned), target, rank)
     worst = max(missed, key=lambda name: missed[name])
     if as_json:
-        click.echo(json.dumps({"target": str(target), "rank": rank, "missed": missed}))
+        click.echo(json_text({"target": str(target), "rank": rank, "missed": missed}))
     else:
         click.echo(f"{target}: {len(missed)} weights, rank {rank}; most is missed of {worst}: {missed[worst]:.2%}")
 
@@ -206,7 +207,7 @@ def verify(
         if not difference <= TOLERANCE:
             report.faults.append(f"the logits differ by {difference:.1e} of the largest; {TOLERANCE:.0e} is rounding")
     if as_json:
-        click.echo(json.dumps({**result, "faults": report.faults, "equal": not report.faults}))
+        click.echo(json_text({**result, "faults": report.faults, "equal": not report.faults}))
     else:
         for fault in report.faults[:50]:
             click.echo(fault)
@@ -233,7 +234,7 @@ def inspect(source: Path, as_json: bool) -> None:
             name: {"dtype": t.dtype, "shape": t.shape, "bytes": t.nbytes, "chunks": len(t.chunks)}
             for name, t in folder.tensors.items()
         }
-        click.echo(json.dumps({**facts, "weights": tensors}))
+        click.echo(json_text({**facts, "weights": tensors}))
         return
     from rich.console import Console
     from rich.tree import Tree
@@ -274,7 +275,7 @@ def _build(plan: Plan, target: Path, workers: int, max_memory: int, as_json: boo
         build(plan, target, work)
     seconds = time.monotonic() - start
     if as_json:
-        click.echo(json.dumps({**plan.about, "target": str(target), "bytes": plan.nbytes, "seconds": seconds}))
+        click.echo(json_text({**plan.about, "target": str(target), "bytes": plan.nbytes, "seconds": seconds}))
     else:
         rate = plan.nbytes / max(seconds, 1e-9) / 1e9
         if plan.about.get("left_out"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from grpo_hpc.observe.jsonl import json_text
 
 if TYPE_CHECKING:
     from grpo_hpc.cluster.detect import Site
@@ -63,7 +64,7 @@ def list_profiles(as_json: bool) -> None:
     from grpo_hpc.runs.show_standing import console
 
     if as_json:
-        click.echo(json.dumps([_profile_facts(name, path) for name, path in profiles().items()], indent=2))
+        click.echo(json_text([_profile_facts(name, path) for name, path in profiles().items()], indent=2))
         return
     table = Table("name", "executor", "runtime", "partition", "GPUs", "file", box=None, pad_edge=False)
     for name, path in profiles().items():

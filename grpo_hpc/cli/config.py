@@ -35,13 +35,11 @@ def copy(name: str, target: Path | None) -> None:
     """Copy the run file NAME to TARGET (absent: NAME.yaml) so that it can be edited."""
     from grpo_hpc.config.library import run_file
     from grpo_hpc.errors import ConfigError
+    from grpo_hpc.files import write_atomically
 
     target = target or Path(f"{name}.yaml")
     if target.exists():
         raise ConfigError(f"{target} exists already", "Name another target.")
     text = run_file(name).read_text(encoding="utf-8")
-    try:
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{target} cannot be written: {error.strerror}") from None
+    write_atomically(target, text)
     click.echo(f"Wrote {target}. Next: grpo-hpc plan {target}")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from grpo_hpc.observe.jsonl import json_text
+
 if TYPE_CHECKING:
     from grpo_hpc.images.spec import ImageSpec
 
@@ -38,6 +40,7 @@ def render_command(
     name: str | None, kind: str, write: Path | None, base: str | None, build_base: str | None, versions: Path | None
 ) -> None:
     """Print the build file of the image NAME (cpu, gpu or gpu-ngc)."""
+    from grpo_hpc.files import write_atomically
     from grpo_hpc.images.render import SUFFIX, render
     from grpo_hpc.images.spec import load_images
 
@@ -49,7 +52,7 @@ def render_command(
         for form in SUFFIX:
             if write:
                 write.mkdir(parents=True, exist_ok=True)
-                (write / f"{one}{SUFFIX[form]}").write_text(render(one, image, form))
+                write_atomically(write / f"{one}{SUFFIX[form]}", render(one, image, form))
             elif form == kind:
                 click.echo(render(one, image, form), nl=False)
 
@@ -160,11 +163,10 @@ def check_command(
     facts = probe_environment(python, spec, cfg)
     findings = compare(facts, spec, cfg)
     if as_json:
-        import json
         from dataclasses import asdict
 
         shown = {"name": name, "ok": not failed(findings), "findings": [asdict(f) for f in findings], "facts": facts}
-        click.echo(json.dumps(shown, indent=2))
+        click.echo(json_text(shown, indent=2))
     else:
         from rich.console import Console
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from grpo_hpc.observe.jsonl import json_text
+
 _INCOMPLETE = 1
 
 
@@ -34,6 +36,7 @@ def command(ctx: click.Context, files: tuple[Path, ...], output: Path | None, fo
     Ends with 1 when the run file still lacks something, which is then named.
     """
     from grpo_hpc.errors import ConfigError
+    from grpo_hpc.files import write_atomically
     from grpo_hpc.importing.source import from_files, from_words
     from grpo_hpc.importing.write import import_run
 
@@ -44,13 +47,12 @@ def command(ctx: click.Context, files: tuple[Path, ...], output: Path | None, fo
         raise ConfigError(f"{output} exists already", "Choose another name, or write over it with --force.")
     imported = import_run(from_files(files) if files else from_words(words))
     if output is not None:
-        _write(output, imported.text)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, imported.text)
     if as_json:
-        import json
-
         from grpo_hpc.importing.show_import import to_dict
 
-        click.echo(json.dumps(to_dict(imported), indent=2))
+        click.echo(json_text(to_dict(imported), indent=2))
     else:
         from rich.console import Console
 
@@ -59,13 +61,3 @@ def command(ctx: click.Context, files: tuple[Path, ...], output: Path | None, fo
         show_import(imported, Console(stderr=output is None))
         click.echo(f"\nWrote {output}. Next: grpo-hpc plan {output}" if output is not None else imported.text)
     return _INCOMPLETE if imported.problems else 0
-
-
-def _write(path: Path, text: str) -> None:
-    from grpo_hpc.errors import ConfigError
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None

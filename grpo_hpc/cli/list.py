@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from grpo_hpc.cli.completion import folders_of_runs
+from grpo_hpc.observe.jsonl import json_text
 
 
 @click.command("list", short_help="Show the runs in a folder.")
@@ -28,6 +27,6 @@ def command(folder: str | None, as_json: bool) -> None:
     sweep = Sweep.at(folder)
     found = comparison(sweep) if sweep else overview(folder)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2))
+        click.echo(json_text(found.to_dict(), indent=2))
     else:
         show(found, console())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import select
 import sys
 
 import click
 
 from grpo_hpc.cli.completion import run_dirs
+from grpo_hpc.observe.jsonl import json_text
 
 
 @click.command("logs", short_help="Show the log of a run, also while it grows.")
@@ -35,19 +35,23 @@ def command(
 
     --json prints one object a line: attempt (null for what Slurm's job wrote before the first), file, line.
     """
+    from grpo_hpc.runs.attempts import damaged_attempts
     from grpo_hpc.runs.follow import Wanted, follow_log, read_log
     from grpo_hpc.runs.sweep import one_run_at
 
     if rank is not None and server is not None:
         raise click.UsageError("--rank and --server name two logs: take one of them")
     run, wanted = one_run_at(run_dir), Wanted(attempt, rank, server)
+    for damaged in damaged_attempts(run):
+        click.echo(f"passed over: {damaged}", err=True)
     shown = None
     for line in follow_log(run, wanted, lines) if follow else read_log(run, wanted, lines):
+        if _nobody_reads():
+            return
         if line is None:
-            if _nobody_reads():
-                return
-        elif as_json:
-            click.echo(json.dumps(line.to_dict(), ensure_ascii=False))
+            continue
+        if as_json:
+            click.echo(json_text(line.to_dict()))
         else:
             if line.file != shown:
                 click.secho(f"==> {line.file} <==", dim=True, err=True)
@@ -57,6 +61,10 @@ def command(
 
 def _nobody_reads() -> bool:
     """The other end of the pipe is closed; otherwise only the next line, if one comes, would tell."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except OSError:
+        return False  # no pipe, but what a caller put there
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
+    poll.register(descriptor, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 import grpo_hpc
-from grpo_hpc.errors import EXIT_USER_ERROR, GrpoHpcError
+from grpo_hpc.cli.circumstances import explained
+from grpo_hpc.cli.streams import lasting_streams
+from grpo_hpc.errors import EXIT_USER_ERROR, GrpoHpcError, of_system
 
 EXIT_INTERRUPTED = 130
 
@@ -49,16 +51,6 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_line) for name, (_, help_line) in _COMMANDS.items()])
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; click itself would call it a failure when the reader of a pipe has enough."""
-        try:
-            code = super().invoke(ctx)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            sys.stdout = None  # what is still buffered must not raise again at exit
-            return 0
-        return code
-
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -84,17 +76,30 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with its code: 0 done, 1 crash, 2 an error the user can mend, 130 interrupted."""
+    code: Any = 0
     try:
-        code: Any = cli.main(args=args, prog_name="grpo-hpc", standalone_mode=False)
+        with lasting_streams():
+            code = _run(args)
+    except OSError as error:
+        _show(of_system(error))
+        code = code or EXIT_USER_ERROR
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _run(args: list[str] | None) -> Any:
+    try:
+        return cli.main(args=args, prog_name="grpo-hpc", standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
-    except GrpoHpcError as error:
-        _show(error)
-        code = EXIT_USER_ERROR
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        code = EXIT_INTERRUPTED
-    sys.exit(code if isinstance(code, int) else 0)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        told = explained(error)
+        if told is None:
+            raise
+        _show(told)
+        return EXIT_USER_ERROR
 
 
 def _show(error: GrpoHpcError) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
+
+from grpo_hpc.observe.jsonl import json_text
 
 
 @click.command("plan", short_help="Show layout, batch sizes, memory and time of a run; search for better layouts.")
@@ -65,12 +66,13 @@ def command(
     plans = [make_plan(load_run(file, changes), average_completion) for file, changes in files]
     if as_json:
         found = [plan.to_dict() for plan in plans]
-        click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+        click.echo(json_text(found[0] if len(found) == 1 else found, indent=2))
         return
     if html is not None:
-        from grpo_hpc.plan.html import write_html
+        from grpo_hpc.files import write_atomically
+        from grpo_hpc.plan.html import page_of
 
-        write_html(plans, html)
+        write_atomically(html, page_of(plans))
         click.echo(f"wrote {html}")
         return
     from rich.console import Console
@@ -116,7 +118,7 @@ def _search(
     cfg = load_run(file, changes)
     results = search_run(cfg, average, _node_range(nodes) if nodes else None)
     if as_json:
-        click.echo(json.dumps([result.to_dict() for result in results], indent=2))
+        click.echo(json_text([result.to_dict() for result in results], indent=2))
     else:
         from rich.console import Console
 
@@ -127,10 +129,11 @@ def _search(
     if write is not None:
         from grpo_hpc.config.load import dump_run
         from grpo_hpc.errors import PlanError
+        from grpo_hpc.files import write_atomically
 
         if best is None:
             raise PlanError("no layout fits, so there is no run file to write")
-        write.write_text(dump_run(changed_run(cfg, best.execution)))
+        write_atomically(write, dump_run(changed_run(cfg, best.execution)))
         click.echo(f"wrote {write}")
 
 

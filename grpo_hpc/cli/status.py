@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from grpo_hpc.cli.completion import run_dirs
+from grpo_hpc.observe.jsonl import json_text
 
 
 @click.command("status", short_help="Show how a run stands.")
@@ -35,12 +34,12 @@ def command(run_dir: str | None, as_json: bool) -> None:
 
     if run_dir and (sweep := Sweep.at(run_dir)):
         found = comparison(sweep)
-        click.echo(json.dumps(found.to_dict(), indent=2)) if as_json else show(found, console())
+        click.echo(json_text(found.to_dict(), indent=2)) if as_json else show(found, console())
         return
     runs = [standing(RunDir.open(run_dir))] if run_dir else present_runs()
     if as_json:
         facts = [run.to_dict() for run in runs]
-        click.echo(json.dumps(facts[0] if run_dir else facts, indent=2))
+        click.echo(json_text(facts[0] if run_dir else facts, indent=2))
         return
     out = console()
     for index, run in enumerate(runs):

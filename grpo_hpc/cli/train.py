@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
+
+from grpo_hpc.observe.jsonl import json_text
 
 Entry = tuple[str, str, dict[str, str]]  # name, what it is, and what else there is to say
 
@@ -25,9 +25,7 @@ def command(what: str, as_json: bool) -> None:
     """
     entries = {"losses": _losses, "estimators": _estimators, "rewards": _rewards}[what]()
     if as_json:
-        click.echo(
-            json.dumps([{"name": name, "summary": summary, **more} for name, summary, more in entries], indent=2)
-        )
+        click.echo(json_text([{"name": name, "summary": summary, **more} for name, summary, more in entries], indent=2))
         return
     for name, summary, more in entries:
         click.secho(name, bold=True)

@@ -23,6 +23,7 @@ from grpo_hpc.config.problems import Problem, raise_problems, without_secrets
 from grpo_hpc.config.sections import Section
 from grpo_hpc.config.site_paths import NodeText, expanded
 from grpo_hpc.errors import ConfigError
+from grpo_hpc.files import with_home
 from grpo_hpc.shipped import shipped
 
 Executor = Literal["local", "slurm", "submitit"]
@@ -151,13 +152,14 @@ class Profile(Section):
 
 def profile_folders() -> list[Path]:
     """Where profiles lie: the user's own folder, then the shipped one."""
-    own = os.environ.get("GRPO_HPC_PROFILES") or Path.home() / ".config" / "grpo-hpc" / "profiles"
+    own = os.environ.get("GRPO_HPC_PROFILES") or with_home("~/.config/grpo-hpc/profiles")
     return [Path(own), shipped("slurm") / "profiles"]
 
 
 def profiles() -> dict[str, Path]:
     """Every profile by its name; the user's own hide shipped ones."""
-    found = [path for folder in reversed(profile_folders()) for path in sorted(folder.glob("*.yaml"))]
+    folders = [folder for folder in reversed(profile_folders()) if folder.is_dir()]
+    found = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix == ".yaml"]
     return {path.stem: path for path in found}
 
 
@@ -168,7 +170,7 @@ def find_profile(name: str) -> Path:
         ConfigError: there is none of that name.
     """
     known = profiles()
-    path = Path(name).expanduser() if "/" in name or name.endswith(".yaml") else known.get(name)
+    path = with_home(name) if "/" in name or name.endswith(".yaml") else known.get(name)
     if path is None or not path.is_file():
         near = difflib.get_close_matches(name, known, n=1)
         meant = f"Did you mean '{near[0]}'? " if near else ""
@@ -218,7 +220,7 @@ def named_profile(name: str) -> Profile:
     found: dict[str, Any] = {}
     for key in ("scratch", "cache"):
         value = getattr(profile, key)
-        found[key] = value and str(Path(value).expanduser())
+        found[key] = value and str(with_home(value))
     for key in ("image", "python", "secrets", "binds"):
         value = getattr(profile, key)
         try:

@@ -15,7 +15,7 @@ from grpo_hpc.cluster.secrets import read_secrets
 from grpo_hpc.config.document import dump_yaml
 from grpo_hpc.config.fields import field_problems
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.files import write_atomically
+from grpo_hpc.files import with_home, write_atomically
 
 Answers = Mapping[str, Any]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -142,7 +142,7 @@ def check_answer(question: Question, value: Any, site: Site) -> None:
         hint = f"Write it as in {question.example}." if question.example else ""
         raise ConfigError(f"{question.key} cannot be {value!r}: {said}", hint) from None
     if question.key == "secrets":
-        read_secrets(Path(value).expanduser())
+        read_secrets(with_home(value))
     known = [partition.name for partition in site.partitions]
     for name in str(value).split(",") if question.key == "partition" and known else ():
         if name not in known:

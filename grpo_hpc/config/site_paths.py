@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from shlex import quote
 from typing import Annotated
 
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
+
+from grpo_hpc.errors import ConfigError
+from grpo_hpc.files import with_home
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _VARIABLE = re.compile(rf"\$(?:\{{({_NAME})\}}|({_NAME}))")
@@ -34,7 +36,10 @@ def expanded(path: str) -> str:
                 {"name": braced or plain},
             )
     whole = _VARIABLE.sub(lambda found: os.environ[found[1] or found[2]], path)
-    return str(Path(whole).expanduser()) if whole.startswith("~") else whole
+    try:
+        return str(with_home(whole)) if whole.startswith("~") else whole
+    except ConfigError as error:
+        raise PydanticCustomError("home", "is {message}", {"message": error.message}) from None
 
 
 SitePath = Annotated[str, AfterValidator(expanded)]

@@ -7,11 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from grpo_hpc.observe.jsonl import JsonLines, read_from
+from grpo_hpc.observe.history import is_step
+from grpo_hpc.observe.jsonl import JsonLines, number, read_from
 from grpo_hpc.redaction import redacted
 
 PROGRESS_S = 1.0
 """Seconds between two notes of progress: each opens a file that may lie on a network."""
+
+
+_FIELDS: dict[str, dict[str, type]] = {
+    "phase": {"name": str, "step": int},
+    "progress": {"done": int, "total": int},
+    "metrics": {"step": int, "values": dict},
+    "message": {"text": str},
+    "error": {"kind": str, "message": str, "hint": str},
+    "finished": {"summary": dict},
+    "stopped": {"step": int},
+}
 
 
 class EventLog:
@@ -61,6 +73,25 @@ class EventLog:
 
 
 def read_events(path: str | Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Events after byte ``offset`` and the offset to go on from; a half-written last line is left for the next call."""
+    """Events after byte ``offset`` and the offset to go on from; a half-written last line is left for the next call.
+
+    Values of metrics that are no numbers become None; what is no event of :class:`EventLog` is passed over.
+    """
     records, offset = read_from(path, offset)
-    return [record for record in records if "event" in record], offset
+    return [_with_numbers(record) for record in records if _is_sound(record)], offset
+
+
+def _is_sound(record: dict[str, Any]) -> bool:
+    kind = record.get("event")
+    if not isinstance(kind, str) or number(record.get("t")) is None:
+        return False
+    return all(
+        is_step(record.get(name)) if wanted is int else isinstance(record.get(name), wanted)
+        for name, wanted in _FIELDS.get(kind, {}).items()
+    )
+
+
+def _with_numbers(event: dict[str, Any]) -> dict[str, Any]:
+    if event["event"] != "metrics":
+        return event
+    return {**event, "values": {name: number(value) for name, value in event["values"].items()}}

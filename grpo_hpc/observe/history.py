@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-from grpo_hpc.observe.jsonl import read_from
+from grpo_hpc.observe.jsonl import number, read_from
 
 Value = float | None  # None: it was not finite
 
@@ -22,7 +23,9 @@ class History:
         """What ``metrics_path`` holds; a missing file is an empty history."""
         history = cls()
         for row in read_from(metrics_path)[0]:
-            history.add(row["step"], {name: value for name, value in row.items() if name not in ("step", "time")})
+            if is_step(row.get("step")):
+                values = {name: number(value) for name, value in row.items() if name not in ("step", "time")}
+                history.add(row["step"], values)
         return history
 
     def add(self, step: int, values: Mapping[str, Value]) -> None:
@@ -48,6 +51,11 @@ class History:
     def names(self, prefix: str = "") -> list[str]:
         """Names of metrics with values, in the order they first came."""
         return [name for name, series in self._series.items() if series and name.startswith(prefix)]
+
+
+def is_step(value: Any) -> bool:
+    """The number of an optimizer step."""
+    return type(value) is int and 0 <= value < 2**53
 
 
 def finite(values: Iterable[Value]) -> list[float]:

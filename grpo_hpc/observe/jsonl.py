@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+_LARGEST = 1e300
 
 
 class JsonLines:
@@ -67,11 +68,21 @@ def to_line(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n").encode(errors="replace")
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """``value`` as JSON that every reader understands: NaN and infinities are null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def number(value: Any) -> float | None:
+    """``value`` if it is a finite number that can be counted with, else None."""
+    return value if type(value) in (int, float) and -_LARGEST < value < _LARGEST else None
+
+
 def parse(line: bytes) -> Record | None:
     """The object on ``line``, or None when there is no complete one."""
     try:
-        value = json.loads(line)
-    except ValueError:
+        value = json.loads(line, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -61,7 +61,8 @@ class RunState:
             case "message":
                 self.messages.append(event["text"])
             case "finished":
-                self.closing = list(event["summary"].get("lines", []))
+                lines = event["summary"].get("lines", [])
+                self.closing = [str(line) for line in lines] if isinstance(lines, list) else []
                 self._end("finished", now)
             case "stopped" | "error" as outcome:
                 self._end(outcome, now)

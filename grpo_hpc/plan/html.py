@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from pathlib import Path
 
-from grpo_hpc.errors import EnvironmentProblem
 from grpo_hpc.plan.explain import batch_lines
 from grpo_hpc.plan.make import Estimate, Plan
 from grpo_hpc.plan.measured_errors import accuracy
@@ -24,20 +22,12 @@ td.n{text-align:right;font-variant-numeric:tabular-nums} .dim{color:#777}
 _WIDTH, _LABEL = 1000, 90
 
 
-def write_html(plans: Sequence[Plan], file: Path) -> None:
-    """Write the page about ``plans``.
-
-    Raises:
-        EnvironmentProblem: the file cannot be written.
-    """
+def page_of(plans: Sequence[Plan]) -> str:
+    """The page about ``plans``."""
     body = "\n".join(_plan(plan) for plan in plans)
     title = escape(", ".join(plan.name for plan in plans))
     head = f'<meta charset="utf-8"><title>Plan of {title}</title><style>{_STYLE}</style>'
-    page = f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
-    try:
-        file.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise EnvironmentProblem(f"{file} cannot be written: {error.strerror}") from error
+    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
 
 
 def _plan(plan: Plan) -> str:

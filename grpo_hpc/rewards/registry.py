@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from grpo_hpc.errors import ConfigError
+from grpo_hpc.files import with_home
 from grpo_hpc.rewards.batching import together
 from grpo_hpc.rewards.calling import RewardFunction
 from grpo_hpc.rewards.names import column_of, target_of
@@ -211,7 +212,7 @@ def _check_registered(column: str, name: str, given: Mapping[str, Any]) -> None:
 
 def _parts(name: str) -> tuple[Path, str]:
     file, _, function = name.rpartition(":")
-    return Path(file).expanduser(), function
+    return with_home(file), function
 
 
 def _check_file(name: str, given: Mapping[str, Any]) -> None:

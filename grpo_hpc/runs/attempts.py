@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from grpo_hpc.errors import GrpoHpcError, of_system
 from grpo_hpc.files import write_atomically
 from grpo_hpc.redaction import redacted
+from grpo_hpc.runs.records import read_record
 from grpo_hpc.runs.run_dir import RunDir
 
 State = Literal[
@@ -98,9 +100,28 @@ def begin(
 
 
 def history(run_dir: RunDir) -> list[Attempt]:
-    """Every start so far, the oldest first."""
-    records = [json.loads(path.read_text()) for path in run_dir.path.glob(f"attempt_*/{RECORD}")]
-    return sorted((Attempt(**record) for record in records), key=lambda attempt: attempt.number)
+    """Every start so far, the oldest first; a record that cannot be read is passed over."""
+    return sorted(_read(run_dir)[0], key=lambda attempt: attempt.number)
+
+
+def damaged_attempts(run_dir: RunDir) -> list[str]:
+    """What is wrong with the records that :func:`history` passes over, each in one line."""
+    return _read(run_dir)[1]
+
+
+def _read(run_dir: RunDir) -> tuple[list[Attempt], list[str]]:
+    found, damaged = [], []
+    for folder in sorted(run_dir.path.glob("attempt_*")):
+        try:
+            attempt = read_record(folder / RECORD, Attempt) if (folder / RECORD).is_file() else None
+        except (GrpoHpcError, OSError) as error:
+            damaged.append((of_system(error) if isinstance(error, OSError) else error).message)
+            continue
+        if attempt is not None and attempt.folder(run_dir) == folder:
+            found.append(attempt)
+        elif attempt is not None:
+            damaged.append(f"{folder / RECORD} is the record of attempt {attempt.number}")
+    return found, damaged
 
 
 def failures_in_a_row(attempts: list[Attempt]) -> int:

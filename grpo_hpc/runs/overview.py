@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.config import RunConfig
-from grpo_hpc.errors import ConfigError, GrpoHpcError
+from grpo_hpc.errors import ConfigError, GrpoHpcError, of_system
 from grpo_hpc.runs.run_dir import RunDir
-from grpo_hpc.runs.standing import LIVE, Records, Standing, standings
-from grpo_hpc.runs.sweep import FILE, Sweep
+from grpo_hpc.runs.standing import LIVE, Records, Standing, judged
+from grpo_hpc.runs.sweep import Sweep
 
 DEFAULT_FOLDER: str = RunConfig.model_fields["output_dir"].default
 
@@ -61,9 +61,20 @@ def overview(folder: str | Path) -> Overview:
     for name, points in sweeps.items():
         groups[name], damaged = _read(points)
         foreign += damaged
-    found = iter(standings([*records, *(run for group in groups.values() for run in group)]))
-    runs = [next(found) for _ in records]
-    return Overview(str(path), runs, {name: [next(found) for _ in group] for name, group in groups.items()}, foreign)
+    found = _standings([*records, *(run for group in groups.values() for run in group)], foreign)
+    runs = _known(records, found)
+    return Overview(str(path), runs, {name: _known(group, found) for name, group in groups.items()}, foreign)
+
+
+def _standings(records: Sequence[Records], foreign: list[tuple[str, str]]) -> dict[Path, Standing]:
+    """How runs stand, by their path; those whose files cannot be read are added to ``foreign``."""
+    found = {record.run_dir.path: facts for record, facts in zip(records, judged(records), strict=True)}
+    foreign += [(str(path), _line(facts)) for path, facts in found.items() if isinstance(facts, GrpoHpcError)]
+    return {path: facts for path, facts in found.items() if isinstance(facts, Standing)}
+
+
+def _known(records: Sequence[Records], found: dict[Path, Standing]) -> list[Standing]:
+    return [found[record.run_dir.path] for record in records if record.run_dir.path in found]
 
 
 @dataclass(frozen=True)
@@ -92,9 +103,10 @@ class Comparison:
 def comparison(sweep: Sweep) -> Comparison:
     """How the runs of a sweep stand."""
     records, damaged = _read([run.path for run in sweep.runs])
+    found = _standings(records, damaged)
     of = {sweep.path / name: values for name, values in zip(sweep.names, sweep.values, strict=True)}
-    values = [of[record.run_dir.path] for record in records]
-    return Comparison(str(sweep.path), sweep.keys, values, standings(records), damaged)
+    values = [of[path] for path in found]
+    return Comparison(str(sweep.path), sweep.keys, values, list(found.values()), damaged)
 
 
 def _read(paths: Sequence[Path]) -> tuple[list[Records], list[tuple[str, str]]]:
@@ -103,17 +115,25 @@ def _read(paths: Sequence[Path]) -> tuple[list[Records], list[tuple[str, str]]]:
     foreign: list[tuple[str, str]] = []
     for path in paths:
         try:
-            records.append(Records.read(RunDir.open(path)))
-        except GrpoHpcError as error:
-            said = " ".join(error.message.split()) if (path / "run.yaml").is_file() else "no run"
-            foreign.append((str(path), f"{FILE} is damaged" if (path / FILE).is_file() else said))
+            if Sweep.at(path):
+                foreign.append((str(path), "a sweep in a sweep"))
+            elif (path / "run.yaml").is_file():
+                records.append(Records.read(RunDir(path)))
+            else:
+                foreign.append((str(path), "no run"))
+        except (GrpoHpcError, OSError) as error:
+            foreign.append((str(path), _line(error)))
     return records, foreign
+
+
+def _line(error: GrpoHpcError | OSError) -> str:
+    return " ".join((of_system(error) if isinstance(error, OSError) else error).message.split())
 
 
 def _sweep(path: Path) -> Sweep | None:
     try:
         return Sweep.at(path)
-    except GrpoHpcError:
+    except (GrpoHpcError, OSError):
         return None
 
 

@@ -149,7 +149,10 @@ class RunDir:
 
     def planned_servers(self) -> list[dict[str, Any]]:
         """The vLLM servers of the plan, with the fields of :class:`grpo_hpc.plan.topology.Server`."""
-        return list(json.loads(self.plan_file.read_text())["topology"]["servers"])
+        try:
+            return list(json.loads(self.plan_file.read_text(encoding="utf-8"))["topology"]["servers"])
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            raise ConfigError(f"{self.plan_file} is damaged: {type(error).__name__}: {error}") from None
 
     def ask_to_stop(self, why: str) -> None:
         """Ask the trainer to save and stop; of several reasons the first one stays."""
@@ -159,7 +162,7 @@ class RunDir:
     def why_stop(self) -> str | None:
         """Why the trainer was asked to stop; None when nobody asked. A file made by hand says nothing."""
         try:
-            return self.stop.read_text(encoding="utf-8").strip()
+            return self.stop.read_text(encoding="utf-8", errors="replace").strip()
         except FileNotFoundError:
             return None
 

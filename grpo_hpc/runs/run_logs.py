@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from grpo_hpc.errors import ConfigError
@@ -23,7 +24,7 @@ def main_log(run_dir: RunDir, attempt: Attempt | None) -> Path | None:
         return _slurm_log(run_dir, [job_id for entry in submissions(run_dir) for job_id in entry.job_ids])
     folder = attempt.folder(run_dir)
     if attempt.state in ("crash", "out_of_memory"):
-        found = find_crash(RunDir.launcher_log(folder), sorted(folder.glob("rank_*.log"), key=_rank)).log
+        found = find_crash(RunDir.launcher_log(folder), rank_logs(folder)).log
         if _has_text(found):
             return found
     usual = (RunDir.rank_log(folder, 0), RunDir.launcher_log(folder), folder / "check.log")
@@ -92,5 +93,7 @@ def _has_text(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _rank(log: Path) -> int:
-    return int(log.stem.removeprefix("rank_"))
+def rank_logs(attempt: Path) -> list[Path]:
+    """The logs of the ranks of a start, in their order; other files with such names are not theirs."""
+    logs = [path for path in attempt.glob("rank_*.log") if re.fullmatch(r"rank_[0-9]{1,9}\.log", path.name)]
+    return sorted(logs, key=lambda log: int(log.stem.removeprefix("rank_")))

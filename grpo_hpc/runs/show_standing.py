@@ -33,16 +33,10 @@ _SPARK = 40
 _NAMED = 3  # things of one kind that are named one by one
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """A reader that has enough is no failure; rich would exit with 1."""
-        raise BrokenPipeError
-
-
 def console() -> Console:
     """For a terminal as wide as it is; lines in a pipe are never cut or folded."""
-    found = _Console()
-    return found if found.is_terminal else _Console(width=1000)
+    found = Console()
+    return found if found.is_terminal else Console(width=1000)
 
 
 def show_standing(found: Standing, out: Console) -> None:
@@ -70,6 +64,8 @@ def _facts(found: Standing) -> Iterator[tuple[str, Text]]:
         yield "last error", Text(found.last_error, style="red" if found.state != "success" else "")
     if found.logs:
         yield "logs", Text(found.logs)
+    for damaged in found.damaged:
+        yield "passed over", Text(damaged, style="red")
     yield "run folder", Text(found.run_dir)
 
 

@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from grpo_hpc.cluster.job_states import JobStates, ask
-from grpo_hpc.errors import ConfigError
+from grpo_hpc.errors import GrpoHpcError
 from grpo_hpc.observe.events import read_events
 from grpo_hpc.observe.history import History
 from grpo_hpc.observe.metrics import reward_name
 from grpo_hpc.observe.state import RunState
-from grpo_hpc.runs.attempts import OVER, Attempt, history, saved_step
+from grpo_hpc.runs.attempts import OVER, Attempt, damaged_attempts, history, saved_step
 from grpo_hpc.runs.ends import OF_SLURM
 from grpo_hpc.runs.launcher_note import launcher_of
+from grpo_hpc.runs.records import DAMAGE, damage
 from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.runs.run_logs import main_log
 from grpo_hpc.runs.submissions import Submission, submissions
@@ -40,6 +41,7 @@ class Standing:
         seconds_left: estimate for the remaining steps; None unless it runs and has made a step.
         rewards: mean reward of every step so far; None where it was not finite.
         held_out: newest evaluation of every reward function.
+        damaged: what is wrong with records that were passed over.
         last_error: the newest failure of an attempt in one line, also when a later attempt went well.
         logs: the log to read first; None before there is one.
         changed: when anything was last heard of it.
@@ -65,6 +67,7 @@ class Standing:
     logs: str | None
     rewards: list[float | None] = field(default_factory=list)
     held_out: dict[str, float | None] = field(default_factory=dict)
+    damaged: list[str] = field(default_factory=list)
 
     @property
     def reward(self) -> float | None:
@@ -83,12 +86,14 @@ class Records:
     Attributes:
         submission: the newest one that an executor took; None before the first.
         attempts: the oldest first.
+        damaged: what is wrong with records that were passed over.
     """
 
     run_dir: RunDir
     submission: Submission | None
     attempts: list[Attempt]
     progress: RunState
+    damaged: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, run_dir: RunDir) -> Records:
@@ -97,14 +102,14 @@ class Records:
         Raises:
             ConfigError: a file of the run is damaged.
         """
-        cfg = run_dir.config()
         try:
+            cfg = run_dir.config()
             taken = [entry for entry in submissions(run_dir) if entry.executor == "local" or entry.job_ids]
             progress = _progress(run_dir, cfg.batch.steps)
-            return cls(run_dir, taken[-1] if taken else None, history(run_dir), progress)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            said = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ConfigError(f"the records in {run_dir.path} are damaged: {said}") from None
+            submission, damaged = taken[-1] if taken else None, damaged_attempts(run_dir)
+            return cls(run_dir, submission, history(run_dir), progress, damaged)
+        except DAMAGE as error:
+            raise damage(run_dir.path, error) from None
 
 
 def standing(run_dir: RunDir) -> Standing:
@@ -117,9 +122,29 @@ def standing(run_dir: RunDir) -> Standing:
 
 
 def standings(runs: Sequence[Records]) -> list[Standing]:
-    """How several runs stand now; Slurm is asked once for all of them."""
+    """How several runs stand now; Slurm is asked once for all of them.
+
+    Raises:
+        ConfigError, EnvironmentProblem: a file of a run is damaged or cannot be read.
+    """
+    found = judged(runs)
+    for standing in found:
+        if isinstance(standing, GrpoHpcError):
+            raise standing
+    return [standing for standing in found if isinstance(standing, Standing)]
+
+
+def judged(runs: Sequence[Records]) -> list[Standing | GrpoHpcError]:
+    """As :func:`standings`, with the error of each run whose files are damaged or cannot be read."""
     jobs = ask(job_id for run in runs if run.submission for job_id in run.submission.job_ids)
-    return [_standing(run, jobs) for run in runs]
+    return [_standing_or_error(run, jobs) for run in runs]
+
+
+def _standing_or_error(run: Records, jobs: JobStates) -> Standing | GrpoHpcError:
+    try:
+        return _standing(run, jobs)
+    except DAMAGE as error:
+        return damage(run.run_dir.path, error)
 
 
 def judge_state(
@@ -215,6 +240,7 @@ def _standing(run: Records, jobs: JobStates) -> Standing:
         logs=str(log) if log else None,
         rewards=list(progress.history.series("reward/mean").values()),
         held_out=_held_out(progress.history),
+        damaged=run.damaged,
     )
 
 

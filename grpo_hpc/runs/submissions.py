@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from grpo_hpc.files import write_atomically
+from grpo_hpc.runs.records import read_record
 from grpo_hpc.runs.run_dir import RunDir
 
 
@@ -27,11 +28,18 @@ class Submission:
     at: float
 
 
+@dataclass(frozen=True)
+class _Submissions:
+    submissions: list[Submission]
+
+
 def submissions(run_dir: RunDir) -> list[Submission]:
-    """Every submission so far, the oldest first."""
-    if not run_dir.job_file.is_file():
-        return []
-    return [Submission(**entry) for entry in json.loads(run_dir.job_file.read_text())["submissions"]]
+    """Every submission so far, the oldest first.
+
+    Raises:
+        ConfigError: the record is damaged; without it nobody knows whether the run waits somewhere.
+    """
+    return read_record(run_dir.job_file, _Submissions).submissions if run_dir.job_file.is_file() else []
 
 
 def note_submission(run_dir: RunDir, executor: str) -> Submission:

@@ -89,8 +89,11 @@ class Sweep:
             found = json.loads((folder / FILE).read_text())
             points = found["points"]
             values = [{key: point["values"][key] for key in found["keys"]} for point in points]
-            return cls(folder, list(found["keys"]), [str(point["run"]) for point in points], values)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            names = [str(point["run"]) for point in points]
+            if outside := [name for name in names if Path(name).name != name or name == ".."]:
+                raise ValueError(f"{outside[0]!r} is no folder of it")
+            return cls(folder, [str(key) for key in found["keys"]], names, values)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise ConfigError(f"{folder / FILE} is damaged: {type(error).__name__}: {error}") from None
 
 

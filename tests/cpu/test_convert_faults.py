@@ -156,7 +156,8 @@ def test_one_flipped_bit_of_ours_is_found(workers, megatron, tmp_path):
 
 def test_one_flipped_bit_of_megatrons_is_found(tmp_path):
     """What torch.save wrote carries a CRC-32."""
-    from grpo_hpc.checkpoint.copying import Check, Copier
+    from grpo_hpc.checkpoint.copies import Check
+    from grpo_hpc.checkpoint.copying import Copier
     from grpo_hpc.checkpoint.torch_file import locate
 
     file, tensor = tmp_path / "t", torch.arange(100.0)

@@ -15,12 +15,13 @@ ALLOWED = {
     "errors": set(),
     "addresses": set(),
     "control": {"errors"},
-    "files": set(),
+    "files": {"errors"},
     "redaction": set(),
     "shipped": set(),
     "config": {
         "redaction",
         "errors",
+        "files",
         "shipped",
         "algo.losses",
         "algo.estimators",
@@ -30,7 +31,7 @@ ALLOWED = {
     "algo": set(),
     "data": {"errors"},
     "observe": {"redaction", "errors", "files"},
-    "rewards": {"redaction", "addresses", "errors"},
+    "rewards": {"redaction", "addresses", "errors", "files"},
     "models": {"control", "errors", "algo.logprob", "algo.mixing"},
     "checkpoint": {"errors", "models", "train.megatron.platform"},
     "rollout": {
@@ -126,6 +127,7 @@ ALLOWED = {
         "algo.estimators",
         "rewards.registry",
         "errors",
+        "files",
         "config",
         "importing",
         "plan",
@@ -134,6 +136,7 @@ ALLOWED = {
         "jobs",
         "images",
         "checkpoint",
+        "observe.jsonl",
     },
 }
 TORCH_FREE = [

@@ -8,6 +8,7 @@ from pathlib import Path
 from grpo_hpc.cluster.profile import Profile
 from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import EnvironmentProblem
+from grpo_hpc.files import with_home
 from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.on_disk.model_folder import check_model, read_model, weight_files
 from grpo_hpc.models.on_disk.safetensors_file import require_no_pointer
@@ -72,7 +73,7 @@ def check_model_folder(folder: Path) -> None:
 
 def _check_image(profile: Profile) -> None:
     image = profile.image
-    if image and profile.runtime == "apptainer" and "://" not in image and not Path(image).expanduser().exists():
+    if image and profile.runtime == "apptainer" and "://" not in image and not with_home(image).exists():
         raise EnvironmentProblem(
             f"the image {image} does not exist", "Build one with `grpo-hpc image build`, or set cluster.image."
         )

@@ -10,7 +10,7 @@ from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import family, weight_map
 from grpo_hpc.models.families.family import HEAD
 from grpo_hpc.models.on_disk.safetensors_file import read_tensors
-from grpo_hpc.models.on_disk.stored import FLOATING, Size, Stored
+from grpo_hpc.models.on_disk.stored import FLOATING, Size, Stored, is_file_name
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.weight_map import Rule, entries
 
@@ -49,10 +49,13 @@ def read_places(folder: Path) -> dict[str, str]:
     if not file.exists():
         return {}
     try:
-        places = json.loads(file.read_text())["weight_map"]
-        return {str(name): str(place) for name, place in places.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        places = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        found = {str(name): str(place) for name, place in places.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
+    if outside := [place for place in found.values() if not is_file_name(place)]:
+        raise CheckpointError(f"{file} names {outside[0]!r}, which is no file of its own folder")
+    return found
 
 
 def read_model(folder: Path) -> dict[str, Stored]:

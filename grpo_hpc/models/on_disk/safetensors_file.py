@@ -53,7 +53,7 @@ def read_tensors(file: Path) -> dict[str, Stored]:
         return _tensors(file, header, 8 + length, size)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
         raise CheckpointError(f"the header of {file} is damaged: {error}") from error
 
 
@@ -63,6 +63,8 @@ def _tensors(file: Path, header: dict[str, dict[str, list[int]]], begin: int, si
     end = begin
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         dtype, shape = FROM_SAFETENSORS.get(str(entry["dtype"])), tuple(entry["shape"])
+        if not all(type(size) is int and size >= 0 for size in shape):
+            raise CheckpointError(f"the header of {file} is damaged: tensor {name!r} has the shape {list(shape)}")
         if dtype is None:
             raise CheckpointError(f"tensor {name!r} of {file} has the dtype {entry['dtype']}, which is not supported")
         start, stop = (begin + offset for offset in entry["data_offsets"])

@@ -36,6 +36,11 @@ TO_SAFETENSORS = {torch_name: name for name, torch_name, _ in _DTYPES}
 FLOATING = ("float64", "float32", "bfloat16", "float16")
 
 
+def is_file_name(name: str) -> bool:
+    """The name of a file in a folder, and no path out of it."""
+    return Path(name).name == name and name not in ("", "..") and "\0" not in name
+
+
 @dataclass(frozen=True)
 class Chunk:
     """A box of a tensor whose bytes begin at ``offset`` of ``file``.

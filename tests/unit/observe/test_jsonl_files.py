@@ -41,7 +41,7 @@ def test_progress_is_noted_once_a_second_at_most(tmp_path, monkeypatch):
 
 def test_a_half_written_line_waits_and_a_damaged_one_is_passed_over(tmp_path):
     path = tmp_path / "events.jsonl"
-    path.write_bytes(b'{"event": "a"}\n\xff{]\n{"event": "b"}\n{"event": ')
+    path.write_bytes(b'{"t": 1, "event": "a"}\n\xff{]\n{"t": 1, "event": "b"}\n{"t": 1, "event": ')
     events, offset = read_events(path, 0)
     assert [event["event"] for event in events] == ["a", "b"]
     with path.open("ab") as file:
@@ -51,7 +51,7 @@ def test_a_half_written_line_waits_and_a_damaged_one_is_passed_over(tmp_path):
 
 def test_a_new_writer_closes_off_a_half_written_line(tmp_path):
     path = tmp_path / "events.jsonl"
-    path.write_text('{"event": "a"}\n{"event": "tor')
+    path.write_text('{"t": 1, "event": "a"}\n{"t": 1, "event": "tor')
     EventLog(path).message("hello")
     assert [event["event"] for event in read_events(path)[0]] == ["a", "message"]
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from grpo_hpc.config import dump_run, load_run
 from grpo_hpc.errors import CheckpointError, ConfigError, PlanError
 from grpo_hpc.plan import hardware
-from grpo_hpc.plan.html import write_html
+from grpo_hpc.plan.html import page_of
 from grpo_hpc.plan.make import Plan, make_plan
 from grpo_hpc.plan.show_plan import show_plan, show_side_by_side
 from grpo_hpc.runs.run_dir import RunDir
@@ -305,7 +305,7 @@ def test_the_page_is_whole_and_escapes_names(tmp_path: Path) -> None:
     import xml.etree.ElementTree as ElementTree
 
     cfg = shipped("qwen3_30b_a3b").model_copy(update={"name": "<b>&co"})
-    write_html([make_plan(cfg)], tmp_path / "plan.html")
+    (tmp_path / "plan.html").write_text(page_of([make_plan(cfg)]))
     page = (tmp_path / "plan.html").read_text()
     assert "<b>&co" not in page
     assert "&lt;b&gt;&amp;co" in page

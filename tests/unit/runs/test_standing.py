@@ -161,7 +161,7 @@ def test_list_names_what_is_no_run_and_what_is_damaged(new_run, tmp_path: Path, 
     assert cli("list") == 0
     out = capsys.readouterr().out
     assert "good  prepared   0/4" in out and "notes [bold].txt: no run" in out
-    assert "bad: " in out and "is not valid YAML" in out and "worse: the records in" in out
+    assert "bad: " in out and "is not valid YAML" in out and "job.json is damaged: submissions: 0:" in out
     assert cli("list", tmp_path / "runs", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [run["run_dir"] for run in found["runs"]] == [str(good.path)]
