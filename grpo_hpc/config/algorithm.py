@@ -82,15 +82,14 @@ def problems(cfg: RunConfig) -> list[Problem]:
 
 def _part_of_the_vocabulary(cfg: RunConfig) -> list[Problem]:
     """The engine's log-probabilities are of what it sampled from, the trainer's of the whole vocabulary."""
-    a, roll = cfg.algorithm, cfg.rollout
-    cuts = [f"top_p {roll.top_p:g}"] * (roll.top_p < 1) + [f"top_k {roll.top_k}"] * (roll.top_k > 0)
+    a, cuts = cfg.algorithm, cfg.rollout.reshaped_by
     if not cuts:
         return []
     text = (
         f"compares vLLM's log-probabilities with the trainer's, which differ under {' and '.join(cuts)} even for equal "
-        "weights: vLLM's are of the tokens that may be sampled, the trainer's of all, so the difference holds minus "
-        "the logarithm of the mass that was kept. Sample from all tokens (rollout.top_p: 1, rollout.top_k: -1), or "
-        "leave this key out"
+        "weights: vLLM's are of the distribution that is sampled from, the trainer's of the softmax of all logits; "
+        "with a part of the vocabulary the difference holds minus the logarithm of the mass that was kept. Sample from "
+        f"all tokens (leave out {_listed([f'rollout.{cut.split()[0]}' for cut in cuts])}), or leave this key out"
     )
     keys = ("rollout_importance_sampling_mode", "off_policy_sequence_mask_delta")
     return [Problem(f"algorithm.{key}", text) for key in keys if getattr(a, key) is not None]

@@ -282,6 +282,33 @@ def length_problems(values: Mapping[str, Any]) -> list[Problem]:
     return [Problem("batch.train_iters", text)]
 
 
+_THE_TRAINER = "the trainer itself"
+# arguments of vLLM's engine that follow from the run file
+_DECIDED = {
+    "model": "model.path",
+    "tokenizer": "model.path",
+    "dtype": "rollout.vllm_dtype",
+    "seed": "seed",
+    "tensor_parallel_size": "rollout.vllm_tensor_parallel_size",
+    "pipeline_parallel_size": _THE_TRAINER,
+    "data_parallel_size": _THE_TRAINER,
+    "max_model_len": "rollout.vllm_max_model_len",
+    "max_num_seqs": "rollout.vllm_max_num_seqs",
+    "enforce_eager": "rollout.vllm_enforce_eager",
+    "enable_sleep_mode": "rollout.sleep_level",
+    "gpu_memory_utilization": "rollout.vllm_gpu_memory_utilization",
+    "kv_cache_memory_bytes": "rollout.vllm_kv_cache_gib",
+    "enable_return_routed_experts": "moe.router_replay_mode",
+    **dict.fromkeys(
+        (
+            *("distributed_executor_backend", "logprobs_mode", "load_format", "language_model_only"),
+            *("worker_extension_cls", "disable_log_stats", "skip_tokenizer_init"),
+        ),
+        _THE_TRAINER,
+    ),
+}
+
+
 def _rollout(cfg: RunConfig) -> list[Problem]:
     found: list[Problem] = []
     if cfg.moe.router_replay_mode == "R3" and not _on_cuda(cfg):
@@ -296,6 +323,8 @@ def _rollout(cfg: RunConfig) -> list[Problem]:
     roll = cfg.rollout
     if roll.top_k == 0:
         found.append(Problem("rollout.top_k", "must be -1 (all tokens) or at least 1, got 0"))
+    for name in sorted(roll.vllm_engine_kwargs.keys() & _DECIDED.keys()):
+        found.append(Problem("rollout.vllm_engine_kwargs", f"holds {name!r}, which {_DECIDED[name]} decides"))
     prompt = cfg.data.max_length or 1
     needed = prompt + roll.max_completion_length
     if roll.vllm_max_model_len is not None and roll.vllm_max_model_len < needed:

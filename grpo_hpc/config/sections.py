@@ -236,6 +236,43 @@ class Rollout(Section):
     temperature: float = Field(default=1.0, gt=0, le=10, description="sampling temperature, also used in training")
     top_p: float = Field(default=1.0, gt=0, le=1, description="probability mass that is sampled from; 1 keeps all")
     top_k: int = Field(default=-1, ge=-1, description="number of tokens that are sampled from; -1 keeps all")
+    min_p: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="tokens are sampled from that have this share of the likeliest one's; 0: all",
+    )
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, le=10, description="logits of tokens of prompt and completion are divided by it; 1: none"
+    )
+    presence_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="taken from the logits of tokens that the completion has already"
+    )
+    frequency_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="taken from the logits of tokens, times how often the completion has them"
+    )
+    structured_outputs_regex: str | None = Field(
+        default=None, min_length=1, description="regular expression that every completion must match as a whole"
+    )
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        default=[], description="texts that end a completion, which ends with the token that completes one of them"
+    )
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[], description="tokens that end a completion besides those that the model's own files name"
+    )
+    vllm_engine_kwargs: dict[str, JsonValue] = Field(
+        default={}, description="further arguments of vLLM's engine, by the names that vLLM gives them"
+    )
+
+    @property
+    def reshaped_by(self) -> list[str]:
+        """Keys under which tokens are not sampled from the softmax of all logits, as ``top_p 0.9``."""
+        shown = [f"top_p {self.top_p:g}"] * (self.top_p < 1) + [f"top_k {self.top_k}"] * (self.top_k > 0)
+        shown += [f"min_p {self.min_p:g}"] * (self.min_p > 0)
+        penalties = {"repetition": self.repetition_penalty - 1, "presence": self.presence_penalty}
+        penalties |= {"frequency": self.frequency_penalty}
+        shown += [f"{name}_penalty" for name, strength in penalties.items() if strength]
+        return shown + ["structured_outputs_regex"] * (self.structured_outputs_regex is not None)
 
     @property
     def ranks_of_engine(self) -> int:

@@ -287,9 +287,10 @@ Each row has `step`, counted from 1, and `time`, in seconds since 1970. Evaluati
 number of steps made before them (0: the untrained model). A value that is not finite is written as `null`. Metrics of a
 rollout appear with the first optimizer step made from it. Unless a meaning says otherwise, values are over all ranks.
 
-`mismatch/*` compare vLLM with the trainer. With `top_p` below 1 or a `top_k`, vLLM's log-probabilities are of the
-tokens that may be sampled and the trainer's of all tokens: every difference of the two then holds the logarithm of the
-mass that was kept, up to 0.105 nat for each token at `top_p: 0.9`, besides what differs between the programs.
+`mismatch/*` compare vLLM with the trainer. With `top_p` below 1, a `top_k` or a `min_p`, vLLM's log-probabilities are
+of the tokens that may be sampled and the trainer's of all tokens: every difference of the two then holds the logarithm
+of the mass that was kept, up to 0.105 nat for each token at `top_p: 0.9`, besides what differs between the programs.
+With penalties or `structured_outputs_regex` vLLM's are of the distribution that these make, too.
 
 This page is generated: `python -m grpo_hpc.observe.metrics > docs/metrics.md`.
 

@@ -15,10 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from grpo_hpc.config.batch import sequences_of
-from grpo_hpc.errors import RolloutError
+from grpo_hpc.errors import ConfigError, RolloutError
 from grpo_hpc.models.families import synced_names
 from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.rollout.digest import EngineTensors, compare, sample
+from grpo_hpc.rollout.engine_arguments import unknown_arguments
 from grpo_hpc.rollout.loading import Loading
 from grpo_hpc.rollout.precision import for_engine
 from grpo_hpc.rollout.residency import Part
@@ -129,7 +130,9 @@ class ColocateEngine:
                 f"vLLM needs torchvision for {shape.family}, and it is not installed here",
                 "Install the release that belongs to this torch; `make setup` does it for the CPU set.",
             )
-        options |= WITHOUT_READING
+        options |= WITHOUT_READING | r.vllm_engine_kwargs
+        if problem := unknown_arguments(r.vllm_engine_kwargs):
+            raise ConfigError(problem)
         self._replayed_layers = list(replayed_layers)
         from vllm import LLM  # takes seconds, and reads its environment on import
 
@@ -174,12 +177,12 @@ class ColocateEngine:
     def _generate(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
         if self.version is None:
             raise RolloutError("the inference engine was asked to sample before the policy's weights were synchronised")
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import TokensPrompt
 
         self._cached = True
         outputs = self._llm.generate(
             [TokensPrompt(prompt_token_ids=np.asarray(request.prompt_tokens).tolist()) for request in requests],
-            [SamplingParams(seed=request.seed, **RETURNED, **options) for request in requests],
+            [sampling_params(request.seed, options) for request in requests],
             use_tqdm=False,
         )
         return [completion_of(output.outputs[0], self._replayed_layers) for output in outputs]
@@ -236,11 +239,34 @@ class ColocateEngine:
 
 
 def sampling(r: Rollout, greedy: bool) -> dict[str, Any]:
-    """How a rollout is sampled, or an evaluation, in vLLM's words."""
+    """How a rollout is sampled, or an evaluation, in vLLM's words; what ends a completion holds for both."""
+    told: dict[str, Any] = {"max_tokens": r.max_completion_length}
+    if r.stop:
+        told |= {"stop": r.stop, "detokenize": True}  # vLLM looks for them in the text
+    if r.stop_token_ids:
+        told |= {"stop_token_ids": r.stop_token_ids}
+    if r.structured_outputs_regex is not None:
+        told |= {"regex": r.structured_outputs_regex}
     if greedy:
-        return {"max_tokens": r.max_completion_length, "temperature": 0.0}
-    chosen = {"temperature": r.temperature, "top_p": r.top_p, "top_k": r.top_k}
-    return {"max_tokens": r.max_completion_length, **chosen}
+        return told | {"temperature": 0.0}
+    told |= {"temperature": r.temperature, "top_p": r.top_p, "top_k": r.top_k, "min_p": r.min_p}
+    penalties = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+    return told | {name: getattr(r, name) for name in penalties}
+
+
+def sampling_params(seed: int, options: dict[str, Any]) -> Any:
+    """vLLM's ``SamplingParams`` of one completion.
+
+    Args:
+        options: what :func:`sampling` says, or a part of it.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    regex = options.get("regex")
+    told = {name: value for name, value in options.items() if name != "regex"}
+    structured = {} if regex is None else {"structured_outputs": StructuredOutputsParams(regex=regex)}
+    return SamplingParams(seed=seed, **(RETURNED | told | structured))
 
 
 def forget_packed_experts(model: Any) -> None:

@@ -31,7 +31,8 @@ from typing import Any
 
 from grpo_hpc.errors import EXIT_USER_ERROR
 from grpo_hpc.redaction import redact_output
-from grpo_hpc.rollout.engine import RETURNED, WITHOUT_READING, completion_of
+from grpo_hpc.rollout.engine import WITHOUT_READING, completion_of, sampling_params
+from grpo_hpc.rollout.engine_arguments import unknown_arguments
 from grpo_hpc.rollout.engine_worker import JOIN, RECEIVE, PolicyReceiver
 
 KEY = "VLLM_API_KEY"
@@ -132,12 +133,12 @@ class Service:
             asked.answer.set_exception(Refused(400, f"{type(error).__name__}: {error}"))
 
     def _generate(self, asked: _Asked) -> None:
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import TokensPrompt
 
         if self._version is None:
             raise Refused(409, "the policy's weights have not arrived yet")
         prompts, seeds = asked.body["prompts"], asked.body["seeds"]
-        params = [SamplingParams(seed=seed, **RETURNED, **asked.body["options"]) for seed in seeds]
+        params = [sampling_params(seed, asked.body["options"]) for seed in seeds]
         batch = _Batch(asked, [None] * len(prompts))
         names = [str(next(self._numbers)) for _ in prompts]
         try:
@@ -248,7 +249,11 @@ def main(words: list[str]) -> int:
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser(description=__doc__))
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at")
     parser.add_argument("--port", type=int, required=True, help="port to listen at")
+    parser.add_argument("--engine-kwargs", type=json.loads, default={}, help="rollout.vllm_engine_kwargs as JSON")
     told = parser.parse_args(words)
+    if problem := unknown_arguments(told.engine_kwargs):
+        print(problem, file=sys.stderr)
+        return EXIT_USER_ERROR
     key = os.environ.get(KEY)
     if not key:
         print(f"{KEY} is not set: a server without a key would answer anybody", file=sys.stderr)
@@ -256,7 +261,7 @@ def main(words: list[str]) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     args = EngineArgs.from_cli_args(told)
     args.worker_extension_cls, args.disable_log_stats = EXTENSION, True
-    vars(args).update(WITHOUT_READING)
+    vars(args).update(WITHOUT_READING | told.engine_kwargs)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     engine = LLMEngine.from_engine_args(args)
     try:

@@ -94,6 +94,7 @@ ALLOWED = {
         "rewards.registry",
         "models.families.read_shape",
         "models.on_disk",
+        "rollout.engine_arguments",
     },
     "jobs.serving": {
         "addresses",

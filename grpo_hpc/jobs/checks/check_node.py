@@ -19,6 +19,7 @@ from grpo_hpc.errors import CheckpointError
 from grpo_hpc.files import write_atomically
 from grpo_hpc.jobs.checks.node_reports import report_path, this_node
 from grpo_hpc.models.on_disk.model_folder import weight_files
+from grpo_hpc.rollout.engine_arguments import unknown_arguments
 from grpo_hpc.runs.attempts import newest_checkpoint
 from grpo_hpc.runs.run_dir import RunDir
 
@@ -42,6 +43,7 @@ def look(cfg: RunConfig, run_dir: RunDir) -> dict[str, Any]:
     problems += _unread(cfg, run_dir)
     problems += _gpu_problems(cfg)
     problems += _name_problems()
+    problems += filter(None, [unknown_arguments(cfg.rollout.vllm_engine_kwargs)])
     return {"free_gib": free, "problems": problems, "host": socket.gethostname()}
 
 

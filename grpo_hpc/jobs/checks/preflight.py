@@ -7,11 +7,12 @@ from pathlib import Path
 
 from grpo_hpc.cluster.profile import Profile
 from grpo_hpc.config import RunConfig
-from grpo_hpc.errors import EnvironmentProblem
+from grpo_hpc.errors import ConfigError, EnvironmentProblem
 from grpo_hpc.files import with_home
 from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.on_disk.model_folder import check_model, read_model, weight_files
 from grpo_hpc.models.on_disk.safetensors_file import require_no_pointer
+from grpo_hpc.rollout.engine_arguments import unknown_arguments
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PACKAGES = {"torch": "torch", "megatron.core": "megatron-core", "vllm": "vllm", "transformers": "transformers"}
@@ -38,6 +39,8 @@ def preflight(cfg: RunConfig, profile: Profile) -> None:
         require_columns(needed, file, counts.rows, counts.filled)
     if profile.executor == "local" and profile.runtime == "none":  # elsewhere the nodes have them, or the image
         _check_packages(cfg)
+        if problem := unknown_arguments(cfg.rollout.vllm_engine_kwargs):
+            raise ConfigError(problem)
 
 
 def check_model_folder(folder: Path) -> None:

@@ -85,6 +85,8 @@ def options(cfg: RunConfig, number: int) -> list[str]:
     words += ["--max-num-seqs", str(sequences_of(cfg))]
     for name, value in roll.engine_memory(cfg.resources.device).items():
         words += [f"--{name.replace('_', '-')}", str(value)]
+    if roll.vllm_engine_kwargs:
+        words += ["--engine-kwargs", json.dumps(roll.vllm_engine_kwargs)]
     return [*words, "--enforce-eager"] if cfg.resources.device == "cpu" or roll.vllm_enforce_eager else words
 
 

@@ -66,6 +66,16 @@ def mistakes(*overrides: str) -> str:
             ["top_p=0.9", "top_k=50", "rollout_importance_sampling_mode=token_mask"],
             ["algorithm.rollout_importance_sampling_mode", "under top_p 0.9 and top_k 50"],
         ),
+        *(
+            ([key, "rollout_importance_sampling_mode=token_mask"], [f"under {cut} even", f"rollout.{cut.split()[0]}"])
+            for key, cut in (
+                ("min_p=0.1", "min_p 0.1"),
+                ("repetition_penalty=1.1", "repetition_penalty"),
+                ("presence_penalty=-0.5", "presence_penalty"),
+                ("frequency_penalty=0.5", "frequency_penalty"),
+                ("structured_outputs_regex=a+", "structured_outputs_regex"),
+            )
+        ),
         (["log_entropy=false"], ["entropy is always logged"]),
         (["top_entropy_quantile=0"], ["greater than 0"]),
     ],

@@ -141,6 +141,8 @@ def test_all_mistakes_are_shown_together_with_their_place(run_file: Path) -> Non
         ("chat_template_kwargs=[enable_thinking]", "data.chat_template_kwargs"),
         ("save_total_limit=2", "has no meaning without checkpoint.save_steps"),
         ("top_k=0", "must be -1 (all tokens) or at least 1"),
+        ("vllm_engine_kwargs={dtype: float16}", "holds 'dtype', which rollout.vllm_dtype decides"),
+        ("vllm_engine_kwargs={load_format: auto}", "holds 'load_format', which the trainer itself decides"),
         ("vllm_max_model_len=512", "1 + 512 = 513, got 512"),
     ],
 )

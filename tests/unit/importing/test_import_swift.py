@@ -229,8 +229,6 @@ def test_the_limit_of_collectives_is_in_seconds_under_its_present_name_and_in_mi
         (["--vllm_enable_prefix_caching", "true"], Fate.NO_EFFECT),
         (["--use_megatron_fsdp", "false"], Fate.NO_EFFECT),
         (["--use_megatron_fsdp", "true"], Fate.UNSUPPORTED),
-        (["--repetition_penalty", "1.0"], Fate.NO_EFFECT),
-        (["--repetition_penalty", "1.1"], Fate.UNSUPPORTED),
         (["--cp_comm_type", "p2p"], Fate.NO_EFFECT),
         (["--cp_comm_type", "a2a"], Fate.UNSUPPORTED),
         (["--hidden_dropout", "0.0"], Fate.NO_EFFECT),

@@ -132,6 +132,13 @@ def test_what_vllm_is_told():
     )
 
 
+def test_vllms_own_arguments_reach_its_servers():
+    asked = "vllm_engine_kwargs={block_size: 32, compilation_config: {level: 3}}"
+    words = options(load_run(ROOT / "configs" / "qwen3_8b_server.yaml", [asked]), 0)
+    told = json.loads(words[words.index("--engine-kwargs") + 1])
+    assert told == {"block_size": 32, "compilation_config": {"level": 3}}
+
+
 def test_a_server_is_made_for_its_share_and_a_cache_of_a_given_size():
     """256 completions a step, four steps from a rollout, eight servers."""
     keys = ["steps_per_generation=4", "vllm_gpu_memory_utilization=null", "vllm_kv_cache_gib=40"]
