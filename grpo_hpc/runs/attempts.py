@@ -149,7 +149,7 @@ def saved_step(run_dir: RunDir) -> int:
 
 def newest_checkpoint(run_dir: RunDir) -> Path | None:
     """Folder of the newest checkpoint; it has its name only when it is complete."""
-    found = [path for path in run_dir.checkpoints.glob("step_*") if path.name.removeprefix("step_").isdigit()]
+    found = [path for path in run_dir.checkpoints.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
     return max(found, key=_step, default=None)
 
 

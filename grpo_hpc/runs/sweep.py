@@ -90,7 +90,7 @@ class Sweep:
             points = found["points"]
             values = [{key: point["values"][key] for key in found["keys"]} for point in points]
             names = [str(point["run"]) for point in points]
-            if outside := [name for name in names if Path(name).name != name or name == ".."]:
+            if outside := [name for name in names if Path(name).name != name or name in ("", "..")]:
                 raise ValueError(f"{outside[0]!r} is no folder of it")
             return cls(folder, [str(key) for key in found["keys"]], names, values)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:

@@ -131,7 +131,10 @@ def told(
     """
     output, err = pipe(), pipe()
     if (child := os.fork()) == 0:
-        os._exit(_as_program(command, before, output[1] if out is None else out, err[1], encoding))
+        try:
+            os._exit(_as_program(command, before, output[1] if out is None else out, err[1], encoding))
+        finally:
+            os._exit(99)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return Told(code, read(output).decode(encoding), read(err).decode(errors="replace"))
 
