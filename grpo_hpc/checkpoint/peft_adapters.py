@@ -113,8 +113,8 @@ def read_adapter(folder: Path) -> Adapter:
         CheckpointError: it is no LoRA adapter, or has parts that cannot be merged.
     """
     try:
-        config = dict(json.loads((folder / CONFIG).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from error
     _require_plain(folder, config)
     tensors, pairs = read_tensors(folder / WEIGHTS), {}
@@ -138,8 +138,9 @@ def _require_plain(folder: Path, config: dict[str, Any]) -> None:
     """Refuse every setting that is not known to leave the product ``scale * B A`` as it is."""
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{folder} holds a {config.get('peft_type')} adapter, not LORA", _BY_PEFT)
-    if missing := [key for key in ("r", "lora_alpha") if not isinstance(config.get(key), int | float)]:
+    if missing := [key for key in ("r", "lora_alpha") if not _is_number(config.get(key))]:
         raise CheckpointError(f"{folder / CONFIG} has no number for {' and '.join(missing)}")
+    _require_forms(folder, config)
     start = config.get("init_lora_weights", True)
     if start is not None and start not in _PLAIN_STARTS:
         raise CheckpointError(
@@ -152,6 +153,28 @@ def _require_plain(folder: Path, config: dict[str, Any]) -> None:
     for key, value in config.items():
         if key not in _READ and value not in (None, False, [], {}):
             raise CheckpointError(f"{folder / CONFIG}: {key}: {value!r} is not supported", _BY_PEFT)
+
+
+def _require_forms(folder: Path, config: dict[str, Any]) -> None:
+    for key in ("rank_pattern", "alpha_pattern"):
+        found = config.get(key) or {}
+        if not (isinstance(found, dict) and all(map(_is_pattern, found)) and all(map(_is_number, found.values()))):
+            raise CheckpointError(f"{folder / CONFIG}: {key}: {found!r} does not give a number for every pattern")
+    names = config.get("target_parameters") or []
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise CheckpointError(f"{folder / CONFIG}: target_parameters: {names!r} is no list of names")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < 1e9
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
 
 
 def _without_subtraction(start: str) -> str:
