@@ -52,7 +52,7 @@ def read_tensors(file: Path) -> dict[str, Stored]:
             header = json.loads(handle.read(length))
         return _tensors(file, header, 8 + length, size)
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
         raise CheckpointError(f"the header of {file} is damaged: {error}") from error
 
