@@ -34,9 +34,11 @@ _OF_TEXTS = "BOS|EOS|PAD|UNK|SEP|CLS|MASK|STOP|START|END|SPECIAL|THINK|IMAGE|VID
 _ORDINARY = re.compile(rf"(?-i:PWD|OLDPWD)|(?:.*_)?(?:{_OF_TEXTS})_TOKEN", re.IGNORECASE)
 _NO_SECRET = re.compile(r"\s*|true|false|yes|no|on|off|none|null|[-+]?\d{1,5}(\.\d*)?|\(secret\)", re.IGNORECASE)
 _REFERENCES = re.compile(r"(\$\{?[A-Za-z_][A-Za-z0-9_]*\}?)+")
-_IN_URL = re.compile(r"(?<=://)[^/\s@'\"]*:([^/\s@'\"]+)(?=@)")
+_IN_URL = re.compile(r"(?<=://)[^/\s@'\"]{0,256}:([^/\s@'\"]{1,512})(?=@)")
 _ASSIGNED = re.compile(r"""(?<![\w-])(([A-Za-z_][\w-]*)(?:=|["']\s*:\s*)["']?)([^\s"',}&;]+)""")
-_GIVEN = re.compile(r"""(?:--([A-Za-z_][\w-]*)\s+|^\s*([A-Za-z_][\w-]*)\s*:\s+)["']?([^\s"',}&;]+)""", re.MULTILINE)
+_GIVEN = re.compile(
+    r"""(?:--([A-Za-z_][\w-]*)[ \t]+|^[ \t]*([A-Za-z_][\w-]*)[ \t]*:[ \t]+)["']?([^\s"',}&;]+)""", re.MULTILINE
+)
 _IN_HEADER = re.compile(r"\b(Bearer|Basic)(\s+)[A-Za-z0-9._~+/=-]{8,}")
 _kept: set[str] = set()
 

@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.sinks import MetricSinks
+from grpo_hpc.redaction import redacted
 from grpo_hpc.runs.attempts import saved_step
 from grpo_hpc.runs.rank_log import redirect_output
 from grpo_hpc.runs.run_dir import RunDir
@@ -76,6 +77,7 @@ def where(run: RunDir) -> dict[str, object]:
         packages_of_the_host = True
     return {
         **{name: os.environ.get(name) for name in names},
+        "redacted": redacted(f"no key {os.environ.get('SECRET')!r}"),
         "contained": not Path("/usr/sbin/slurmd").exists(),
         "user": getpass.getuser(),
         "home": str(Path.home()),

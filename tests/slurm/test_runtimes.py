@@ -41,6 +41,7 @@ def test_two_nodes_with_two_ranks_each(submit, runtime, executor, request, tmp_p
     places = [json.loads((attempt.folder(run) / f"where_{rank}.json").read_text()) for rank in range(4)]
     assert [place["SLURMD_NODENAME"] for place in places] == ["node1", "node1", "node2", "node2"]
     assert {place["SECRET"] for place in places} == {'it\'s $(a) "secret"'}
+    assert {place["redacted"] for place in places} == {"no key '(secret)'"}, "the ranks know what is secret"
     assert {place["contained"] for place in places} == {runtime != "none"}
     assert {place["model"] for place in places} == {"qwen3"}  # whose files are links to outside of its folder
     assert {place["packages_of_the_host"] for place in places} == {runtime == "none"}
@@ -49,5 +50,9 @@ def test_two_nodes_with_two_ranks_each(submit, runtime, executor, request, tmp_p
         assert not [place for place in places if str(host) in "".join(place["caches"].values())]
     written = [path for path in run.path.rglob("*") if path.is_file() and "where_" not in path.name]
     assert not [path for path in written if b'"secret"' in path.read_bytes()]
+    record = attempt.folder(run) / "environment.json"
+    recorded = json.loads(record.read_text())
+    assert recorded["SECRET"] == "(secret)" and "SLURM_JOB_ID" in recorded and "TERM" not in recorded
+    assert record.stat().st_mode & 0o777 == 0o600
     if runtime != "none":
         assert json.loads(run.lock_file.read_text())["image"]["digest"]

@@ -110,3 +110,11 @@ def test_the_output_of_a_process_is_redacted_to_its_last_traceback():
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
     assert done.stdout == "out (secret)\n\n" and done.returncode == 1
     assert done.stderr.count("Illegal header value b'(secret)") == 2 and "0123456789" not in done.stderr
+
+
+@pytest.mark.parametrize("part", [":", "://a:", "\n", "a=", "--a ", '"a" : ', "Bearer ", "k", "x://k:k@ "])
+def test_no_text_takes_long(part):
+    """A pattern that tries every place anew would need hours here."""
+    text = part * (500_000 // len(part))
+    redacted(text)
+    assert len(list(redaction.secrets_in(text))) <= len(text)
