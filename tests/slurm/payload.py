@@ -153,7 +153,9 @@ def _tells(path: Path, key: Path) -> bool:
 
 def save(run: RunDir, step: int, rank: int, together: Together) -> None:
     if rank == 0:
-        (run.checkpoints / f"step_{step}").mkdir(parents=True, exist_ok=True)
+        checkpoint = run.checkpoints / f"step_{step}"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        (checkpoint / "manifest.json").write_text('{"files": {}}')
     together.any(False)
 
 
