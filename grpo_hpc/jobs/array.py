@@ -10,6 +10,7 @@ from grpo_hpc.cluster import slurm
 from grpo_hpc.cluster.profile import Profile, profile_of
 from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import ConfigError
+from grpo_hpc.jobs.executors import start, tell_changes
 from grpo_hpc.jobs.job_script import sbatch_options
 from grpo_hpc.jobs.prepare import create_run, make_job, stored_profile
 from grpo_hpc.runs.run_dir import PlanLike, RunDir
@@ -94,14 +95,15 @@ def start_sweep(sweep: Sweep, indices: Sequence[int]) -> int:
     profile = stored_profile(runs[0])
     if profile.executor != "local":
         with starting(runs):
+            for run in runs:
+                tell_changes(run)
             _queue(sweep, list(indices), runs, profile)
         return 0
-    from grpo_hpc.jobs.local import run_local
     from grpo_hpc.runs.attempts import history
 
     worst = 0
     for run in runs:
-        worst = max(worst, run_local(run))
+        worst = max(worst, start(run))
         if history(run)[-1].state in ("stopped", "cancelled"):
             break
     return worst

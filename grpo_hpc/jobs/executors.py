@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 
 from grpo_hpc.cluster import slurm
 from grpo_hpc.cluster.profile import Executor, Profile
 from grpo_hpc.jobs.prepare import move_run, stored_profile
 from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.run_file_changes import accept_changes
 from grpo_hpc.runs.start_lock import starting
 from grpo_hpc.runs.submissions import Submission, note_jobs, note_submission, submissions
 
@@ -20,11 +22,13 @@ def start(run_dir: RunDir, move_to: Profile | None = None) -> int:
 
     Raises:
         EnvironmentProblem: the executor refused, or the run waits or runs already.
+        ConfigError: the run file has changed, and the run cannot obey it any more.
 
     Returns:
         the exit code for the command line.
     """
     with starting([run_dir]):
+        tell_changes(run_dir)
         if move_to:
             move_run(run_dir, move_to)
         profile = stored_profile(run_dir)
@@ -35,6 +39,16 @@ def start(run_dir: RunDir, move_to: Profile | None = None) -> int:
 
         attempt = begin_local(run_dir)
     return watch_local(run_dir, attempt)
+
+
+def tell_changes(run_dir: RunDir) -> None:
+    """Say what has changed in the run file since the last start.
+
+    Raises:
+        ConfigError: the run cannot obey it any more.
+    """
+    for change in accept_changes(run_dir):
+        print(f"changed in {run_dir.run_file.name} since the last start: {change}", file=sys.stderr, flush=True)
 
 
 def queue(run_dir: RunDir, profile: Profile) -> Submission:

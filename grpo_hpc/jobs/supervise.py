@@ -19,7 +19,7 @@ from grpo_hpc.cluster import slurm
 from grpo_hpc.cluster.profile import Profile
 from grpo_hpc.errors import EXIT_USER_ERROR, EnvironmentProblem, GrpoHpcError
 from grpo_hpc.jobs.checks.node_reports import TOOK_TOO_LONG, bad_node, server_nodes
-from grpo_hpc.jobs.executors import queue_one
+from grpo_hpc.jobs.executors import queue_one, tell_changes
 from grpo_hpc.jobs.job_environment import job_environment, record_environment
 from grpo_hpc.jobs.prepare import stored_profile
 from grpo_hpc.jobs.serving.server_steps import Servers, serving
@@ -146,6 +146,7 @@ def _run_steps(
 ) -> tuple[End, int]:
     """Run the steps of an attempt; how it ended, and the exit code of the step that ended it."""
     folder = attempt.folder(run_dir)
+    tell_changes(run_dir)  # also of what was changed while the job waited to go on
     env = job_environment(profile, attempt.number)
     record_environment(run_dir.job_script, profile, folder, env)
     steps = Steps(run_dir, allocation, env)

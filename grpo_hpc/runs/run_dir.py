@@ -1,6 +1,7 @@
 """The run directory: every path of a run is named here, and every process of the run reads it.
 
 run.yaml            the resolved run file, with absolute paths
+.started.yaml       run.yaml as it was at the newest start, or when the directory was made: tells what changed since
 plan.json           what was planned
 lock.json           code, packages, platform and image
 cluster.yaml        the cluster profile, complete
@@ -52,6 +53,7 @@ class RunDir:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
         self.run_file = self.path / "run.yaml"
+        self.started_file = self.path / ".started.yaml"
         self.plan_file = self.path / "plan.json"
         self.lock_file = self.path / "lock.json"
         self.cluster_file = self.path / "cluster.yaml"
@@ -99,7 +101,9 @@ class RunDir:
         draft = run_dir.path.with_name(f".{run_dir.path.name}.{uuid4().hex[:8]}")
         try:
             draft.mkdir(parents=True)
-            write_atomically(draft / run_dir.run_file.name, dump_run(with_absolute_paths(cfg)))
+            text = dump_run(with_absolute_paths(cfg))
+            write_atomically(draft / run_dir.run_file.name, text)
+            write_atomically(draft / run_dir.started_file.name, text)
             write_atomically(draft / run_dir.plan_file.name, _json(plan.to_dict()))
             write_atomically(draft / run_dir.lock_file.name, _json(fingerprint()))
             for name, text in (files or {}).items():
