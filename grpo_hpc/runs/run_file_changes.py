@@ -28,7 +28,7 @@ def accept_changes(run_dir: RunDir) -> list[str]:
         lines = [f"  {key}: {found[key][0]} -> {found[key][1]}; {why}" for key, why in sorted(bound.items())]
         raise ConfigError(
             "\n".join([f"{run_dir.run_file} has changed, and the run cannot obey that any more:", *lines]),
-            "Set them back, or submit another run. To another cluster a run goes with grpo-hpc resume RUN_DIR --profile NAME.",
+            "Set them back, or submit another run. To another cluster: grpo-hpc resume RUN_DIR --profile NAME.",
         )
     if found:
         write_atomically(run_dir.started_file, run_dir.run_file.read_text())

@@ -54,7 +54,7 @@ def test_four_starts_queue_one_job_and_a_trainer_whose_place_is_taken_stops(subm
 
 
 def test_a_second_supervisor_starts_nothing_while_the_first_one_works(submit):
-    run = submit(steps=200, pause=0.1)
+    run = submit(steps=80, pause=0.1)
     wait_for(lambda: len(steps(run)) >= 2, "step 2")
     other = slurm.sbatch(run.job_script)  # as one that was queued behind the back of the run directory
     wait_for(lambda: slurm.state(other) == "FAILED", "the second job to end")
@@ -65,17 +65,17 @@ def test_a_second_supervisor_starts_nothing_while_the_first_one_works(submit):
 
 def test_a_controller_that_is_away_when_an_attempt_ends(submit):
     """And what is changed in the run file meanwhile is obeyed or refused by the next attempt."""
-    run = submit(steps=60, pause=0.1, fault={"kind": "raise", "step": 30, "attempt": "attempt_1"})
+    run = submit(steps=60, pause=0.1, fault={"kind": "raise", "step": 15, "attempt": "attempt_1"})
     wait_for(lambda: len(steps(run)) >= 5, "step 5")
-    controller = int((Path(os.environ["SLURM_CONF"]).parent / "slurmctld.pid").read_text())
-    os.kill(controller, signal.SIGSTOP)
+    configuration = os.environ["SLURM_CONF"]
+    os.kill(int((Path(configuration).parent / "slurmctld.pid").read_text()), signal.SIGTERM)
     try:
         wait_for_end_without_slurm(run)
         run.run_file.write_text(dump_run(load_run(run.run_file, ["seed=7"])))
         log = run.path / f"slurm-{job(run)}.log"
         wait_for_text(log, "asking again")
     finally:
-        os.kill(controller, signal.SIGCONT)
+        subprocess.run(["slurmctld", "-f", configuration], check=True)
     first, second = ended(run, 2)
     assert (first.state, second.state) == ("crash", "error"), everything(run)
     assert "seed: 42 -> 7" in second.reason
