@@ -7,6 +7,7 @@ GrpoHpcError
 ├── CheckpointError      a checkpoint or model folder is incomplete or does not match
 ├── RolloutError         the inference engine failed
 │   └── ServersLost      it does not answer any more: save, and go on with others
+├── RunTaken             another process has the run directory now: nothing more may be written there
 ├── TrainingDiverged     loss or gradients stay infinite or undefined: go on from a checkpoint with other settings
 └── RewardError          a reward function failed or returned something that is no reward
 
@@ -97,6 +98,10 @@ class RolloutError(GrpoHpcError):
 
 class ServersLost(RolloutError):
     """An inference server does not answer any more."""
+
+
+class RunTaken(GrpoHpcError):
+    """Another process has taken the place of this one in the run directory."""
 
 
 class TrainingDiverged(GrpoHpcError):

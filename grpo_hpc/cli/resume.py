@@ -20,8 +20,9 @@ def command(run_dir: str, name: str | None) -> int:
     from grpo_hpc.cluster.profile import named_profile, require_complete
     from grpo_hpc.jobs.checks.preflight import preflight
     from grpo_hpc.jobs.executors import start
-    from grpo_hpc.jobs.prepare import move_run, stored_profile
+    from grpo_hpc.jobs.prepare import stored_profile
     from grpo_hpc.runs.run_dir import RunDir
+    from grpo_hpc.runs.start_lock import require_idle
     from grpo_hpc.runs.sweep import Sweep
 
     if sweep := Sweep.at(run_dir):
@@ -29,13 +30,12 @@ def command(run_dir: str, name: str | None) -> int:
             raise click.UsageError("--profile moves one run; name a run of the sweep")
         return resume_sweep(sweep)
     run = RunDir.open(run_dir)
+    require_idle([run])
     cfg = run.config()
     profile = named_profile(name) if name else stored_profile(run)
     require_complete(cfg, profile)
     preflight(cfg, profile)
-    if name:
-        move_run(run, profile)
-    code = start(run)
+    code = start(run, move_to=profile if name else None)
     if profile.executor != "local":
         click.echo(queued(run))
     return code

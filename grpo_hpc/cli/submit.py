@@ -44,11 +44,15 @@ def command(run: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool, sw
     from grpo_hpc.plan.make import make_plan
     from grpo_hpc.plan.show_plan import show_plan
     from grpo_hpc.runs.run_dir import RunDir
+    from grpo_hpc.runs.start_lock import require_idle
 
     cfg = load_run(run, overrides)
     profile = profile_of(cfg)
     plan = make_plan(cfg)
-    RunDir.of(cfg).require_free(fresh)
+    old = RunDir.of(cfg)
+    old.require_free(fresh)
+    if old.run_file.is_file():
+        require_idle([old])
     if not dry_run:
         preflight(cfg, profile)
     show_plan(plan, Console())

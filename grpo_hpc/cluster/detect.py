@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -68,12 +69,14 @@ def detect() -> Site:
         shown = slurm.call(["sinfo", "-h", "-o", "%P|%a|%l|%D|%G|%c"])
     except EnvironmentProblem as error:
         return Site(apptainer=apptainer, problem=error.message)
+    if not (found := partitions(shown, exclusive_partitions(_said("scontrol", "show", "partition", "-o")))):
+        said = f"sinfo names no partition that takes jobs; it printed '{shown[:200]}'"
+        return Site(apptainer=apptainer, problem=said)
     config = settings(_said("scontrol", "show", "config"))
-    whole = exclusive_partitions(_said("scontrol", "show", "partition", "-o"))
-    account = _said("sacctmgr", "-n", "-P", "show", "user", getpass.getuser(), "format=DefaultAccount")
+    account = _said("sacctmgr", "-n", "-P", "show", "user", _user(), "format=DefaultAccount")
     return Site(
         name=config.get("ClusterName", ""),
-        partitions=partitions(shown, whole),
+        partitions=found,
         account=account.partition("\n")[0].strip() or None,
         tres="tres" in config.get("SelectType", "tres"),
         requeue=config.get("JobRequeue", "1") == "1",
@@ -83,10 +86,13 @@ def detect() -> Site:
 
 
 def partitions(sinfo: str, exclusive: frozenset[str] = frozenset()) -> tuple[Partition, ...]:
-    """Partitions from lines ``name*|up|time limit|nodes|gres|cpus``, one for every kind of node."""
+    """Partitions from lines ``name*|up|time limit|nodes|gres|cpus``, for each kind of node; others are passed over."""
     found: dict[str, Partition] = {}
     for line in sinfo.splitlines():
-        name, available, limit, nodes, gres, cpus = line.split("|")
+        columns = line.split("|")
+        if len(columns) != 6 or not columns[3].isdecimal():
+            continue
+        name, available, limit, nodes, gres, cpus = columns
         default = name.endswith("*")
         name = name.removesuffix("*")
         if available != "up":
@@ -117,7 +123,16 @@ def settings(scontrol: str) -> dict[str, str]:
 def exclusive_partitions(scontrol: str) -> frozenset[str]:
     """Names of the partitions whose nodes are not shared."""
     rows = [dict(word.partition("=")[::2] for word in line.split()) for line in scontrol.splitlines()]
-    return frozenset(row["PartitionName"] for row in rows if row.get("OverSubscribe", "").startswith("EXCLUSIVE"))
+    whole = (row for row in rows if row.get("OverSubscribe", "").startswith("EXCLUSIVE"))
+    return frozenset(row["PartitionName"] for row in whole if "PartitionName" in row)
+
+
+def _user() -> str:
+    """The user's name; the number where the machine has no name for it, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _said(*command: str) -> str:

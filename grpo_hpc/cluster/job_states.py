@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -58,6 +59,9 @@ def ask(job_ids: Iterable[str]) -> JobStates:
     return JobStates(queued, _past([job_id for job_id in wanted if job_id not in queued]))
 
 
+_LINE = re.compile(r"([^|]+)\|([A-Z_]+)\|(.*)\|([^|]*)")  # a reason may hold the mark that parts the columns
+
+
 def _queued(job_ids: Sequence[str]) -> dict[str, QueuedJob]:
     try:
         shown = slurm.call(["squeue", "-h", "-r", "-o", "%i|%T|%r|%S", "-j", ",".join(job_ids)])
@@ -66,8 +70,11 @@ def _queued(job_ids: Sequence[str]) -> dict[str, QueuedJob]:
             return {}
         raise
     found = {}
-    for line in shown.splitlines():
-        job_id, state, reason, start = line.split("|")
+    for line in filter(None, shown.splitlines()):
+        parts = _LINE.fullmatch(line)
+        if parts is None:  # which job it is about is not known, so none of them can be said to be gone
+            raise EnvironmentProblem(f"squeue printed what is no list of jobs: '{line[:200]}'")
+        job_id, state, reason, start = parts.groups()
         job = QueuedJob(state)
         if job.waits:
             job = QueuedJob(state, "" if reason == "None" else reason, "" if start == "N/A" else start)
@@ -98,6 +105,7 @@ def tasks(jobs: str) -> list[str]:
         return [jobs]
     found: list[str] = []
     for part in indices.partition("]")[0].partition("%")[0].split(","):
-        first, _, last = part.partition("-")
-        found += [f"{array}_{index}" for index in range(int(first), int(last or first) + 1)]
+        if bounds := re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part):  # else it was cut off, as a long list is
+            first, last, step = (int(number) if number else None for number in bounds.groups())
+            found += [f"{array}_{index}" for index in range(first or 0, (last or first or 0) + 1, step or 1)]
     return found

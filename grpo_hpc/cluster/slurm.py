@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from grpo_hpc.errors import EnvironmentProblem
 
+Answer = TypeVar("Answer")
+PATIENCE_S = 600.0
+"""How long a controller that does not answer, such as one that is restarted, is asked again."""
+_AGAIN_S = 5.0
 _DEADLINE_S = 60
 _ACCOUNTED_S = 2  # less than Slurm waits between TERM and KILL
 _POLL_S = 0.2
 _KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"}  # where Slurm is, and who asks
-_ALIVE = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "CONFIGURING")
+ALIVE = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "CONFIGURING")
 
 
 @dataclass(frozen=True)
@@ -42,25 +48,31 @@ class Allocation:
         """The allocation that the environment describes; None outside of one."""
         if "SLURM_JOB_ID" not in env:
             return None
-        names = call(["scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]]).split()
         job_id = env["SLURM_JOB_ID"]
+        if not re.fullmatch(r"\d+", job_id) or not env.get("SLURM_JOB_NODELIST"):
+            raise EnvironmentProblem("SLURM_JOB_ID or SLURM_JOB_NODELIST is not what Slurm sets: this is no job")
+        names = call(["scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]]).split()
         if "SLURM_ARRAY_JOB_ID" in env:  # the number of an array's last task is that of the whole array
             job_id = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
         return cls(job_id, int(env.get("SLURM_RESTART_COUNT") or 0), names)
 
 
 def call(command: Sequence[str], cwd: Path | None = None) -> str:
-    """What a Slurm command prints.
+    """What a Slurm command prints; bytes that are no UTF-8 are replaced.
 
     Raises:
-        EnvironmentProblem: it is missing, fails or takes too long; with what it said.
+        EnvironmentProblem: it is missing, cannot be run, fails or takes too long; with what it said.
     """
     try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=_DEADLINE_S, check=False)
+        done = subprocess.run(
+            command, cwd=cwd, capture_output=True, encoding="utf-8", errors="replace", timeout=_DEADLINE_S, check=False
+        )
     except FileNotFoundError:
         raise EnvironmentProblem(
             f"{command[0]} is not installed here", "Submit from a login node, or use cluster.executor=local."
         ) from None
+    except OSError as error:
+        raise EnvironmentProblem(f"{command[0]} cannot be run: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise EnvironmentProblem(f"{command[0]} has not answered for {_DEADLINE_S} s") from None
     if done.returncode:
@@ -74,9 +86,19 @@ def sbatch(script: Path, *options: str, left_open: Collection[str] = ()) -> str:
 
     Args:
         left_open: as in :func:`uninfluenced`.
+
+    Raises:
+        EnvironmentProblem: sbatch refused, or does not say which job it has queued.
     """
     with uninfluenced(left_open):
-        return call(["sbatch", "--parsable", *options, script.name], cwd=script.parent).split(";")[0]
+        said = call(["sbatch", "--parsable", *options, script.name], cwd=script.parent)
+    for line in reversed(said.splitlines()):  # a site's own sbatch may say more before
+        if found := re.fullmatch(r"(\d+)(;\S+)?", line.strip()):
+            return found[1]
+    raise EnvironmentProblem(
+        f"sbatch has not said which job it queued; it printed '{said[:200]}'",
+        "Look with `squeue --me`. If the job is there, end it with scancel before you try again.",
+    )
 
 
 @contextmanager
@@ -108,8 +130,29 @@ def requeue(job_id: str) -> None:
     call(["scontrol", "requeue", job_id])
 
 
+def patiently(ask: Callable[[], Answer], limit_s: float = PATIENCE_S) -> Answer:
+    """What ``ask`` returns, which is called again while it raises that Slurm does not answer.
+
+    Raises:
+        EnvironmentProblem: as the last call, after ``limit_s`` seconds.
+    """
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            return ask()
+        except EnvironmentProblem as problem:
+            if time.monotonic() > deadline:
+                raise
+            print(f"asking again: {problem.message}", file=sys.stderr, flush=True)
+            time.sleep(_AGAIN_S)
+
+
 def state(job_id: str) -> str | None:
-    """State of a job while Slurm's controller knows it, such as RUNNING; None afterwards."""
+    """State of a job while Slurm's controller knows it, such as RUNNING; None afterwards.
+
+    Raises:
+        EnvironmentProblem: the controller does not answer.
+    """
     return _fields(job_id).get("JobState")
 
 
@@ -120,9 +163,12 @@ def ending(allocation: Allocation) -> str | None:
     one restart more, a preempted one has the time of that. The reason of any other is in the accounting within a
     second; where there is none, a person has cancelled it: the time limit announces itself by a signal before.
     """
-    job = _fields(allocation.job_id)
+    try:
+        job = _fields(allocation.job_id)
+    except EnvironmentProblem:
+        return None
     state = job.get("JobState")
-    if state is None or state in _ALIVE:
+    if state is None or state in ALIVE:
         return None
     if int(job.get("Restarts", 0)) > allocation.restart:
         return "REQUEUED"
@@ -136,23 +182,29 @@ def _accounted(allocation: Allocation) -> str:
     deadline = time.monotonic() + _ACCOUNTED_S
     while time.monotonic() < deadline:
         found = past_states(allocation.job_id)[allocation.restart :][:1]
-        if found and found[0] not in (*_ALIVE, "PENDING", "COMPLETING"):
+        if found and found[0] not in (*ALIVE, "PENDING", "COMPLETING"):
             return found[0]
         time.sleep(_POLL_S)
     return "CANCELLED"
 
 
 def _fields(job_id: str) -> dict[str, str]:
-    """What the controller shows of a job; empty when it has forgotten it or does not answer."""
+    """What the controller shows of a job; empty when it has forgotten it."""
     try:
         shown = call(["scontrol", "show", "job", "-o", job_id])
-    except EnvironmentProblem:
-        return {}
+    except EnvironmentProblem as error:
+        if "Invalid job id" in error.message:
+            return {}
+        raise
     return dict(word.partition("=")[::2] for word in shown.split())
 
 
 def ended_as(job_id: str) -> str | None:
-    """How a job ended that is over: the controller knows it at once, the accounting for longer; None without either."""
+    """How a job ended that is over: the controller knows it at once, the accounting for longer; None without either.
+
+    Raises:
+        EnvironmentProblem: the controller does not answer.
+    """
     return state(job_id) or next(reversed(past_states(job_id)), None)
 
 

@@ -502,7 +502,9 @@ class Cluster(Section):
         description="wall time of one job, as in 30:00 (minutes), 12:00:00 or 1-00:00:00",
     )
     max_failures: int = Field(
-        default=3, ge=0, description="failed starts in a row, without a new checkpoint, that are tried again"
+        default=3,
+        ge=0,
+        description="failed starts in a row, without a new checkpoint, after which none is made; 0 is like 1",
     )
 
 

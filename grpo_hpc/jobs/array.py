@@ -10,9 +10,11 @@ from grpo_hpc.cluster import slurm
 from grpo_hpc.cluster.profile import Profile, profile_of
 from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import ConfigError
+from grpo_hpc.jobs.executors import start, tell_changes
 from grpo_hpc.jobs.job_script import sbatch_options
 from grpo_hpc.jobs.prepare import create_run, make_job, stored_profile
 from grpo_hpc.runs.run_dir import PlanLike, RunDir
+from grpo_hpc.runs.start_lock import FILE, move_away, starting
 from grpo_hpc.runs.submissions import note_jobs, note_submission
 from grpo_hpc.runs.sweep import Point, Sweep, write_sweep
 
@@ -52,17 +54,35 @@ def create_sweep(points: Sequence[Point], plans: Sequence[PlanLike], fresh: bool
 
     Raises:
         ConfigError: the folder is taken, or the points do not fit into one job.
-        EnvironmentProblem: it cannot be written.
+        EnvironmentProblem: it cannot be written, or holds runs that wait or run.
     """
     folder = RunDir(points[0].cfg.output_dir)
+    folder.require_free(fresh)
     local = profile_of(points[0].cfg).executor == "local"
     script = None if local else array_script(points)
-    folder.make_room(fresh)
+    folder.make_room(move_sweep_away if fresh else None)
     for point, plan in zip(points, plans, strict=True):
         create_run(point.cfg, plan, program=program)
     if script:
         (folder.path / "job.sh").write_text(script, encoding="utf-8")
     return write_sweep(folder.path, points)
+
+
+def move_sweep_away(folder: RunDir) -> None:
+    """Give the folder of a sweep, or whatever else holds its path, the name of an old one.
+
+    Raises:
+        EnvironmentProblem: a run of it waits or runs.
+    """
+    sweep = Sweep.at(folder.path)
+    runs = [run for run in sweep.runs if run.run_file.is_file()] if sweep else []
+    if not runs:
+        move_away(folder)
+        return
+    with starting(runs):
+        moved = folder.path.rename(folder.old_path())
+        for run in runs:
+            (moved / run.path.name / FILE).unlink(missing_ok=True)
 
 
 def start_sweep(sweep: Sweep, indices: Sequence[int]) -> int:
@@ -74,14 +94,16 @@ def start_sweep(sweep: Sweep, indices: Sequence[int]) -> int:
     runs = [sweep.runs[index] for index in indices]
     profile = stored_profile(runs[0])
     if profile.executor != "local":
-        _queue(sweep, list(indices), runs, profile)
+        with starting(runs):
+            for run in runs:
+                tell_changes(run)
+            _queue(sweep, list(indices), runs, profile)
         return 0
-    from grpo_hpc.jobs.local import run_local
     from grpo_hpc.runs.attempts import history
 
     worst = 0
     for run in runs:
-        worst = max(worst, run_local(run))
+        worst = max(worst, start(run))
         if history(run)[-1].state in ("stopped", "cancelled"):
             break
     return worst

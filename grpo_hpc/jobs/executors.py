@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 
 from grpo_hpc.cluster import slurm
 from grpo_hpc.cluster.profile import Executor, Profile
-from grpo_hpc.jobs.prepare import stored_profile
+from grpo_hpc.jobs.prepare import move_run, stored_profile
 from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.run_file_changes import accept_changes
+from grpo_hpc.runs.start_lock import starting
 from grpo_hpc.runs.submissions import Submission, note_jobs, note_submission, submissions
 
 
-def start(run_dir: RunDir) -> int:
+def start(run_dir: RunDir, move_to: Profile | None = None) -> int:
     """Hand the run to its executor; ``local`` returns when the run ends, the others when it is queued.
 
+    Args:
+        move_to: the cluster that the run is prepared for anew before.
+
     Raises:
-        EnvironmentProblem: the executor refused.
+        EnvironmentProblem: the executor refused, or the run waits or runs already.
+        ConfigError: the run file has changed, and the run cannot obey it any more.
 
     Returns:
         the exit code for the command line.
     """
-    profile = stored_profile(run_dir)
-    if profile.executor == "local":
-        from grpo_hpc.jobs.local import run_local
+    with starting([run_dir]):
+        tell_changes(run_dir)
+        if move_to:
+            move_run(run_dir, move_to)
+        profile = stored_profile(run_dir)
+        if profile.executor != "local":
+            queue(run_dir, profile)
+            return 0
+        from grpo_hpc.jobs.local import begin_local, watch_local
 
-        return run_local(run_dir)
-    queue(run_dir, profile)
-    return 0
+        attempt = begin_local(run_dir)
+    return watch_local(run_dir, attempt)
+
+
+def tell_changes(run_dir: RunDir) -> None:
+    """Say what has changed in the run file since the last start.
+
+    Raises:
+        ConfigError: the run cannot obey it any more.
+    """
+    for change in accept_changes(run_dir):
+        print(f"changed in {run_dir.run_file.name} since the last start: {change}", file=sys.stderr, flush=True)
 
 
 def queue(run_dir: RunDir, profile: Profile) -> Submission:

@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,14 +26,17 @@ from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import EXIT_USER_ERROR
 from grpo_hpc.jobs.prepare import stored_profile
 from grpo_hpc.jobs.processes import descendants, end_family, start_family
-from grpo_hpc.runs.attempts import State, begin
+from grpo_hpc.runs.attempt_hold import VARIABLE, Hold
+from grpo_hpc.runs.attempts import Attempt, State, begin
 from grpo_hpc.runs.crash import find_crash
 from grpo_hpc.runs.ends import judge
-from grpo_hpc.runs.launcher_note import note_launcher
+from grpo_hpc.runs.holder import LauncherNote
 from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.start_lock import starting
 from grpo_hpc.runs.submissions import note_submission
 
 EXIT_DONE, EXIT_CRASH, EXIT_KILLED = 0, 1, 130
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_S = 0.2
 _KILL_GRACE_S = 3.0
 
@@ -41,30 +45,51 @@ def run_local(run_dir: RunDir, command: Sequence[str] | None = None) -> int:
     """Train ``run_dir`` here and watch it to its end. No process of the run is left when this returns.
 
     Args:
-        command: the program to run instead of the step ``train`` of the run's script; it must report the same events.
+        command: as in :func:`watch_local`.
+
+    Raises:
+        EnvironmentProblem: the run waits or runs already.
 
     Returns:
         0 finished or stopped on request, 2 an error that the user can mend, 1 a crash, 130 killed on request.
     """
-    cfg = run_dir.config()
-    console = Console(stderr=True)
+    with starting([run_dir]):
+        record = begin_local(run_dir)
+    return watch_local(run_dir, record, command)
+
+
+def begin_local(run_dir: RunDir) -> Attempt:
+    """Make the next attempt this process's own; call it under the run's start lock."""
     submission = note_submission(run_dir, "local")
     run_dir.stop.unlink(missing_ok=True)
     record = begin(run_dir, "local", [socket.gethostname()], submission.number)
+    LauncherNote(record.folder(run_dir)).write()
+    return record
+
+
+def watch_local(run_dir: RunDir, record: Attempt, command: Sequence[str] | None = None) -> int:
+    """Train as the attempt ``record``, and watch it to its end.
+
+    Args:
+        command: the program to run instead of the step ``train`` of the run's script; it must report the same events.
+    """
+    cfg, console, hold = run_dir.config(), Console(stderr=True), Hold(run_dir, record)
     attempt = record.folder(run_dir)
-    note_launcher(attempt)
     offset = run_dir.events.stat().st_size if run_dir.events.exists() else 0
     others = descendants()
     with _stop_requests() as requests:
         try:
             process = start_family(
                 command or ["bash", str(run_dir.job_script), "train"],
-                {**os.environ, **_secrets(run_dir)},
+                {**os.environ, **_secrets(run_dir), VARIABLE: str(record.number)},
                 run_dir.launcher_log(attempt),
             )
-            code = _watch(process.poll, run_dir, cfg, requests, console)
+            code = _watch(process.poll, run_dir, cfg, requests, console, LauncherNote(attempt))
         finally:
             end_family(others, grace_s=_KILL_GRACE_S if requests.count > 1 else 0.0)
+    if lost := hold.lost():
+        _say(console, f"attempt {record.number} has lost its run directory: {lost}. Nothing more is written there.")
+        return EXIT_USER_ERROR
     if code is None:
         record.end(run_dir, "cancelled", "killed on request", EXIT_KILLED)
         _say(console, f"Killed. {_how_to_resume(run_dir)}")
@@ -78,21 +103,27 @@ def run_local(run_dir: RunDir, command: Sequence[str] | None = None) -> int:
 
 @dataclass
 class _Requests:
-    """How often somebody has asked to stop: once means save and stop, twice means now."""
+    """How often somebody has asked to stop: once means save and stop, twice means now.
+
+    A terminal that went away asks once, however often it says so.
+    """
 
     count: int = 0
     handled: int = 0
 
+    def note(self, number: int, _frame: FrameType | None) -> None:
+        """Handle a signal."""
+        self.count = max(self.count, 1) if number == signal.SIGHUP else self.count + 1
+        if number == signal.SIGHUP:
+            _leave_terminal()
+
 
 @contextmanager
 def _stop_requests() -> Iterator[_Requests]:
-    """Count Ctrl-C and SIGTERM instead of dying from them."""
+    """Count Ctrl-C, SIGTERM and SIGHUP instead of dying from them; SIGHUP not where nohup has made it mean nothing."""
     requests = _Requests()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        requests.count += 1
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [n for n in _STOPS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, requests.note) for number in numbers}
     try:
         yield requests
     finally:
@@ -100,8 +131,22 @@ def _stop_requests() -> Iterator[_Requests]:
             signal.signal(number, handler)
 
 
+def _leave_terminal() -> None:
+    """Let what would be written to a terminal that is gone, which is an error, go nowhere."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (1, 2):
+        if os.isatty(stream) or stat.S_ISCHR(os.fstat(stream).st_mode):  # one that hung up is no terminal any more
+            os.dup2(nowhere, stream)
+    os.close(nowhere)
+
+
 def _watch(
-    poll: Callable[[], int | None], run_dir: RunDir, cfg: RunConfig, requests: _Requests, console: Console
+    poll: Callable[[], int | None],
+    run_dir: RunDir,
+    cfg: RunConfig,
+    requests: _Requests,
+    console: Console,
+    note: LauncherNote,
 ) -> int | None:
     """Show progress until the process ends (its exit code) or the second stop request comes (None)."""
     from grpo_hpc.observe.live import LiveView
@@ -115,6 +160,7 @@ def _watch(
                 run_dir.ask_to_stop("stopped")
                 _say(console, "Finishing this step, then saving; press Ctrl-C again to kill.")
             view.poll()
+            note.beat()
             time.sleep(_POLL_S)
         view.poll()
     return code

@@ -17,6 +17,7 @@ from grpo_hpc.jobs.checks.node_reports import server_nodes
 from grpo_hpc.jobs.job_script import Job, Step, render
 from grpo_hpc.jobs.linked_files import links_of
 from grpo_hpc.runs.run_dir import PlanLike, RunDir, with_absolute_paths
+from grpo_hpc.runs.start_lock import move_away
 
 TRAINER = ("-m", "grpo_hpc.train")
 SERVER = ("-m", "grpo_hpc.rollout.server")
@@ -66,14 +67,17 @@ def create_run(
 ) -> RunDir:
     """Make the run directory with everything that starting it needs; nothing is started.
 
+    Args:
+        fresh: move an existing directory of that name to ``<name>.old-K`` first.
+
     Raises:
         ConfigError: the cluster profile is wrong, or the directory is taken.
-        EnvironmentProblem: the directory cannot be written.
+        EnvironmentProblem: the directory cannot be written, or holds a run that waits or runs.
     """
     profile = with_absolute_image(profile_of(cfg))
     job = make_job(cfg, profile, program, server)
     files = {"cluster.yaml": dump_profile(profile), "job.sh": render(job)}
-    run_dir = RunDir.create(cfg, plan, fresh, files)
+    run_dir = RunDir.create(cfg, plan, files, move_away if fresh else None)
     if profile.image:
         lock = json.loads(run_dir.lock_file.read_text())
         lock["image"] = {"name": profile.image, "digest": image_digest(profile)}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -18,18 +19,21 @@ from grpo_hpc.cluster import slurm
 from grpo_hpc.cluster.profile import Profile
 from grpo_hpc.errors import EXIT_USER_ERROR, EnvironmentProblem, GrpoHpcError
 from grpo_hpc.jobs.checks.node_reports import TOOK_TOO_LONG, bad_node, server_nodes
-from grpo_hpc.jobs.executors import queue_one
+from grpo_hpc.jobs.executors import queue_one, tell_changes
 from grpo_hpc.jobs.job_environment import job_environment, record_environment
 from grpo_hpc.jobs.prepare import stored_profile
 from grpo_hpc.jobs.serving.server_steps import Servers, serving
 from grpo_hpc.jobs.steps import Steps, wait
 from grpo_hpc.redaction import redact_output
+from grpo_hpc.runs.attempt_hold import Hold
 from grpo_hpc.runs.attempts import OVER, Attempt, State, begin, fails_alike, failures_in_a_row, history
 from grpo_hpc.runs.ends import OF_SLURM, End, judge, of_texts, why_cancelled, why_ended
 from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.start_lock import locked
 from grpo_hpc.runs.submissions import Submission, submissions
 
 _SERVERS_TELL_S = 5  # a trainer that lost its servers may end before their step does
+_REQUEUE_S = 120  # of a controller that has just answered, and may refuse for good
 _SERVERS = "servers"  # why the trainer shall stop: it has lost them
 _EARLY = "told to stop before training began"
 
@@ -43,12 +47,15 @@ def supervise(run_dir: RunDir, allocation: slurm.Allocation) -> int:
     if run_dir.why_stop() != "cancelled":  # a stop from before this start has been obeyed
         run_dir.stop.unlink(missing_ok=True)
     with _wishes(run_dir) as wishes:
-        submission = submissions(run_dir)[-1]
-        settle(run_dir)
-        if over := _over(run_dir, submission, allocation):
-            print(f"nothing to do: {over}", flush=True)
-            return 0
-        return _attempt(run_dir, submission, allocation, wishes)
+        with locked([run_dir]):
+            submission = submissions(run_dir)[-1]
+            settle(run_dir)
+            if over := _over(run_dir, submission, allocation):
+                print(f"nothing to do: {over}", flush=True)
+                return 0
+            job = (allocation.job_id, allocation.restart)
+            attempt = begin(run_dir, submission.executor, allocation.nodes, submission.number, *job)
+        return _attempt(run_dir, attempt, allocation, wishes)
 
 
 def _over(run_dir: RunDir, submission: Submission, allocation: slurm.Allocation) -> str | None:
@@ -57,20 +64,19 @@ def _over(run_dir: RunDir, submission: Submission, allocation: slurm.Allocation)
     if past and past[-1].state in OVER:
         return f"attempt {past[-1].number} ended as {past[-1].state}"
     for job_id in takewhile(lambda job_id: job_id != allocation.job_id, submission.job_ids):
-        if slurm.ended_as(job_id) == "CANCELLED":  # perhaps before its supervisor could write anything
+        end = slurm.patiently(partial(slurm.ended_as, job_id))
+        if end == "CANCELLED":  # perhaps before its supervisor could write anything
             return f"job {job_id} of this submission was cancelled"
     return None
 
 
-def _attempt(run_dir: RunDir, submission: Submission, allocation: slurm.Allocation, wishes: _Wishes) -> int:
-    profile = stored_profile(run_dir)
-    attempt = begin(
-        run_dir, submission.executor, allocation.nodes, submission.number, allocation.job_id, allocation.restart
-    )
+def _attempt(run_dir: RunDir, attempt: Attempt, allocation: slurm.Allocation, wishes: _Wishes) -> int:
+    profile, hold = stored_profile(run_dir), Hold(run_dir, attempt)
     try:
         end, code = _run_steps(run_dir, profile, attempt, allocation, wishes)
     except GrpoHpcError as error:
         end, code = End("error", str(error).replace("\n", " ")), EXIT_USER_ERROR
+    hold.require()  # what is written from here on would be written into another's records
     attempt = attempt.end(run_dir, end.state, end.reason, code)
     print(f"attempt {attempt.number}: {end.state}: {end.reason}", flush=True)
     if _go_on(run_dir, profile, allocation, attempt) or end.state in ("success", "stopped", "cancelled"):
@@ -79,19 +85,34 @@ def _attempt(run_dir: RunDir, submission: Submission, allocation: slurm.Allocati
 
 
 def settle(run_dir: RunDir) -> None:
-    """Close the records of attempts that ended without a chance to write how; Slurm's accounting tells."""
+    """Close the records of attempts that ended without a chance to write how; Slurm's accounting tells.
+
+    Raises:
+        EnvironmentProblem: one of them still runs in another job, or Slurm does not say whether it does.
+    """
     for attempt in history(run_dir):
         if attempt.state != "running" or attempt.job_id is None:
             continue
         here = slurm.Allocation.here()
-        present = here is not None and (here.job_id, here.restart) == (attempt.job_id, attempt.restart)
+        restarted = here is not None and here.job_id == attempt.job_id
+        if not restarted and slurm.patiently(partial(_left, attempt.job_id)) in slurm.ALIVE:
+            raise EnvironmentProblem(
+                f"attempt {attempt.number} of {run_dir.path.name} still runs in job {attempt.job_id}",
+                f"This job has started nothing. Cancel the run first: grpo-hpc cancel {run_dir.path}",
+            )
         states = slurm.past_states(attempt.job_id)
         known = states[attempt.restart] if attempt.restart < len(states) else None
-        if present or known in ("RUNNING", "COMPLETING", "PENDING"):
-            continue
-        restarted = here is not None and here.job_id == attempt.job_id
+        if known in ("RUNNING", "COMPLETING", "PENDING"):
+            known = None  # the accounting is late
         state = OF_SLURM.get(known, "lost") if known else ("preempted" if restarted else "lost")
         attempt.end(run_dir, state, f"Slurm says {known}" if known else "killed without warning", None)
+
+
+def _left(job_id: str) -> str | None:
+    """State of a job once it does not end any more; None when Slurm has forgotten it."""
+    if (state := slurm.state(job_id)) == "COMPLETING":
+        raise EnvironmentProblem(f"job {job_id} is still ending")
+    return state
 
 
 class _Wishes:
@@ -125,6 +146,7 @@ def _run_steps(
 ) -> tuple[End, int]:
     """Run the steps of an attempt; how it ended, and the exit code of the step that ended it."""
     folder = attempt.folder(run_dir)
+    tell_changes(run_dir)  # also of what was changed while the job waited to go on
     env = job_environment(profile, attempt.number)
     record_environment(run_dir.job_script, profile, folder, env)
     steps = Steps(run_dir, allocation, env)
@@ -215,7 +237,7 @@ def _given_up(run_dir: RunDir, submission: int) -> str | None:
     """Why another start would be of no use; None while it may be."""
     past = [attempt for attempt in history(run_dir) if attempt.submission == submission]
     failures, budget = failures_in_a_row(past), run_dir.config().cluster.max_failures
-    if failures > budget:
+    if failures and failures >= budget:
         return f"{failures} starts in a row saved nothing (max_failures is {budget})"
     return "two starts in a row failed at once and for the same reason" if fails_alike(past) else None
 
@@ -232,13 +254,14 @@ def _go_on(run_dir: RunDir, profile: Profile, allocation: slurm.Allocation, atte
     if attempt.state == "preflight":
         bad = [a.reason.partition(":")[0] for a in history(run_dir) if a.state == "preflight"]
         nodes = ",".join(dict.fromkeys(bad))
-        job_id = queue_one(run_dir, profile, [f"--exclude={nodes}"])
+        with locked([run_dir]):
+            job_id = queue_one(run_dir, profile, [f"--exclude={nodes}"])
         print(f"job {job_id} goes on without {nodes}", flush=True)
         return True
     if not profile.requeue:
         return bool(set(submissions(run_dir)[-1].job_ids[:-1]) & {allocation.job_id})  # one of a chain, not its last
-    if slurm.state(allocation.job_id) == "RUNNING":  # otherwise Slurm is requeueing it already
-        slurm.requeue(allocation.job_id)
+    if slurm.patiently(partial(slurm.state, allocation.job_id)) == "RUNNING":  # else Slurm is requeueing it already
+        slurm.patiently(partial(slurm.requeue, allocation.job_id), _REQUEUE_S)
     return True
 
 

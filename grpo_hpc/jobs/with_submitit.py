@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import chdir, redirect_stdout
@@ -67,6 +68,8 @@ def _submit(run_dirs: list[RunDir], folder: Path, options: dict[str, Any], left_
     import submitit
     from submitit.core.utils import FailedJobError
 
+    if shutil.which("srun") is None:  # submitit looks for it, and has an error of its own kind
+        raise EnvironmentProblem("srun is not installed here", "Submit from a login node, or use executor=local.")
     executor = submitit.AutoExecutor(folder=folder / "submitit", cluster="slurm")
     executor.update_parameters(**options)
     try:

@@ -47,7 +47,7 @@ class Attempt:
         restart: how often Slurm had restarted that job before.
         nodes: names, the first one also runs the supervisor.
         started, ended: seconds since the epoch.
-        first_step, last_step: steps in the newest checkpoint at the start and at the end.
+        first_step, last_step: steps in the newest whole checkpoint at the start and at the end.
         reason: one line for people.
     """
 
@@ -148,9 +148,19 @@ def saved_step(run_dir: RunDir) -> int:
 
 
 def newest_checkpoint(run_dir: RunDir) -> Path | None:
-    """Folder of the newest checkpoint; it has its name only when it is complete."""
+    """Folder of the newest checkpoint of which nothing is missing, as a resume would look for it."""
     found = [path for path in run_dir.checkpoints.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
-    return max(found, key=_step, default=None)
+    return next((path for path in sorted(found, key=_step, reverse=True) if _is_whole(path)), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Every file that its manifest names is there in its size."""
+    try:
+        files = json.loads((checkpoint / "manifest.json").read_text())["files"]
+        sizes = {name: listed["size"] if isinstance(listed, dict) else listed for name, listed in files.items()}
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _step(checkpoint: Path) -> int:

@@ -11,9 +11,10 @@ from grpo_hpc.cluster.job_states import ask
 from grpo_hpc.errors import EnvironmentProblem
 from grpo_hpc.files import write_atomically
 from grpo_hpc.runs.attempts import history
-from grpo_hpc.runs.launcher_note import Launcher, launcher_of
+from grpo_hpc.runs.holder import Holder, launcher_of
 from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.runs.standing import LIVE, Records, standings
+from grpo_hpc.runs.start_lock import locked
 from grpo_hpc.runs.submissions import submissions
 
 SAVE_S = 30.0
@@ -25,6 +26,8 @@ _POLL_S = 0.3
 def cancel(run_dirs: Sequence[RunDir], save_s: float = SAVE_S) -> list[RunDir]:
     """End all that waits or runs of ``run_dirs`` and return when it is gone, or after two minutes.
 
+    What somebody else is just starting is waited for, and cancelled then.
+
     The wish is written into each run directory first, so that no supervisor requeues what it sees end. What is over
     already is left alone.
 
@@ -34,6 +37,18 @@ def cancel(run_dirs: Sequence[RunDir], save_s: float = SAVE_S) -> list[RunDir]:
     Raises:
         EnvironmentProblem: Slurm refused, or does not answer.
     """
+    with locked(run_dirs):
+        live, queued = _tell(run_dirs)
+    launchers = [launcher for run_dir in live if (launcher := _launcher(run_dir))]
+    _end_launchers(launchers, save_s)
+    _wait(lambda: not ask(queued).queued)
+    for run_dir in live:
+        _close_records(run_dir)
+    return live
+
+
+def _tell(run_dirs: Sequence[RunDir]) -> tuple[list[RunDir], list[str]]:
+    """Tell all that waits or runs to end: these runs, and the jobs that Slurm still had."""
     found = standings([Records.read(run_dir) for run_dir in run_dirs])
     live = [run_dir for run_dir, facts in zip(run_dirs, found, strict=True) if facts.state in LIVE]
     jobs = {run_dir: [i for entry in submissions(run_dir) for i in entry.job_ids] for run_dir in run_dirs}
@@ -44,20 +59,15 @@ def cancel(run_dirs: Sequence[RunDir], save_s: float = SAVE_S) -> list[RunDir]:
         write_atomically(run_dir.stop, "cancelled")
     if known.queued:  # also what is left of a chain whose run is over
         slurm.call(["scancel", *known.queued])
-    launchers = [launcher for run_dir in live if (launcher := _launcher(run_dir))]
-    _end_launchers(launchers, save_s)
-    _wait(lambda: not ask(known.queued).queued)
-    for run_dir in live:
-        _close_records(run_dir)
-    return live
+    return live, list(known.queued)
 
 
-def _launcher(run_dir: RunDir) -> Launcher | None:
+def _launcher(run_dir: RunDir) -> Holder | None:
     running = [attempt for attempt in history(run_dir) if attempt.state == "running"]
     return launcher_of(running[-1].folder(run_dir)) if running and running[-1].executor == "local" else None
 
 
-def _end_launchers(launchers: Sequence[Launcher], save_s: float) -> None:
+def _end_launchers(launchers: Sequence[Holder], save_s: float) -> None:
     """Ask launchers of this machine to save and stop; those that take too long are told to kill."""
     for limit in (save_s, _GONE_S):
         for launcher in launchers:

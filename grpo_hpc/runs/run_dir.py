@@ -1,6 +1,7 @@
 """The run directory: every path of a run is named here, and every process of the run reads it.
 
 run.yaml            the resolved run file, with absolute paths
+.started.yaml       run.yaml as it was at the newest start, or when the directory was made: tells what changed since
 plan.json           what was planned
 lock.json           code, packages, platform and image
 cluster.yaml        the cluster profile, complete
@@ -21,12 +22,12 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 from grpo_hpc.config import RunConfig, dump_run, load_run
 from grpo_hpc.config.library import model_config
@@ -52,6 +53,7 @@ class RunDir:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
         self.run_file = self.path / "run.yaml"
+        self.started_file = self.path / ".started.yaml"
         self.plan_file = self.path / "plan.json"
         self.lock_file = self.path / "lock.json"
         self.cluster_file = self.path / "cluster.yaml"
@@ -77,34 +79,42 @@ class RunDir:
 
     @classmethod
     def create(
-        cls, cfg: RunConfig, plan: PlanLike, fresh: bool = False, files: Mapping[str, str] | None = None
+        cls,
+        cfg: RunConfig,
+        plan: PlanLike,
+        files: Mapping[str, str] | None = None,
+        move_away: Callable[[RunDir], None] | None = None,
     ) -> RunDir:
         """Make the directory of a new run with run.yaml, plan.json and lock.json; it appears complete or not at all.
 
         Args:
-            fresh: move an existing directory of that name to ``<name>.old-K`` first.
             files: names and texts of further files.
+            move_away: called with an existing directory of that name first; absent: such a directory is an error.
 
         Raises:
-            ConfigError: the directory exists already and ``fresh`` is false, or it is not known how long the run is.
+            ConfigError: the directory exists already, or it is not known how long the run is.
             EnvironmentProblem: the directory cannot be written.
         """
         run_dir = cls.of(cfg)
         _ = cfg.batch.steps
-        run_dir.require_free(fresh)
-        draft = run_dir.path.with_name(f".{run_dir.path.name}.{os.getpid()}")
+        run_dir.require_free(fresh=move_away is not None)
+        draft = run_dir.path.with_name(f".{run_dir.path.name}.{uuid4().hex[:8]}")
         try:
             draft.mkdir(parents=True)
-            write_atomically(draft / run_dir.run_file.name, dump_run(with_absolute_paths(cfg)))
+            text = dump_run(with_absolute_paths(cfg))
+            write_atomically(draft / run_dir.run_file.name, text)
+            write_atomically(draft / run_dir.started_file.name, text)
             write_atomically(draft / run_dir.plan_file.name, _json(plan.to_dict()))
             write_atomically(draft / run_dir.lock_file.name, _json(fingerprint()))
             for name, text in (files or {}).items():
                 write_atomically(draft / name, text)
-            run_dir.make_room(fresh)
+            run_dir.make_room(move_away)
             draft.rename(run_dir.path)
         except OSError as error:
-            shutil.rmtree(draft, ignore_errors=True)
+            run_dir.require_free(fresh=False)  # perhaps somebody else has just made it
             raise EnvironmentProblem(f"the run directory {run_dir.path} cannot be made: {error}") from None
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)  # where it still has its own name
         return run_dir
 
     @classmethod
@@ -130,18 +140,18 @@ class RunDir:
             raise ConfigError(
                 f"the run directory {short_path(self.path)} exists already",
                 f"Continue it with `grpo-hpc resume {short_path(self.path)}`, give the new run another name "
-                f"(name=...), or submit with --fresh, which moves the old one to {self._old_name().name}.",
+                f"(name=...), or submit with --fresh, which moves the old one to {self.old_path().name}.",
             )
 
-    def make_room(self, fresh: bool) -> None:
-        """Move away what holds this path, if ``fresh`` allows it.
+    def make_room(self, move_away: Callable[[RunDir], None] | None) -> None:
+        """Have what holds this path moved away.
 
         Raises:
-            ConfigError: the directory is taken.
+            ConfigError: the directory is taken, and nobody may move it.
         """
-        self.require_free(fresh)
-        if self._taken():
-            self.path.rename(self._old_name())
+        self.require_free(fresh=move_away is not None)
+        if move_away and self._taken():
+            move_away(self)
 
     def config(self) -> RunConfig:
         """The resolved run file of this run."""
@@ -167,9 +177,18 @@ class RunDir:
             return None
 
     def new_attempt(self) -> Path:
-        """Make the log folder of the next start, point ``latest`` at it, and return it."""
-        attempt = self.path / f"attempt_{_first_free(lambda k: self.path / f'attempt_{k}')}"
-        attempt.mkdir()
+        """Make the log folder of the next start, point ``latest`` at it, and return it. One of several makes it.
+
+        Raises:
+            EnvironmentProblem: somebody else has just made it.
+        """
+        numbers = [path.name.removeprefix("attempt_") for path in self.path.glob("attempt_*")]
+        attempt = self.path / f"attempt_{max((int(n) for n in numbers if n.isdecimal()), default=0) + 1}"
+        try:
+            attempt.mkdir()
+        except FileExistsError:
+            said = f"{attempt.name} of {self.path.name} has just been begun by somebody else"
+            raise EnvironmentProblem(said) from None
         link_atomically(self.latest, attempt.name)
         return attempt
 
@@ -211,7 +230,9 @@ class RunDir:
     def _taken(self) -> bool:
         return self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir()))
 
-    def _old_name(self) -> Path:
+    def old_path(self) -> Path:
+        """Where this directory would be moved to make room for another."""
+
         def name(k: int) -> Path:
             return self.path.with_name(f"{self.path.name}.old-{k}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from shlex import quote
 
 from rich.console import Console
 from rich.table import Table
@@ -60,6 +61,8 @@ def _facts(found: Standing) -> Iterator[tuple[str, Text]]:
         yield "attempt", Text(f"{found.attempt}{where}, begun {_ago(found.started)}".replace(", begun -", ""))
     if found.job_ids:
         yield "jobs", Text(f"{', '.join(found.job_ids)} ({found.executor})")
+    if found.state in LIVE and found.heard is not None:
+        yield "last event", Text(_ago(found.heard))
     if found.last_error:
         yield "last error", Text(found.last_error, style="red" if found.state != "success" else "")
     if found.logs:
@@ -67,6 +70,8 @@ def _facts(found: Standing) -> Iterator[tuple[str, Text]]:
     for damaged in found.damaged:
         yield "passed over", Text(damaged, style="red")
     yield "run folder", Text(found.run_dir)
+    if found.state not in LIVE and found.state != "success":
+        yield "go on with", Text(f"grpo-hpc resume {quote(short_path(found.run_dir))}")
 
 
 def _step(found: Standing) -> Text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from grpo_hpc.cluster.job_states import JobStates, ask
 from grpo_hpc.errors import GrpoHpcError
@@ -15,7 +15,7 @@ from grpo_hpc.observe.metrics import reward_name
 from grpo_hpc.observe.state import RunState
 from grpo_hpc.runs.attempts import OVER, Attempt, damaged_attempts, history, saved_step
 from grpo_hpc.runs.ends import OF_SLURM
-from grpo_hpc.runs.launcher_note import launcher_of
+from grpo_hpc.runs.holder import launcher_of, silent_for
 from grpo_hpc.runs.records import DAMAGE, damage
 from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.runs.run_logs import main_log
@@ -45,6 +45,8 @@ class Standing:
         last_error: the newest failure of an attempt in one line, also when a later attempt went well.
         logs: the log to read first; None before there is one.
         changed: when anything was last heard of it.
+        known: false where Slurm, or the machine that runs it, could not be asked: ``state`` is what was recorded.
+        heard: time of the newest event, which tells a run that works from one that hangs; None before the first.
     """
 
     run_dir: str
@@ -65,6 +67,8 @@ class Standing:
     changed: float
     last_error: str
     logs: str | None
+    known: bool = True
+    heard: float | None = None
     rewards: list[float | None] = field(default_factory=list)
     held_out: dict[str, float | None] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
@@ -147,10 +151,18 @@ def _standing_or_error(run: Records, jobs: JobStates) -> Standing | GrpoHpcError
         return damage(run.run_dir.path, error)
 
 
+class Judged(NamedTuple):
+    """State and detail of a run, and whether whoever runs it could be asked."""
+
+    state: str
+    detail: str
+    known: bool = True
+
+
 def judge_state(
     submission: Submission | None, attempts: Sequence[Attempt], jobs: JobStates, why_stop: str | None
-) -> tuple[str, str]:
-    """State and detail of a run that was handed to Slurm.
+) -> Judged:
+    """How a run stands that was handed to Slurm.
 
     Args:
         submission: the newest one that has jobs; None without any.
@@ -158,27 +170,29 @@ def judge_state(
         why_stop: text of the file ``stop``.
     """
     if submission is None:
-        return "prepared", "not submitted yet"
+        return Judged("prepared", "not submitted yet")
     mine = [attempt for attempt in attempts if attempt.submission == submission.number]
     last = mine[-1] if mine else None
     if last and last.state in OVER:
-        return last.state, last.reason
+        return Judged(last.state, last.reason)
     if jobs.problem:
-        return last.state if last else "queued", f"as recorded; {jobs.problem}"
+        return Judged(last.state if last else "queued", f"as recorded; {jobs.problem}", known=False)
     present = {job_id: jobs.queued[job_id] for job_id in submission.job_ids if job_id in jobs.queued}
     own = present.get(last.job_id or "") if last else None
     if last and last.state == "running" and own and not own.waits:
-        return "running", "" if own.state == "RUNNING" else f"Slurm says {own.state}"
+        return Judged("running", "" if own.state == "RUNNING" else f"Slurm says {own.state}")
+    if last and own and own.state == "COMPLETING":
+        del present[str(last.job_id)]  # its end is recorded, and Slurm tidies up
     if present:
         job_id, job = next(((i, job) for i, job in present.items() if not job.waits), next(iter(present.items())))
         if not job.waits:
-            return "starting", f"job {job_id}"
+            return Judged("starting", f"job {job_id}")
         expected = f", expected to start at {job.start}" if job.start else ""
-        return "queued", f"job {job_id}: {job.reason or 'waiting'}{expected}"
+        return Judged("queued", f"job {job_id}: {job.reason or 'waiting'}{expected}")
     return _gone(submission, last, jobs, why_stop)
 
 
-def _gone(submission: Submission, last: Attempt | None, jobs: JobStates, why_stop: str | None) -> tuple[str, str]:
+def _gone(submission: Submission, last: Attempt | None, jobs: JobStates, why_stop: str | None) -> Judged:
     """State of a run of which Slurm has no job any more, though no attempt says that it is over."""
     if last is None or last.job_id is None:
         cancelled = (job_id for job_id in submission.job_ids if "CANCELLED" in jobs.past.get(job_id, [])[-1:])
@@ -187,35 +201,38 @@ def _gone(submission: Submission, last: Attempt | None, jobs: JobStates, why_sto
         job_id, since = last.job_id, last.restart + (last.state != "running")
     states = jobs.past.get(job_id, [])[since:]
     if why_stop == "cancelled":
-        return "cancelled", "cancelled on request"
+        return Judged("cancelled", "cancelled on request")
+    killed = "its supervisor was killed; " if last and last.state == "running" else ""
     if states:
-        word = states[0] if last and last.state == "running" else states[-1]
-        return OF_SLURM.get(word, "lost"), f"Slurm says {word} of job {job_id}"
-    if last and last.state != "running":
-        return last.state, last.reason
-    return "lost", f"job {job_id} is gone, and Slurm does not say why"
+        word = states[0] if killed else states[-1]
+        return Judged(OF_SLURM.get(word, "lost"), f"{killed}Slurm says {word} of job {job_id}")
+    if last and not killed:
+        return Judged(last.state, last.reason)
+    return Judged("lost", f"{killed}job {job_id} is gone, and Slurm does not say why")
 
 
-def _local_state(run_dir: RunDir, submission: Submission, attempts: Sequence[Attempt]) -> tuple[str, str]:
+def _local_state(run_dir: RunDir, submission: Submission, attempts: Sequence[Attempt]) -> Judged:
     last = attempts[-1] if attempts else None
     if last is None or last.submission != submission.number:
-        return "prepared", "not started yet"
+        return Judged("prepared", "not started yet")
     if last.state != "running":
-        return last.state, last.reason
+        return Judged(last.state, last.reason)
     launcher = launcher_of(last.folder(run_dir))
     if launcher and launcher.alive():
-        return "running", ""
-    if launcher and not launcher.here:
-        return "running", f"as recorded; whether it still runs can be seen on {launcher.host} only"
-    return "lost", "its launcher is gone"
+        return Judged("running", str(launcher))
+    if launcher is None or launcher.here:
+        return Judged("lost", "its launcher is gone")
+    if silent := silent_for(last.folder(run_dir)):
+        return Judged("lost", f"its launcher, {launcher}, has given no sign of life for {silent / 60:.0f} minutes")
+    return Judged("running", f"as recorded; whether it still runs can be seen on {launcher.host} only", known=False)
 
 
 def _standing(run: Records, jobs: JobStates) -> Standing:
     run_dir, submission, attempts, progress = run.run_dir, run.submission, run.attempts, run.progress
     if submission and submission.executor == "local":
-        state, detail = _local_state(run_dir, submission, attempts)
+        state, detail, known = _local_state(run_dir, submission, attempts)
     else:
-        state, detail = judge_state(submission, attempts, jobs, run_dir.why_stop())
+        state, detail, known = judge_state(submission, attempts, jobs, run_dir.why_stop())
     last = attempts[-1] if attempts else None
     running = state == "running"
     log = main_log(run_dir, last)
@@ -238,6 +255,8 @@ def _standing(run: Records, jobs: JobStates) -> Standing:
         changed=_changed(run_dir, submission, last),
         last_error=_last_error(attempts, state, detail),
         logs=str(log) if log else None,
+        known=known,
+        heard=max((path.stat().st_mtime for path in (run_dir.events, run_dir.metrics) if path.exists()), default=None),
         rewards=list(progress.history.series("reward/mean").values()),
         held_out=_held_out(progress.history),
         damaged=run.damaged,

@@ -18,7 +18,7 @@ from grpo_hpc.config.batch import schedule
 from grpo_hpc.control import Control
 from grpo_hpc.data.prompts import PromptSet, open_prompts
 from grpo_hpc.data.tokenizer import Tokenizer
-from grpo_hpc.errors import EXIT_USER_ERROR, GrpoHpcError, ServersLost
+from grpo_hpc.errors import EXIT_USER_ERROR, GrpoHpcError, RunTaken, ServersLost
 from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.observe.completions import CompletionLog
@@ -30,6 +30,7 @@ from grpo_hpc.rollout.engine import ColocateEngine, Engine
 from grpo_hpc.rollout.exchange import Exchange
 from grpo_hpc.rollout.residency import Residency
 from grpo_hpc.rollout.server_engine import ServerEngine
+from grpo_hpc.runs.attempt_hold import Hold
 from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.train import checkpoints
 from grpo_hpc.train.checkpoints import TrainerState
@@ -59,6 +60,9 @@ def main(run_dir: RunDir) -> int:
     events = EventLog(run_dir.events)
     try:
         _train(run_dir, events if rank == 0 else None)
+    except RunTaken as error:  # the files of events are another's, too
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
     except GrpoHpcError as error:
         # any rank may be the one that knows, so each writes for itself; appending a line is atomic
         events.error(type(error).__name__, error.message, error.hint)
@@ -98,7 +102,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         # ranks wait here for the one whose rollout ends last, perhaps because a limit struck it
         limit = cfg.rollout.rollout_timeout_minutes + cfg.resources.distributed_timeout_minutes
         control = Control(timedelta(minutes=limit))
-        stop = StopRequest(run_dir.stop, control)
+        stop = StopRequest(run_dir.stop, control, Hold.here(run_dir) if control.first else None)
         init_model_parallel(cfg, platform)
         runner = start_rewards(cfg)
         tokenizer = Tokenizer(cfg.model.path, cfg.data.chat_template_kwargs)

@@ -211,6 +211,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the present state and drop those beyond ``save_total_limit``."""
+        self._parts.stop.require_hold()
         self._parts.colocation.enter(Use.TRAIN)
         with self._clock.phase("save"):
             parts = self._parts

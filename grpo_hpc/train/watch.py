@@ -10,6 +10,7 @@ from pathlib import Path
 
 from grpo_hpc.control import Control
 from grpo_hpc.observe.events import EventLog
+from grpo_hpc.runs.attempt_hold import Hold
 from grpo_hpc.train.megatron.platform import Platform
 from grpo_hpc.train.memory_meter import MemoryMeter
 
@@ -46,12 +47,16 @@ class PhaseClock:
 
 
 class StopRequest:
-    """A wish to end early: a file in the run directory, or a signal to any rank. All ranks agree about it."""
+    """A wish to end early: a file in the run directory, or a signal to any rank. All ranks agree about it.
+
+    Args:
+        hold: the place of this attempt in the run directory, which the first rank looks after.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
-    def __init__(self, file: Path, control: Control) -> None:
-        self._file, self._control = file, control
+    def __init__(self, file: Path, control: Control, hold: Hold | None = None) -> None:
+        self._file, self._control, self._hold = file, control, hold
         self._signalled = False
         for number in self.SIGNALS:
             signal.signal(number, self._note)
@@ -60,6 +65,29 @@ class StopRequest:
         self._signalled = True
 
     def agreed(self) -> bool:
-        """True on every rank as soon as one rank was asked; collective."""
-        asked = self._signalled or (self._control.first and self._file.exists())
-        return self._control.any(asked, "all ranks to say whether the run shall stop")
+        """True on every rank as soon as one rank was asked; collective.
+
+        Raises:
+            RunTaken: on every rank: the run directory is another attempt's now.
+        """
+        asked = self._signalled or (self._control.first and (self._file.exists() or self._taken()))
+        if not self._control.any(asked, "all ranks to say whether the run shall stop"):
+            return False
+        self.require_hold()
+        return True
+
+    def require_hold(self) -> None:
+        """Go on only while this attempt has the run directory; collective.
+
+        Raises:
+            RunTaken: on every rank: it does not.
+        """
+        check = self._hold.require if self._hold else _held
+        self._control.from_first(check, "the first rank to look whether the run is still its own")
+
+    def _taken(self) -> bool:
+        return bool(self._hold and self._hold.lost())
+
+
+def _held() -> None:
+    """Nobody can take the place of what is no attempt."""

@@ -20,6 +20,7 @@ from urllib.request import Request, urlopen
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.sinks import MetricSinks
 from grpo_hpc.redaction import redacted
+from grpo_hpc.runs.attempt_hold import Hold
 from grpo_hpc.runs.attempts import saved_step
 from grpo_hpc.runs.rank_log import redirect_output
 from grpo_hpc.runs.run_dir import RunDir
@@ -39,10 +40,13 @@ def main(run: RunDir) -> int:
     (attempt / f"where_{rank}.json").write_text(json.dumps(where(run)))
     step, slow = saved_step(run), int(attempt.name.removeprefix("attempt_")) <= told.get("slow", 1)
     pause = told["pause"] if slow else 0.02
+    hold = Hold.here(run)
     if rank == 0:
         look_at_servers(run, attempt)
     while step < told["steps"]:
         if rank == 0:
+            if hold:
+                hold.require()
             ask_servers(attempt, told.get("asks", "/v1/completions"), told.get("keeps_on", False))
         misbehave(told.get("fault", {}), attempt.name, step, rank)
         if together.any(bool(signalled) or run.stop.exists()):
@@ -155,7 +159,9 @@ def _tells(path: Path, key: Path) -> bool:
 
 def save(run: RunDir, step: int, rank: int, together: Together) -> None:
     if rank == 0:
-        (run.checkpoints / f"step_{step}").mkdir(parents=True, exist_ok=True)
+        checkpoint = run.checkpoints / f"step_{step}"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        (checkpoint / "manifest.json").write_text('{"files": {}}')
     together.any(False)
 
 

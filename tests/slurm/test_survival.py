@@ -45,7 +45,7 @@ def test_a_killed_rank_is_a_crash_and_is_tried_again(submit):
 
 
 def test_the_failure_budget_ends_a_loop(submit):
-    run = submit(run={"max_failures": 1}, fault={"kind": "raise", "attempt": None})
+    run = submit(run={"max_failures": 2}, fault={"kind": "raise", "attempt": None})
     assert states(run, 2) == ["crash", "crash"]
     assert "RuntimeError: the payload was told to fail" in history(run)[1].reason
     wait_for(lambda: slurm.state(job(run)) == "FAILED", "the job to fail")

@@ -120,6 +120,7 @@ ALLOWED = {
         "observe",
         "runs.run_dir",
         "runs.rank_log",
+        "runs.attempt_hold",
     },
     "images": {"errors", "config", "shipped"},
     "importing": {"redaction", "errors", "config", "cluster.sbatch_options", "rewards.registry"},

@@ -143,6 +143,12 @@ def _hybrids(optimizer: Any) -> list[HybridDeviceOptimizer]:
     return [part for part in parts if isinstance(part, HybridDeviceOptimizer)]
 
 
+def set_learning_rate(optimizer: Any, cfg: RunConfig) -> None:
+    """Let the schedule run between the rates of the run file: a checkpoint brings back those that it was saved with."""
+    for group in optimizer.param_groups:
+        group["max_lr"], group["min_lr"] = cfg.optimizer.lr, cfg.optimizer.min_lr
+
+
 def lr_schedule(cfg: RunConfig, optimizer: Any) -> OptimizerParamScheduler:
     o = cfg.optimizer
     return OptimizerParamScheduler(

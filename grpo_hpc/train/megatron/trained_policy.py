@@ -38,6 +38,7 @@ from grpo_hpc.train.megatron.optimizer import (
     gradient_norm,
     lr_schedule,
     optimizer_config,
+    set_learning_rate,
     set_step_counter,
 )
 from grpo_hpc.train.megatron.parallel import model_options
@@ -139,6 +140,7 @@ class TrainedPolicy:
         load_what_belongs(self.optimizer)
         self.optimizer.load_state_dict(optimizer)
         follow_loaded_state(self.optimizer, step)
+        set_learning_rate(self.optimizer, self._cfg)
         self._schedule.step(increment=step)
 
     def scores(self, batches: Sequence[PackedBatch], recorder: RoutingRecorder | None = None) -> list[Tensor]:

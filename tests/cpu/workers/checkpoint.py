@@ -62,6 +62,17 @@ def main() -> None:
             assert before == after, f"step {step} of {cfg.name}: {before} and {after}"
             for (name, one), (_, other) in zip(policy.exporter.tensors(), resumed.exporter.tensors(), strict=True):
                 assert torch.equal(one, other), f"{name} after step {step} of {cfg.name}: {(one - other).abs().max()}"
+        check_rate(cfg, platform, files, saved)
+
+
+def check_rate(cfg, platform, files, saved):
+    """A learning rate that was changed before a resume is obeyed."""
+    from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
+
+    lower = cfg.model_copy(update={"optimizer": cfg.optimizer.model_copy(update={"lr": cfg.optimizer.lr / 8})})
+    policy = TrainedPolicy(lower, platform, control())
+    files.load(saved, policy, platform)
+    assert {group["lr"] for group in policy.optimizer.param_groups} == {lower.optimizer.lr}
 
 
 def logprobs(experience, value):

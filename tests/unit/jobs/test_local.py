@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from grpo_hpc.config import load_run
 from grpo_hpc.jobs.local import run_local
 from grpo_hpc.jobs.prepare import create_run
 from grpo_hpc.plan.make import make_plan
+from grpo_hpc.runs.attempts import history
 from grpo_hpc.runs.run_dir import RunDir
 
 RUN = """
@@ -30,6 +32,7 @@ PROLOGUE = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
 from grpo_hpc.runs.rank_log import redirect_output
+from grpo_hpc.runs.attempts import history
 from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.observe.events import EventLog
 run = RunDir.open(sys.argv[1])
@@ -39,6 +42,7 @@ note = lambda name, text="": (run.path / name).write_text(str(text))
 LAUNCHER = """
 import sys
 from grpo_hpc.jobs.local import run_local
+from grpo_hpc.runs.attempts import history
 from grpo_hpc.runs.run_dir import RunDir
 sys.exit(run_local(RunDir.open(sys.argv[1]), [sys.executable, *sys.argv[2:]]))
 """
@@ -216,3 +220,35 @@ def test_the_trainer_does_not_outlive_a_killed_launcher(run: RunDir, stand_in: S
     launcher.kill()
     launcher.communicate(timeout=10)
     wait_for(lambda: not runs(pid))
+
+
+def test_a_terminal_that_goes_away_makes_the_run_save_and_stop(run: RunDir, stand_in: StandIn) -> None:
+    """The launcher's own terminal, as ssh gives one; the second signal is the shell's, and must not kill."""
+    body = """
+note('ready')
+while not run.stop.exists(): time.sleep(0.02)
+time.sleep(0.5)
+log.stopped(3)
+"""
+    ours, its = pty.openpty()
+    command = [sys.executable, "-c", LAUNCHER, str(run.path), *stand_in(body)[1:]]
+    launcher = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, start_new_session=True)
+    os.close(its)
+    wait_for((run.path / "ready").exists)
+    os.close(ours)
+    launcher.send_signal(signal.SIGHUP)
+    wait_for(run.stop.exists)
+    launcher.send_signal(signal.SIGHUP)
+    assert launcher.wait(20) == 0
+    (attempt,) = history(run)
+    assert (attempt.state, attempt.reason) == ("stopped", "saved and stopped after step 3")
+
+
+def test_nohup_is_obeyed(run: RunDir, stand_in: StandIn) -> None:
+    body = "note('ready'); time.sleep(0.5); log.finished({'lines': []})"
+    command = ["nohup", sys.executable, "-c", LAUNCHER, str(run.path), *stand_in(body)[1:]]
+    launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for((run.path / "ready").exists)
+    launcher.send_signal(signal.SIGHUP)
+    assert launcher.wait(20) == 0
+    assert history(run)[0].state == "success"

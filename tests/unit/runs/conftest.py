@@ -79,13 +79,18 @@ def trainer() -> Callable[[RunDir, str], list[str]]:
 
 
 @pytest.fixture
-def launch(run: RunDir, trainer, waited) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+def launcher(run: RunDir, trainer) -> Callable[[str], list[str]]:
+    """The command of a launcher in a process of its own."""
+    return lambda body: [sys.executable, "-c", LAUNCH, str(run.path), *trainer(run, body)[1:]]
+
+
+@pytest.fixture
+def launch(run: RunDir, launcher, waited) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
     """Starts a launcher in a process of its own and waits until the trainer has made a step."""
     started = []
 
     def start(body: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", LAUNCH, str(run.path), *trainer(run, body)[1:]]
-        started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        started.append(subprocess.Popen(launcher(body), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         waited(run.metrics.exists)
         return started[-1]
 

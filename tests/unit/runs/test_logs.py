@@ -17,7 +17,7 @@ from grpo_hpc.errors import ConfigError
 from grpo_hpc.runs import follow
 from grpo_hpc.runs.attempts import Attempt, begin
 from grpo_hpc.runs.follow import Wanted, follow_log, read_log
-from grpo_hpc.runs.launcher_note import note_launcher
+from grpo_hpc.runs.holder import LauncherNote
 from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.runs.submissions import note_submission
 
@@ -32,7 +32,7 @@ def started(run: RunDir) -> Attempt:
 def start(run: RunDir) -> Attempt:
     """A start whose launcher is this process."""
     attempt = begin(run, "local", ["here"], note_submission(run, "local").number)
-    note_launcher(attempt.folder(run))
+    LauncherNote(attempt.folder(run)).write()
     return attempt
 
 

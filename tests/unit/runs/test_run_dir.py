@@ -11,6 +11,7 @@ from grpo_hpc.files import write_atomically
 from grpo_hpc.plan.make import make_plan
 from grpo_hpc.runs.rank_log import redirect_output
 from grpo_hpc.runs.run_dir import RunDir, with_absolute_paths
+from grpo_hpc.runs.start_lock import move_away
 
 RUN = """
 name: small
@@ -31,7 +32,7 @@ def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 def create(cfg: RunConfig, fresh: bool = False) -> RunDir:
     plan = make_plan(cfg.model_copy(update={"model": cfg.model.model_copy(update={"config": None})}))
-    return RunDir.create(cfg, plan, fresh)
+    return RunDir.create(cfg, plan, move_away=move_away if fresh else None)
 
 
 def test_create_writes_the_resolved_run_plan_and_lock(cfg: RunConfig, tmp_path: Path) -> None:

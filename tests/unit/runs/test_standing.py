@@ -11,7 +11,7 @@ import pytest
 from grpo_hpc.cluster.job_states import JobStates, QueuedJob, tasks
 from grpo_hpc.jobs.local import run_local
 from grpo_hpc.runs.attempts import Attempt
-from grpo_hpc.runs.launcher_note import Launcher
+from grpo_hpc.runs.holder import Holder
 from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.runs.standing import judge_state, standing
 from grpo_hpc.runs.submissions import Submission
@@ -71,8 +71,8 @@ def test_a_resumed_run_counts_its_steps_from_where_it_goes_on(run: RunDir, train
 def test_a_process_number_that_was_given_again_is_not_the_launcher() -> None:
     import socket
 
-    assert not Launcher(socket.gethostname(), os.getpid(), born=1).alive()
-    assert not Launcher("elsewhere", os.getpid(), born=1).alive()
+    assert not Holder(socket.gethostname(), os.getpid(), born=1).alive()
+    assert not Holder("elsewhere", os.getpid(), born=1).alive()
 
 
 ONE, TWO = Submission(1, "slurm", ["7"], 0.0), Submission(2, "slurm", ["8"], 0.0)
@@ -118,9 +118,9 @@ RUNNING, WAITING = JobStates({"7": QueuedJob("RUNNING")}), JobStates({"7": Queue
     ],
 )
 def test_the_state_under_slurm(submission, attempts, jobs, stop, expected) -> None:
-    state, detail = judge_state(submission, attempts, jobs, stop)
+    state, detail, known = judge_state(submission, attempts, jobs, stop)
     assert state == expected
-    assert ("not installed" in detail) == bool(jobs.problem)
+    assert ("not installed" in detail) == bool(jobs.problem) == (not known)
 
 
 @pytest.mark.parametrize(

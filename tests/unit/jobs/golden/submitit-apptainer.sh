@@ -1,7 +1,8 @@
 #!/bin/bash
 
-# Written by grpo-hpc. `grpo-hpc resume` writes it again; what is to stay different belongs into the run file or the
-# cluster profile. Without an argument it supervises one attempt; with the name of a step it runs that step alone.
+# Written by grpo-hpc when the run directory was made. `grpo-hpc resume` starts it as it is; with --profile it is written
+# anew from the run file and that profile. Without an argument it supervises one attempt; with the name of a step it runs
+# that step alone.
 set -euo pipefail
 run_dir=/runs/run
 inside='
