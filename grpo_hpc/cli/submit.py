@@ -47,7 +47,7 @@ def command(run: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool, sw
 
     cfg = load_run(run, overrides)
     profile = profile_of(cfg)
-    plan = make_plan(cfg)
+    plan = make_plan(cfg, warned_s=profile.warned_s)
     RunDir.of(cfg).require_free(fresh)
     if not dry_run:
         preflight(cfg, profile)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
@@ -18,6 +19,7 @@ from grpo_hpc.cluster import slurm
 from grpo_hpc.cluster.profile import Profile
 from grpo_hpc.errors import EXIT_USER_ERROR, EnvironmentProblem, GrpoHpcError
 from grpo_hpc.jobs.checks.node_reports import TOOK_TOO_LONG, bad_node, server_nodes
+from grpo_hpc.jobs.deadline import patience_s
 from grpo_hpc.jobs.executors import queue_one
 from grpo_hpc.jobs.job_environment import job_environment, record_environment
 from grpo_hpc.jobs.prepare import stored_profile
@@ -42,7 +44,7 @@ def supervise(run_dir: RunDir, allocation: slurm.Allocation) -> int:
     """
     if run_dir.why_stop() != "cancelled":  # a stop from before this start has been obeyed
         run_dir.stop.unlink(missing_ok=True)
-    with _wishes(run_dir) as wishes:
+    with _wishes(run_dir, allocation) as wishes:
         submission = submissions(run_dir)[-1]
         settle(run_dir)
         if over := _over(run_dir, submission, allocation):
@@ -97,8 +99,9 @@ def settle(run_dir: RunDir) -> None:
 class _Wishes:
     """What Slurm's signals ask for; a signal may come twice, and the first one counts."""
 
-    def __init__(self, run_dir: RunDir) -> None:
-        self._run_dir = run_dir
+    def __init__(self, run_dir: RunDir, allocation: slurm.Allocation) -> None:
+        self._run_dir, self._job_id = run_dir, allocation.job_id
+        self._deadline: float | None = None  # on the monotonic clock
         self.asked: State | None = None
 
     def note(self, number: int, _frame: object) -> None:
@@ -107,10 +110,18 @@ class _Wishes:
             self.asked = "timeout" if number == signal.SIGUSR2 else "preempted"
             self._run_dir.ask_to_stop(self.asked)
 
+    def late(self) -> bool:
+        """Whether a step that was told to stop has had all the time that there is: Slurm is about to kill everything."""
+        if self.asked is None:
+            return False
+        if self._deadline is None:
+            self._deadline = time.monotonic() + patience_s(self._job_id, stored_profile(self._run_dir).save_before_s)
+        return time.monotonic() > self._deadline
+
 
 @contextmanager
-def _wishes(run_dir: RunDir) -> Iterator[_Wishes]:
-    wishes = _Wishes(run_dir)
+def _wishes(run_dir: RunDir, allocation: slurm.Allocation) -> Iterator[_Wishes]:
+    wishes = _Wishes(run_dir, allocation)
     numbers = (signal.SIGUSR2, signal.SIGTERM)
     previous = {number: signal.signal(number, wishes.note) for number in numbers}
     try:
@@ -147,7 +158,7 @@ def _check_and_train(steps: Steps, profile: Profile, folder: Path, wishes: _Wish
             return End("preflight", str(found)), code or 1
     if not server_nodes(cfg):
         return _train(steps, folder, wishes)
-    with serving(steps, folder) as servers:
+    with serving(steps, folder, wishes.late) as servers:
         problem = servers.await_ready(cfg.rollout.vllm_server_timeout, steps.run_dir.stop.exists)
         if asked := _who_asked(steps, wishes, folder / "servers.log", bool(problem)):
             return End(asked, _EARLY), 0
@@ -158,26 +169,26 @@ def _check_and_train(steps: Steps, profile: Profile, folder: Path, wishes: _Wish
 
 def _train(steps: Steps, folder: Path, wishes: _Wishes) -> tuple[End, int]:
     with _training(steps, folder) as (process, offset):
-        code = process.wait()
-    asked = _who_asked(steps, wishes, RunDir.launcher_log(folder), bool(code))
-    return _judge(steps, folder, offset, code, asked), code
+        code = wait(process, until=wishes.late)
+    asked = _who_asked(steps, wishes, RunDir.launcher_log(folder), code != 0)
+    return _judge(steps, folder, offset, code, asked), code or 0
 
 
 def _train_with(servers: Servers, steps: Steps, profile: Profile, folder: Path, wishes: _Wishes) -> tuple[End, int]:
     """Train beside servers. When they fail the trainer may save what it has, then everything starts again."""
     with _training(steps, folder) as (process, offset):
         # told to stop, Slurm ends the servers at once, and that is no failure of theirs
-        code = wait(process, until=lambda: not wishes.asked and servers.failure())
-        if code is None:
+        code = wait(process, until=lambda: wishes.late() if wishes.asked else servers.failure())
+        if code is None and not wishes.asked:
             steps.run_dir.ask_to_stop(_SERVERS)
-            wait(process, profile.save_before_s)
+            wait(process, profile.save_before_s, wishes.late)
         elif code and not wishes.asked:
             wait(servers.process, _SERVERS_TELL_S)  # did the trainer fail because of them?
     asked = _who_asked(steps, wishes, RunDir.launcher_log(folder), code != 0)
     problem = None if code == 0 or asked else servers.failure()
     if problem:
         return of_texts(problem) or End("crash", problem), code or 1
-    return _judge(steps, folder, offset, code or 0, asked), code or 0
+    return _judge(steps, folder, offset, code, asked), code or 0
 
 
 @contextmanager
@@ -189,10 +200,10 @@ def _training(steps: Steps, folder: Path) -> Iterator[tuple[subprocess.Popen[byt
         yield process, offset
 
 
-def _judge(steps: Steps, folder: Path, offset: int, code: int, asked: State | None) -> End:
+def _judge(steps: Steps, folder: Path, offset: int, code: int | None, asked: State | None) -> End:
     resources = steps.run_dir.config().resources
     logs = [RunDir.rank_log(folder, rank) for rank in range(resources.nodes * resources.nproc_per_node)]
-    return judge(code, asked, steps.run_dir.events, offset, RunDir.launcher_log(folder), logs)
+    return judge(steps.run_dir, code, asked, offset, RunDir.launcher_log(folder), logs)
 
 
 def _who_asked(steps: Steps, wishes: _Wishes, log: Path, failed: bool) -> State | None:

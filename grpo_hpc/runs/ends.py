@@ -8,8 +8,9 @@ from pathlib import Path
 from shutil import disk_usage
 
 from grpo_hpc.observe.events import read_events
-from grpo_hpc.runs.attempts import State
+from grpo_hpc.runs.attempts import State, saved_step
 from grpo_hpc.runs.crash import Crash, find_crash
+from grpo_hpc.runs.run_dir import RunDir
 
 # What srun and slurmstepd write when they end a step, and what kernel and CUDA leave of a lack of memory.
 _SLURM_SAYS: tuple[tuple[State, re.Pattern[str]], ...] = (
@@ -51,29 +52,38 @@ class End:
     reason: str
 
 
-def judge(code: int, asked: State | None, events: Path, offset: int, launcher_log: Path, rank_logs: list[Path]) -> End:
+def judge(
+    run_dir: RunDir, code: int | None, asked: State | None, offset: int, launcher_log: Path, rank_logs: list[Path]
+) -> End:
     """How the training step ended.
 
     Args:
-        code: exit code of the step.
+        code: exit code of the step; None when it had to be ended, because it did not stop in time.
         asked: why it was told to stop, if it was: timeout, preempted, stopped or cancelled.
-        offset: bytes of ``events`` that are older than this attempt.
+        offset: bytes of the file of events that are older than this attempt.
     """
-    found, _ = read_events(events, offset) if events.exists() else ([], offset)
+    found, _ = read_events(run_dir.events, offset)
     first = {event["event"]: event for event in reversed(found)}  # of several errors the first is the cause
     if code == 0 and "finished" in first:
         return End("success", "finished")
-    if code == 0 and "stopped" in first:
+    if "stopped" in first and (code == 0 or asked):
         return End(asked or "stopped", f"saved and stopped after step {first['stopped']['step']}")
     if "error" in first:
         error = first["error"]
         return End("error", f"{error['kind']}: {error['message']}")
     if asked:
-        return End(asked, "ended before it had saved")
+        late = "" if code is not None else "; a step or a rollout took longer than there was time to stop"
+        return End(asked, unsaved(run_dir) + late)
     crash = find_crash(launcher_log, rank_logs)
     text = launcher_log.read_text(errors="replace") if launcher_log.is_file() else ""
-    full = f"; the disk of {events.parent} is full" if disk_usage(events.parent).free < _FULL else ""
-    return of_texts(text, "\n".join(crash.lines)) or End("crash", what_happened(code, crash) + full)
+    full = f"; the disk of {run_dir.path} is full" if disk_usage(run_dir.path).free < _FULL else ""
+    return of_texts(text, "\n".join(crash.lines)) or End("crash", what_happened(code or 0, crash) + full)
+
+
+def unsaved(run_dir: RunDir) -> str:
+    """What is lost when an attempt ends without a last checkpoint."""
+    step = saved_step(run_dir)
+    return f"ended before it had saved what came after step {step}" if step else "ended before anything was saved"
 
 
 def of_texts(*texts: str) -> End | None:

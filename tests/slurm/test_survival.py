@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lightruns import PAYLOAD, empty_queue, ended, everything, job, wait_for
+from lightruns import ON_SERVERS, PAYLOAD, empty_queue, ended, everything, job, wait_for
 
 from grpo_hpc.cluster import slurm
 from grpo_hpc.jobs.executors import start
@@ -60,6 +60,17 @@ def test_the_time_limit_saves_and_requeues(submit):
     assert 0 < first.last_step == second.first_step
     done = [int(line.split()[1]) for line in steps(run)]
     assert done == list(range(1, len(done) + 1))  # no step is lost, none is made twice
+
+
+def test_a_step_longer_than_the_time_to_save_is_ended_recorded_and_requeued(submit):
+    """The ranks never obey: at the limit Slurm would kill them with the supervisor, and nobody would know."""
+    limit = {"time_limit": "1:00", "save_before_s": 20}
+    run = submit(profile=limit, sections=ON_SERVERS, steps=300, pause=0.3, deaf="attempt_1", save_at=3)
+    first, second = ended(run, 2, 150)
+    assert (first.state, second.state) == ("timeout", "success"), everything(run)
+    assert first.reason.startswith("ended before it had saved what came after step 3; a step or a rollout took longer")
+    assert (first.job_id, first.restart + 1) == (second.job_id, second.restart)
+    assert first.last_step == second.first_step == 3
 
 
 def test_signals_that_come_twice_save_once(submit):

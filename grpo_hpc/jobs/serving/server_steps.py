@@ -91,8 +91,12 @@ class Servers:
 
 
 @contextmanager
-def serving(steps: Steps, folder: Path) -> Iterator[Servers]:
-    """The servers of the attempt in ``folder``; all of them are ended, and their key is removed, with the context."""
+def serving(steps: Steps, folder: Path, hurry: Callable[[], object] = lambda: False) -> Iterator[Servers]:
+    """The servers of the attempt in ``folder``; all of them are ended, and their key is removed, with the context.
+
+    Args:
+        hurry: as soon as this is true, servers that do not end by themselves are killed.
+    """
     place, key = folder / "servers", RunDir.api_key(folder)
     place.mkdir()
     try:
@@ -103,6 +107,6 @@ def serving(steps: Steps, folder: Path) -> Iterator[Servers]:
                 yield Servers(folder, len(steps.run_dir.planned_servers()), process)
             finally:
                 (place / END).touch()
-                wait(process, _END_S)
+                wait(process, _END_S, hurry)
     finally:
         key.unlink(missing_ok=True)

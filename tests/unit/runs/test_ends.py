@@ -24,7 +24,7 @@ def judged(folder: Path, code: int, launcher: str = "", rank: str = "", asked=No
     RunDir.launcher_log(folder).write_text(launcher)
     RunDir.rank_log(folder, 0).write_text(rank)
     logs = [RunDir.rank_log(folder, 0)]
-    return judge(code, asked, folder / "events.jsonl", offset, RunDir.launcher_log(folder), logs)
+    return judge(RunDir(folder), code, asked, offset, RunDir.launcher_log(folder), logs)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,16 @@ def test_what_the_trainer_says_counts_first(tmp_path):
 def test_an_end_that_was_asked_for(tmp_path):
     saved = judged(tmp_path, 0, asked="timeout", event=lambda events: events.stopped(8))
     assert saved == End("timeout", "saved and stopped after step 8")
-    assert judged(tmp_path, 1, asked="preempted") == End("preempted", "ended before it had saved")
+    assert judged(tmp_path, 1, asked="preempted") == End("preempted", "ended before anything was saved")
     assert judged(tmp_path, 0, event=lambda events: events.stopped(9)).state == "stopped"
+
+
+def test_a_reason_never_denies_a_save(tmp_path):
+    killed_after_it = judged(tmp_path, 137, asked="timeout", event=lambda events: events.stopped(8))
+    assert killed_after_it == End("timeout", "saved and stopped after step 8")
+    (tmp_path / "checkpoints" / "step_00000006").mkdir(parents=True)
+    late = judged(tmp_path, None, asked="timeout")
+    assert late.reason.startswith("ended before it had saved what came after step 6; a step or a rollout took longer")
 
 
 def test_success_needs_the_word_of_the_trainer(tmp_path):
