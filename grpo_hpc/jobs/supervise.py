@@ -111,7 +111,7 @@ class _Wishes:
             self._run_dir.ask_to_stop(self.asked)
 
     def late(self) -> bool:
-        """Whether a step that was told to stop has had all the time that there is: Slurm is about to kill everything."""
+        """Whether a step that was told to stop has had all the time that there is: Slurm will soon kill everything."""
         if self.asked is None:
             return False
         if self._deadline is None:

@@ -355,7 +355,7 @@ def _timeout_warnings(cfg: RunConfig, estimate: Estimate) -> list[str]:
 
 
 def _saving_warnings(warned_s: int | None, estimate: Estimate) -> list[str]:
-    """Whether a run would stop in time: it looks for a wish to stop before and after each rollout, and between steps."""
+    """Whether a run would stop in time: it looks for a wish to stop before and after rollouts, and between steps."""
     if warned_s is None or (times := estimate.times) is None:
         return []
     step = times.seconds("logprob") + times.seconds("train") / times.steps + times.seconds("offload")

@@ -113,7 +113,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         exchange, place = Exchange(control, mpu.get_data_parallel_rank()), place_of(control)
         scores = _reference_scores(cfg, policy, reference, platform)
         step = Step(cfg, plan, platform, policy, scores, packing_of(cfg), exchange, control, place, clock)
-        newest = control.from_first(lambda: checkpoints.newest(run_dir.checkpoints), "the newest checkpoint's name")
+        newest = checkpoints.newest_whole(run_dir.checkpoints, control, partial(_say, events))
         state = TrainerState()
         if newest:
             left = partial(read_rollout, exchange=exchange, deal=step.dealing.deal, place=place)
@@ -148,6 +148,13 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
             events.message(f"resumed from {newest.name}: {state.step} of {cfg.batch.steps} steps are done")
     clock.take()
     return Trainer(cfg, plan, platform, parts, state, run_dir.checkpoints)
+
+
+def _say(events: EventLog | None, text: str) -> None:
+    """Into the events, where this rank writes them, and into its log."""
+    print(text, file=sys.stderr, flush=True)
+    if events:
+        events.message(text)
 
 
 def _reference_scores(

@@ -2,8 +2,8 @@
 
 Its ranks stay together without torch, whose import takes longer than all they do; ``test_trainer.py`` has the trainer.
 ``payload.json`` in the run directory: ``steps``, seconds per step ``pause`` in the first ``slow`` attempts (1) and
-hardly any in the others, ``save_at``, a step that is saved, ``deaf``, an attempt that does not obey the wish to stop, and ``fault``, such as
-``{"attempt": "attempt_1", "step": 2, "rank": 3, "kind": "kill"}``.
+hardly any in the others, ``save_at``, a step that is saved, ``deaf``, an attempt that does not obey the wish to stop,
+and ``fault``, such as ``{"attempt": "attempt_1", "step": 2, "rank": 3, "kind": "kill"}``.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ ALLOWED = {
     "errors": set(),
     "addresses": set(),
     "control": {"errors"},
+    "digests": set(),
     "files": {"errors"},
     "redaction": set(),
     "shipped": set(),
@@ -111,6 +112,7 @@ ALLOWED = {
     "train": {
         "redaction",
         "control",
+        "digests",
         "errors",
         "config",
         "algo",
