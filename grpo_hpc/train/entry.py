@@ -53,7 +53,8 @@ def main(run_dir: RunDir) -> int:
     """Train what ``run_dir`` describes, from its newest complete checkpoint if there is one.
 
     Returns:
-        the exit code: 0 when the run ended or was stopped on request, 2 when a person has to mend something.
+        the exit code: 0 when the run ended or was stopped on request, 2 when a person has to mend something, 1 when
+        servers were lost.
     """
     rank = int(os.environ["RANK"])
     events = EventLog(run_dir.events)
@@ -63,7 +64,7 @@ def main(run_dir: RunDir) -> int:
         # any rank may be the one that knows, so each writes for itself; appending a line is atomic
         events.error(type(error).__name__, error.message, error.hint)
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return EXIT_USER_ERROR
+        return 1 if isinstance(error, ServersLost) else EXIT_USER_ERROR  # nobody has to mend anything
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from grpo_hpc.cluster.profile import Floors
 from grpo_hpc.config import RunConfig
+from grpo_hpc.runs.log_ends import ends_of
 
 TOOK_TOO_LONG = 124
 """Exit code that stands for a check that was ended, as timeout(1) has it."""
@@ -102,7 +103,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _last(attempt: Path) -> str:
     """The last line that the step wrote, which mostly is the reason."""
-    log = attempt / "check.log"
-    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    lines = ends_of(attempt / "check.log").split("\n")
     said = [line.strip() for line in lines if "error" in line.lower() or "FATAL" in line]
     return f": {said[0][:200]}" if said else ""

@@ -22,6 +22,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 from grpo_hpc.files import write_atomically
 from grpo_hpc.jobs.serving.node_servers import END
 from grpo_hpc.jobs.steps import Steps, wait
+from grpo_hpc.runs.log_ends import ends_of
 from grpo_hpc.runs.run_dir import RunDir
 
 _END_S = 20
@@ -39,7 +40,7 @@ class Servers:
     def failure(self) -> str | None:
         """Why they cannot be used any more; None while all of them run."""
         code, log = self.process.poll(), self.folder / "servers.log"
-        said = log.read_text(errors="replace") if log.exists() else ""
+        said = ends_of(log)
         if own := re.search(r"^server \d+ on .* ended: .*", said, re.MULTILINE):
             return own[0]  # said before Slurm has ended the step on the other nodes
         if code is None:
