@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from grpo_hpc.runs.submissions import Submission, submissions
 
 _SERVERS_TELL_S = 5  # a trainer that lost its servers may end before their step does
 _SERVERS = "servers"  # why the trainer shall stop: it has lost them
+_SIGNALLED = "signalled"  # as the script writes it: a signal came to a step, by a person or as Slurm ends the job
 _EARLY = "told to stop before training began"
 
 
@@ -48,7 +49,7 @@ def supervise(run_dir: RunDir, allocation: slurm.Allocation) -> int:
         submission = submissions(run_dir)[-1]
         settle(run_dir)
         if over := _over(run_dir, submission, allocation):
-            print(f"nothing to do: {over}", flush=True)
+            _say(f"nothing to do: {over}")
             return 0
         return _attempt(run_dir, submission, allocation, wishes)
 
@@ -73,8 +74,10 @@ def _attempt(run_dir: RunDir, submission: Submission, allocation: slurm.Allocati
         end, code = _run_steps(run_dir, profile, attempt, allocation, wishes)
     except GrpoHpcError as error:
         end, code = End("error", str(error).replace("\n", " ")), EXIT_USER_ERROR
+    except OSError as error:  # a full disk, a file system that is gone: another start may find it mended
+        end, code = End("crash", f"the supervisor cannot go on: {error}"), 1
     attempt = attempt.end(run_dir, end.state, end.reason, code)
-    print(f"attempt {attempt.number}: {end.state}: {end.reason}", flush=True)
+    _say(f"attempt {attempt.number}: {end.state}: {end.reason}")
     if _go_on(run_dir, profile, allocation, attempt) or end.state in ("success", "stopped", "cancelled"):
         return 0
     return EXIT_USER_ERROR if end.state == "error" else 1
@@ -108,7 +111,8 @@ class _Wishes:
         """Handle a signal: USR2 comes before the wall time, TERM from a preemption or from scancel."""
         if self.asked is None:
             self.asked = "timeout" if number == signal.SIGUSR2 else "preempted"
-            self._run_dir.ask_to_stop(self.asked)
+            with suppress(OSError):  # on a full disk the file is there, without a word in it
+                self._run_dir.ask_to_stop(self.asked)
 
     def late(self) -> bool:
         """Whether a step that was told to stop has had all the time that there is: Slurm will soon kill everything."""
@@ -216,10 +220,12 @@ def _who_asked(steps: Steps, wishes: _Wishes, log: Path, failed: bool) -> State 
     why = steps.run_dir.why_stop()
     if why == "cancelled":
         return "cancelled"
-    word = slurm.ending(steps.allocation) if failed or wishes.asked == "preempted" else None
+    unclear = failed or wishes.asked == "preempted" or why == _SIGNALLED
+    word = slurm.ending(steps.allocation) if unclear else None
     if asked := why_ended(wishes.asked, word, why_cancelled(log)):
         return asked
-    return None if why in (None, _SERVERS) else "stopped"
+    # a step that fails is signalled by srun on its other nodes, too
+    return None if why in (None, _SERVERS) or (failed and why == _SIGNALLED) else "stopped"
 
 
 def _given_up(run_dir: RunDir, submission: int) -> str | None:
@@ -236,7 +242,7 @@ def _go_on(run_dir: RunDir, profile: Profile, allocation: slurm.Allocation, atte
     if attempt.state in OVER:
         return False
     if why := _given_up(run_dir, attempt.submission):
-        print(f"not started again: {why}", flush=True)
+        _say(f"not started again: {why}")
         return False
     if attempt.state == "preflight" and not profile.preflight.exclude_node:
         return False
@@ -244,13 +250,19 @@ def _go_on(run_dir: RunDir, profile: Profile, allocation: slurm.Allocation, atte
         bad = [a.reason.partition(":")[0] for a in history(run_dir) if a.state == "preflight"]
         nodes = ",".join(dict.fromkeys(bad))
         job_id = queue_one(run_dir, profile, [f"--exclude={nodes}"])
-        print(f"job {job_id} goes on without {nodes}", flush=True)
+        _say(f"job {job_id} goes on without {nodes}")
         return True
     if not profile.requeue:
         return bool(set(submissions(run_dir)[-1].job_ids[:-1]) & {allocation.job_id})  # one of a chain, not its last
     if slurm.state(allocation.job_id) == "RUNNING":  # otherwise Slurm is requeueing it already
         slurm.requeue(allocation.job_id)
     return True
+
+
+def _say(text: str) -> None:
+    """A line of the job's log; that it cannot be written is no reason to end."""
+    with suppress(OSError):
+        os.write(1, f"{text}\n".encode())
 
 
 def main(arguments: list[str]) -> int:
@@ -262,7 +274,7 @@ def main(arguments: list[str]) -> int:
             raise EnvironmentProblem("this is no Slurm job", "Start a run with `grpo-hpc submit` or `grpo-hpc resume`.")
         return supervise(RunDir.open(arguments[0]), allocation)
     except GrpoHpcError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        _say(f"{type(error).__name__}: {error}")
         return EXIT_USER_ERROR
 
 

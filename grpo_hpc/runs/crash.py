@@ -22,7 +22,9 @@ _LOST_PEER = re.compile(
 )
 _RANK_MARK = re.compile(r"^\[rank\d+\]: ?")  # torch marks every line of an uncaught exception
 # srun about the task of one node, which is all of the step there
-_TASK_ENDED = re.compile(r"^srun: error: (?P<node>\S+): tasks? [\d,-]+: (?P<how>.+)", re.MULTILINE)
+_TASK_ENDED = re.compile(
+    r"^srun: error: (?P<node>\S+): tasks? [\d,-]+: (?P<how>Exited with exit code (?P<code>\d+)|.+)", re.MULTILINE
+)
 _MOST_LINES = 40
 
 
@@ -75,9 +77,10 @@ def _killed(launcher_log: Path, text: str) -> Crash | None:
             return Crash(log, _excerpt(ends_of(log)), f"rank {rank} was {by_signal(-int(number))}")
     # of several tasks the first: srun kills the others
     task = _TASK_ENDED.search(text)
-    if task is None or task["how"].startswith("Exited"):
+    if task is None or (task["code"] and int(task["code"]) - 128 not in _NOT_OWN_DOING):
         return None
-    return Crash(launcher_log, _excerpt(text), f"all processes on {task['node']} were ended by a signal: {task['how']}")
+    how = by_signal(int(task["code"]) - 128) if task["code"] else f"ended by a signal: {task['how']}"
+    return Crash(launcher_log, _excerpt(text), f"what starts the ranks on {task['node']} was {how}")
 
 
 def by_signal(number: int) -> str:

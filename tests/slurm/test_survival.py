@@ -194,13 +194,25 @@ def small_disk() -> Iterator[Path]:
             subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_full_disk_is_recorded(submit, small_disk):
-    fault = {"kind": "fill", "file": str(small_disk / "waste"), "rank": 1}
-    run = submit(folder=str(small_disk), run={"max_failures": 0}, fault=fault)
+def test_a_full_disk_is_recorded_and_the_job_goes_on_when_there_is_room(submit, small_disk):
+    """The supervisor's own log is on that disk, too."""
+    waste = small_disk / "waste"
+    run = submit(folder=str(small_disk), fault={"kind": "fill", "file": str(waste), "rank": 1})
     (first,) = ended(run, 1)
     assert first.state == "crash", everything(run)
     assert first.reason.endswith(f"the disk of {run.path} is full")
-    wait_for(lambda: slurm.state(job(run)) == "FAILED", "the job to end")
+    waste.unlink()  # Slurm waits some seconds before it starts a job again
+    assert states(run, 2) == ["crash", "success"], everything(run)
+
+
+def test_a_signal_to_the_steps_alone_saves_and_stops(submit):
+    run = submit(steps=60, pause=0.1)
+    wait_for_step(run, 3)
+    slurm.call(["scancel", "--signal=TERM", job(run)])
+    (first,) = ended(run, 1)
+    assert (first.state, first.exit_code) == ("stopped", 0), everything(run)
+    assert first.last_step >= 3
+    wait_for(lambda: slurm.state(job(run)) == "COMPLETED", "the job to end well")
 
 
 def test_two_jobs_share_their_nodes(submit):

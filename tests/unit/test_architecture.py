@@ -106,6 +106,7 @@ ALLOWED = {
         "runs.crash",
         "runs.ends",
         "runs.log_ends",
+        "runs.rank_log",
         "jobs.ports",
         "jobs.processes",
         "jobs.steps",

@@ -89,9 +89,10 @@ def test_a_node_that_srun_says_was_killed_comes_before_those_that_lost_it(tmp_pa
     launcher = "srun: error: node2: task 1: Killed\nsrun: Terminating StepId=7.0\nsrun: error: node1: task 0: {}\n"
     lost = trace("RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
     crash = find_crash(*write(tmp_path, launcher.format("Killed"), lost, ""))
-    assert crash.cause == "all processes on node2 were ended by a signal: Killed"
-    other = launcher.replace("task 1: Killed", "task 1: Exited with exit code 1").format("Killed")
-    assert find_crash(*write(tmp_path, other, trace("KeyError: 'x'"), "")).cause == ""
+    assert crash.cause == "what starts the ranks on node2 was ended by a signal: Killed"
+    for code, cause in ((137, "what starts the ranks on node2 was killed by signal 9 (SIGKILL)"), (1, ""), (143, "")):
+        other = launcher.replace("task 1: Killed", f"task 1: Exited with exit code {code}").format("Killed")
+        assert find_crash(*write(tmp_path, other, trace("KeyError: 'x'"), "")).cause == cause
 
 
 def test_only_the_ends_of_long_logs_are_read(tmp_path: Path) -> None:
