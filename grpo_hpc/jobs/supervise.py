@@ -247,10 +247,10 @@ def _go_on(run_dir: RunDir, profile: Profile, allocation: slurm.Allocation, atte
     if attempt.state == "preflight" and not profile.preflight.exclude_node:
         return False
     if attempt.state == "preflight":
-        bad = [a.reason.partition(":")[0] for a in history(run_dir) if a.state == "preflight"]
-        nodes = ",".join(dict.fromkeys(bad))
-        job_id = queue_one(run_dir, profile, [f"--exclude={nodes}"])
-        _say(f"job {job_id} goes on without {nodes}")
+        bad = [(a, a.reason.partition(":")[0]) for a in history(run_dir) if a.state == "preflight"]
+        nodes = ",".join(dict.fromkeys(node for a, node in bad if node in a.nodes))
+        job_id = queue_one(run_dir, profile, [f"--exclude={nodes}"] if nodes else [])
+        _say(f"job {job_id} goes on{' without ' if nodes else ''}{nodes}")
         return True
     if not profile.requeue:
         return bool(set(submissions(run_dir)[-1].job_ids[:-1]) & {allocation.job_id})  # one of a chain, not its last
