@@ -23,7 +23,8 @@ _HANDED_IN = (
     *("SLURM_JOB_ID", "SLURM_NODEID", "SLURM_PROCID", "SLURMD_NODENAME"),
 )
 
-_ASK_TO_STOP = """trap '[ -e "$0/stop" ] || echo signalled > "$0/stop"' TERM USR2"""
+# on a full disk it would be a file without a word, as a person makes it
+_ASK_TO_STOP = """trap '[ -e "$0/stop" ] || echo signalled > "$0/stop" || rm -f "$0/stop"' TERM USR2"""
 _AWAIT = "while kill -0 $! 2>/dev/null; do wait $!; done; wait $!; code=$?"  # a signal ends one wait
 
 # What a rank with a GPU computes on the CPU is small, and many threads wait for each other longer than they work.
