@@ -149,6 +149,7 @@ def _missing(checkpoint: Path) -> str:
         for name, size in _sizes(checkpoint).items():
             if (found := (checkpoint / name).stat().st_size) != size:
                 return f"{name} has {found:,} bytes instead of {size:,}"
+        _pieces(checkpoint)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
@@ -221,13 +222,16 @@ def _manifest(checkpoint: Path) -> dict[str, Any]:
 def _sizes(checkpoint: Path) -> dict[str, int]:
     """Bytes of every file; of older versions the manifest says nothing else."""
     files = _manifest(checkpoint)["files"]
+    if outside := [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise ValueError(f"the manifest names {outside[0]!r}, which is not in the checkpoint")
     return {name: listed["size"] if isinstance(listed, dict) else listed for name, listed in files.items()}
 
 
 def _pieces(checkpoint: Path) -> list[tuple[str, int, int, str]]:
     """Name of a file, offset, bytes and digest of everything of which a digest was noted."""
     listed = {name: file for name, file in _manifest(checkpoint)["files"].items() if isinstance(file, dict)}
-    return [(name, *piece[1:]) for name, file in listed.items() for piece in file["pieces"]]
+    pieces = [(name, piece) for name, file in listed.items() for piece in file["pieces"]]
+    return [(name, int(offset), int(nbytes), str(noted)) for name, (_, offset, nbytes, noted) in pieces]
 
 
 def _written_by(rank: int, folder: Path) -> list[str]:

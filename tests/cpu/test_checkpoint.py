@@ -80,6 +80,17 @@ def test_only_whole_checkpoints_count_and_the_others_are_named(tmp_path, control
     assert older.is_dir()
 
 
+@pytest.mark.parametrize(
+    "listed",
+    [[], {"a": {}}, {"state.json": {"size": 11, "pieces": [7]}}, {"../x": 1}, {"/etc/hosts": 1}, {"a": {"size": []}}],
+)
+def test_a_manifest_that_is_none_is_a_damaged_checkpoint(tmp_path, control, listed):
+    whole, strange = fake_checkpoint(tmp_path, 2), fake_checkpoint(tmp_path, 4)
+    (strange / "manifest.json").write_text(json.dumps({"files": listed}))
+    said = []
+    assert newest_whole(tmp_path, control, said.append) == whole and len(said) == 1
+
+
 def test_a_run_of_damaged_checkpoints_alone_does_not_begin_anew(tmp_path, control):
     for step in (2, 4):
         change(fake_checkpoint(tmp_path, step) / "state.json")
