@@ -25,6 +25,8 @@ _RANK_MARK = re.compile(r"^\[rank\d+\]: ?")  # torch marks every line of an unca
 _TASK_ENDED = re.compile(
     r"^srun: error: (?P<node>\S+): tasks? [\d,-]+: (?P<how>Exited with exit code (?P<code>\d+)|.+)", re.MULTILINE
 )
+# vLLM about a process of its own; what its engine says afterwards is that it has lost it
+_WORKER_DIED = re.compile(r"Worker proc (?P<name>\S+) died unexpectedly \(exit code: (?P<code>-?\d+)\)")
 _MOST_LINES = 40
 
 
@@ -70,11 +72,15 @@ def find_crash(launcher_log: Path, rank_logs: list[Path]) -> Crash:
 
 
 def _killed(launcher_log: Path, text: str) -> Crash | None:
-    """The process that a signal ended first, as torchrun or srun has it."""
+    """The process that was ended first, as torchrun, vLLM or srun has it."""
     for rank, number in _EXIT.findall(text):
         if -int(number) in _NOT_OWN_DOING:
             log = launcher_log.with_name(f"rank_{rank}.log")
             return Crash(log, _excerpt(ends_of(log)), f"rank {rank} was {by_signal(-int(number))}")
+    if worker := _WORKER_DIED.search(text):
+        code = int(worker["code"])
+        how = f"was {by_signal(-code)}" if code < 0 else f"ended with exit code {code}"
+        return Crash(launcher_log, _excerpt(text), f"vLLM's worker {worker['name']} {how}")
     # of several tasks the first: srun kills the others
     task = _TASK_ENDED.search(text)
     if task is None or (task["code"] and int(task["code"]) - 128 not in _NOT_OWN_DOING):
@@ -85,7 +91,8 @@ def _killed(launcher_log: Path, text: str) -> Crash | None:
 
 def by_signal(number: int) -> str:
     """What a signal does to a process, in words."""
-    return f"killed by signal {number} ({signal.Signals(number).name})"
+    names = {known.value: f" ({known.name})" for known in signal.Signals}
+    return f"killed by signal {number}{names.get(number, '')}"
 
 
 def _excerpt(text: str) -> list[str]:

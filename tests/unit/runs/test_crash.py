@@ -95,6 +95,15 @@ def test_a_node_that_srun_says_was_killed_comes_before_those_that_lost_it(tmp_pa
         assert find_crash(*write(tmp_path, other, trace("KeyError: 'x'"), "")).cause == cause
 
 
+def test_a_worker_that_vllm_lost_comes_before_what_its_engine_says(tmp_path: Path) -> None:
+    said = (
+        "ERROR [multiproc_executor.py:315] Worker proc VllmWorker-1 died unexpectedly (exit code: {}), shutting down.\n"
+    )
+    for code, how in (("-9", "was killed by signal 9 (SIGKILL)"), ("3", "ended with exit code 3")):
+        log, _ = write(tmp_path, said.format(code) + trace("EngineDeadError: EngineCore encountered an issue."))
+        assert find_crash(log, []).cause == f"vLLM's worker VllmWorker-1 {how}"
+
+
 def test_only_the_ends_of_long_logs_are_read(tmp_path: Path) -> None:
     """Of 2 GB, most of which are a hole: memory and seconds would tell."""
     launcher, (first, second) = write(tmp_path, ROOT_CAUSE, "", "")
