@@ -6,6 +6,7 @@ puts the job back into the queue while there is a reason to.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
