@@ -26,7 +26,7 @@ from grpo_hpc.jobs.job_environment import job_environment, record_environment
 from grpo_hpc.jobs.prepare import stored_profile
 from grpo_hpc.jobs.serving.server_steps import Servers, serving
 from grpo_hpc.jobs.steps import Steps, wait
-from grpo_hpc.redaction import redact_output
+from grpo_hpc.redaction import redact_output, redacted
 from grpo_hpc.runs.attempts import OVER, Attempt, State, begin, fails_alike, failures_in_a_row, history
 from grpo_hpc.runs.ends import OF_SLURM, End, judge, of_texts, why_cancelled, why_ended
 from grpo_hpc.runs.run_dir import RunDir
@@ -263,7 +263,7 @@ def _go_on(run_dir: RunDir, profile: Profile, allocation: slurm.Allocation, atte
 def _say(text: str) -> None:
     """A line of the job's log; that it cannot be written is no reason to end."""
     with suppress(OSError):
-        os.write(1, f"{text}\n".encode())
+        os.write(1, redacted(f"{text}\n").encode())
 
 
 def main(arguments: list[str]) -> int:
