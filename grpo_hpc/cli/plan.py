@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from grpo_hpc.observe.jsonl import json_text
+
+if TYPE_CHECKING:
+    from grpo_hpc.config import RunConfig
 
 
 @click.command("plan", short_help="Show layout, batch sizes, memory and time of a run; search for better layouts.")
@@ -63,7 +67,8 @@ def command(
         raise click.UsageError("--nodes and --write belong to --search")
     if dry_run and (as_json or html):
         raise click.UsageError("--dry-run belongs to the plan that is shown here, not to --json and --html")
-    plans = [make_plan(load_run(file, changes), average_completion) for file, changes in files]
+    planned = [load_run(file, changes) for file, changes in files]
+    plans = [make_plan(cfg, average_completion, _warned_s(cfg)) for cfg in planned]
     if as_json:
         found = [plan.to_dict() for plan in plans]
         click.echo(json_text(found[0] if len(found) == 1 else found, indent=2))
@@ -86,6 +91,17 @@ def command(
         show_side_by_side(plans, console)
     if dry_run:
         _show_scripts(files)
+
+
+def _warned_s(cfg: RunConfig) -> int | None:
+    """As the profile has it; a run may be planned where its cluster is not known, or cannot be used."""
+    from grpo_hpc.cluster.profile import profile_of
+    from grpo_hpc.errors import ConfigError
+
+    try:
+        return profile_of(cfg).warned_s
+    except ConfigError:
+        return None
 
 
 def _show_scripts(files: list[tuple[str, list[str]]]) -> None:

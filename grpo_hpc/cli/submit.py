@@ -48,7 +48,7 @@ def command(run: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool, sw
 
     cfg = load_run(run, overrides)
     profile = profile_of(cfg)
-    plan = make_plan(cfg)
+    plan = make_plan(cfg, warned_s=profile.warned_s)
     old = RunDir.of(cfg)
     old.require_free(fresh)
     if old.run_file.is_file():

@@ -24,7 +24,7 @@ def submit_sweep(run: str, overrides: Sequence[str], sweeps: Sequence[str], dry_
     from grpo_hpc.runs.sweep import for_each, make_points
 
     points = make_points(run, overrides, sweeps)
-    plans = for_each(points, make_plan)
+    plans = for_each(points, lambda cfg: make_plan(cfg, warned_s=profile_of(cfg).warned_s))
     points = [replace(point, cfg=plan.run) for point, plan in zip(points, plans, strict=True)]
     RunDir(points[0].cfg.output_dir).require_free(fresh)
     if not dry_run:

@@ -149,6 +149,11 @@ class Profile(Section):
         """Keys that say nothing here and may be said by sbatch's variables, as in ``SBATCH_ACCOUNT``."""
         return [key for key in ("account", "partition", "qos", "constraint") if getattr(self, key) is None]
 
+    @property
+    def warned_s(self) -> int | None:
+        """Seconds from Slurm's warning to the time limit of a job; None where no warning comes."""
+        return self.save_before_s if self.time_limit is not None and self.executor != "local" else None
+
 
 def profile_folders() -> list[Path]:
     """Where profiles lie: the user's own folder, then the shipped one."""

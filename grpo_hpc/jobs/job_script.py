@@ -23,6 +23,10 @@ _HANDED_IN = (
     *("SLURM_JOB_ID", "SLURM_NODEID", "SLURM_PROCID", "SLURMD_NODENAME"),
 )
 
+# on a full disk it would be a file without a word, as a person makes it
+_ASK_TO_STOP = """trap '[ -e "$0/stop" ] || echo signalled > "$0/stop" || rm -f "$0/stop"' TERM USR2"""
+_AWAIT = "while kill -0 $! 2>/dev/null; do wait $!; done; wait $!; code=$?"  # a signal ends one wait
+
 # What a rank with a GPU computes on the CPU is small, and many threads wait for each other longer than they work.
 GPU_RANK_THREADS = 8
 _RUN_DIR = Bash('"$0"')  # of the shell that a step runs in
@@ -229,9 +233,11 @@ def _processes(job: Job, step: Step) -> str:
     if step.before:
         body = Bash(f"{line(python, *step.before, _RUN_DIR)} && {body}")
     if job.profile.executor != "local":
-        # Slurm signals every process of a step. torchrun must not die of it, or of USR2: the ranks save, then end.
-        # The second at its end is for what did not even start: srun, told to end the step, drops what it has not read.
-        body = Bash(f'trap "" TERM USR2; shopt -s execfail; {body}; code=$?; sleep 1; exit $code')
+        # Slurm signals the processes of a step, or the first one alone, which is this shell: it asks for a stop, as a
+        # person's file does. torchrun must not die of the signal: the ranks save, then end. The second at the end is
+        # for what failed: srun, told to end the step, drops what it has not read.
+        quiet = f'(trap "" TERM USR2; {body})'
+        body = Bash(f"{_ASK_TO_STOP}; {quiet} & {_AWAIT}; [ $code = 0 ] || sleep 1; exit $code")
     inside = [] if job.profile.runtime == "none" else [Bash('"$inside"')]
     return line("bash", "-c", word(*inside, str(body)), job.run_dir)
 

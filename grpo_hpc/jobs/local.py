@@ -96,7 +96,7 @@ def watch_local(run_dir: RunDir, record: Attempt, command: Sequence[str] | None 
         return EXIT_KILLED
     logs = [RunDir.rank_log(attempt, rank) for rank in range(cfg.resources.nproc_per_node)]
     asked: State | None = "cancelled" if run_dir.why_stop() == "cancelled" else None
-    end = judge(code, asked, run_dir.events, offset, RunDir.launcher_log(attempt), logs)
+    end = judge(run_dir, code, asked, offset, RunDir.launcher_log(attempt), logs)
     record.end(run_dir, end.state, end.reason, code)
     return _report(run_dir, attempt, logs, code, offset, console)
 

@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from grpo_hpc.files import replacing
+
 Record = dict[str, Any]
 _LARGEST = 1e300
 
 
 class JsonLines:
     """Appends records to a file. Every call is a single write, so that several processes can share the file.
+
+    On a full disk a row is there as a whole or not at all.
 
     Args:
         path: made with its folder when it is missing. A half-written last line of a killed writer is closed off.
@@ -34,17 +38,28 @@ class JsonLines:
         """Drop every record that is not ``wanted``, and damaged lines; the file is replaced in one step."""
         if not self.path.exists():
             return
-        draft = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        with self.path.open("rb") as old, draft.open("wb") as new:
+        with self.path.open("rb") as old, replacing(self.path) as new:
             new.writelines(line for line in old if (record := parse(line)) is not None and wanted(record))
-        draft.replace(self.path)
 
     def _append(self, data: bytes) -> None:
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, data)
+            _write_all(descriptor, data)
         finally:
             os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Append ``data``; what went in of it before an error is taken back, unless somebody has written behind it."""
+    written = 0
+    try:
+        while written < len(data):  # more than once on a full disk alone, where the next write says so
+            written += os.write(descriptor, data[written:])
+    except OSError:
+        end = os.lseek(descriptor, 0, os.SEEK_CUR)
+        if written and os.fstat(descriptor).st_size == end:
+            os.ftruncate(descriptor, end - written)
+        raise
 
 
 def read_from(path: str | Path, offset: int = 0) -> tuple[list[Record], int]:

@@ -166,7 +166,7 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
+def make_plan(cfg: RunConfig, average: int | None = None, warned_s: int | None = None) -> Plan:
     """Plan a run.
 
     Reads the model's ``config.json`` from ``model.path``, or ``model.config`` while the folder is not there; and, for
@@ -174,6 +174,7 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
 
     Args:
         average: completion length on average, for the time estimate; half of the longest when absent.
+        warned_s: seconds that a job has to save when its time limit comes near; None where it is not warned.
 
     Raises:
         ConfigError: the batch sizes do not fit together, sequences are longer than the model's, there is no such
@@ -207,6 +208,7 @@ def make_plan(cfg: RunConfig, average: int | None = None) -> Plan:
     warnings = [*_epochs(cfg), *_warnings(cfg, sizes, topology, shape)]
     if estimate is not None:
         warnings += [*_estimate_warnings(estimate), *_timeout_warnings(cfg, estimate)]
+        warnings += _saving_warnings(warned_s, estimate)
     return Plan(
         cfg,
         topology,
@@ -349,6 +351,21 @@ def _timeout_warnings(cfg: RunConfig, estimate: Estimate) -> list[str]:
     return [
         f"a rollout is estimated to take {rollout:,.0f} minutes, and no rank waits for one longer than "
         f"rollout.rollout_timeout_minutes = {limit:g}: give at least {math.ceil(2 * rollout):,}"
+    ]
+
+
+def _saving_warnings(warned_s: int | None, estimate: Estimate) -> list[str]:
+    """Whether a run would stop in time: it looks for a wish to stop before and after rollouts, and between steps."""
+    if warned_s is None or (times := estimate.times) is None:
+        return []
+    step = times.seconds("logprob") + times.seconds("train") / times.steps + times.seconds("offload")
+    seconds, what = max((times.seconds("sync") + times.seconds("rollout"), "rollout"), (step, "optimizer step"))
+    if seconds <= warned_s:
+        return []
+    return [
+        f"one {what} is estimated to take {seconds:,.0f} s, and a job near its time limit has {warned_s:,} s to stop "
+        f"and save (save_before_s of the cluster profile): what came after the newest checkpoint would be lost; give "
+        f"at least {math.ceil(2 * seconds):,} s, or set checkpoint.save_steps"
     ]
 
 

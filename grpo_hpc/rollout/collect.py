@@ -113,19 +113,26 @@ class Collector:
             ServersLost: of some rank; raised on all of them, so that they can save together.
         """
         scored = [] if isinstance(sampled, ServersLost) else self._scored(sampled, asked)
-        lost = self._control.gather(sampled if isinstance(sampled, ServersLost) else None, "the slowest rollout")
-        if everywhere := [error for error in lost if error is not None]:
-            raise everywhere[0]
+        self._raise_together(sampled if isinstance(sampled, ServersLost) else None, "the slowest rollout")
         table = in_order(self._control.gather_rows(self._summaries(scored), "rewards of the other ranks"))
         found = Collected(table, {s.sample.key: s for s in scored})
         self._require_scores(found, asked)
         return found
 
     def probe(self, asked: Asked, tokens: int) -> Collected:
-        """A short completion of every row from every replica, not scored; they are no part of the run."""
+        """A short completion of every row from every replica, not scored; they are no part of the run.
+
+        Raises:
+            ServersLost: of some rank; raised on all of them.
+        """
         keys = [Key(position, self._replica) for position in asked.places]
         requests = [Request(asked.prompts.tokens(asked.places[key.position]), self._request_seed(key)) for key in keys]
-        completions = self._engine.probe(requests, tokens)
+        completions, lost = list[Completion](), None
+        try:
+            completions = self._engine.probe(requests, tokens)
+        except ServersLost as error:
+            lost = error
+        self._raise_together(lost, "the first answers of the engines")
         owned = self._owned([self._sample(*made) for made in zip(keys, requests, completions, strict=True)])
         scored = [Scored(sample, "") for sample in owned]
         table = in_order(self._control.gather_rows(self._summaries(scored), "the first answers of the engines"))
@@ -134,6 +141,12 @@ class Collector:
     def close(self) -> None:
         """End the processes that call reward functions."""
         self._runner.close()
+
+    def _raise_together(self, mine: ServersLost | None, what: str) -> None:
+        """What some rank has lost is lost for all: they go on together or not at all."""
+        for error in self._control.gather(mine, what):
+            if error is not None:
+                raise error
 
     def _owned(self, sampled: list[Sample]) -> list[Sample]:
         return sampled[self._part :: self._size]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 from zlib import crc32
@@ -25,6 +26,7 @@ from grpo_hpc.rollout.digest import tensor_hash
 HASHED = 16
 """One tensor in so many is hashed on both sides, others at every sync."""
 
+_POLL_S = 2e-4
 _ALIGNED = 16  # bytes; a view of a bucket must begin where its precision allows
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
@@ -60,8 +62,13 @@ class Link:
         )
         self._group = _process_group(store, host, rank, size, device, timedelta(seconds=timeout_s))
 
-    def send(self, tensors: Iterable[tuple[str, Tensor]], seed: int, bucket_bytes: int) -> int:
+    def send(
+        self, tensors: Iterable[tuple[str, Tensor]], seed: int, bucket_bytes: int, watch: Callable[[], None]
+    ) -> int:
         """Broadcast ``tensors`` from rank 0; ``seed`` says which of them are hashed, too.
+
+        Args:
+            watch: called again and again while the others have not taken a tensor; what it raises ends the sending.
 
         Returns:
             their bytes.
@@ -70,12 +77,12 @@ class Link:
         hashes: dict[str, Tensor] = {}
         for bucket in _buckets(_hashing(tensors, seed, hashes), bucket_bytes):
             total += sum(tensor.nbytes for _, tensor in bucket)
-            self._announce([[name, list(t.shape), str(t.dtype)] for name, t in bucket])
+            self._announce([[name, list(t.shape), str(t.dtype)] for name, t in bucket], watch)
             flat = torch.empty(_end(bucket), dtype=torch.uint8, device=self._device)
             for (_, tensor), view in zip(bucket, _views(flat, [(t.shape, t.dtype) for _, t in bucket]), strict=True):
                 view.copy_(tensor)
-            self._broadcast(flat)
-        self._announce({"hashes": {name: int(found) for name, found in hashes.items()}})
+            self._broadcast(flat, watch)
+        self._announce({"hashes": {name: int(found) for name, found in hashes.items()}}, watch)
         return total
 
     def receive(self, seed: int) -> Iterator[tuple[str, Tensor]]:
@@ -101,10 +108,10 @@ class Link:
             yield from zip((name for name, _, _ in told), _views(flat, forms), strict=True)
         last |= told
 
-    def _announce(self, told: Any) -> None:
+    def _announce(self, told: Any, watch: Callable[[], None]) -> None:
         text = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8).to(self._device)
-        self._broadcast(torch.tensor([len(text)], device=self._device))
-        self._broadcast(text)
+        self._broadcast(torch.tensor([len(text)], device=self._device), watch)
+        self._broadcast(text, watch)
 
     def _heard(self) -> Any:
         length = torch.zeros(1, dtype=torch.int64, device=self._device)
@@ -113,8 +120,12 @@ class Link:
         self._broadcast(text)
         return json.loads(bytes(text.tolist()))
 
-    def _broadcast(self, tensor: Tensor) -> None:
-        self._group.broadcast(tensor, 0).wait()
+    def _broadcast(self, tensor: Tensor, watch: Callable[[], None] = lambda: None) -> None:
+        sent = self._group.broadcast(tensor, 0)
+        while not sent.is_completed():
+            watch()
+            time.sleep(_POLL_S)
+        sent.wait()
 
 
 def _process_group(store: Any, host: str, rank: int, size: int, device: torch.device, timeout: timedelta) -> Any:

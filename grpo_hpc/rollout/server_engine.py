@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
@@ -145,17 +146,34 @@ class ServerEngine:
         }
         try:
             if self._link is None:
-                self._link = Link(self._host, self._port, 0, size, self._device, self._limit_s, listening)
-            self._link.send(tensors, seed, int(self._cfg.sync_bucket_mib * 2**20))
+                self._link = self._joined(answers, size, listening)
+            self._link.send(tensors, seed, int(self._cfg.sync_bucket_mib * 2**20), self._watch(answers, "/weights"))
         except RuntimeError as error:  # torch: an end is gone or late
-            self._link = None
+            self._abandon()
             raise ServersLost(
                 f"weights did not reach the vLLM servers within {self._limit_s:g} s "
                 f"(resources.distributed_timeout_minutes): {error}"
             ) from None
+        except RolloutError:
+            self._abandon()
+            raise
         self._await(answers, "/weights")
         found = [answer.result() for answer in answers.values()]
         return Synced(found[0]["bytes"], min(answer["compared"] for answer in found))
+
+    def _joined(self, answers: Mapping[str, Future[Any]], size: int, listening: socket.socket | None) -> Link:
+        """The broadcast group, once every worker of every server has come to it."""
+        given = (self._host, self._port, 0, size, self._device, self._limit_s, listening)
+        joining = _in_background(Link, *given)
+        while not joining.done():
+            wait([joining, *answers.values()], _PROBE_S, FIRST_COMPLETED)
+            self._look(answers, "/weights")
+        return joining.result()
+
+    def _abandon(self) -> None:
+        """Let go of a group in which somebody is missing; to end it would be to wait for them."""
+        _in_background(threading.Event().wait, self._link)
+        self._link = None
 
     def _await(self, answers: Mapping[str, Future[Any]], path: str) -> None:
         """Until all are there, or one is an error.
@@ -163,12 +181,30 @@ class ServerEngine:
         Raises:
             ServersLost: also when a server that has not answered yet does not work.
         """
-        waiting = set(answers.values())
-        while waiting:
-            done, waiting = wait(waiting, _PROBE_S, FIRST_EXCEPTION)
-            for answer in done:
+        while waiting := [answer for answer in answers.values() if not answer.done()]:
+            wait(waiting, _PROBE_S, FIRST_EXCEPTION)
+            self._look(answers, path)
+        self._look(answers, path)
+
+    def _watch(self, answers: Mapping[str, Future[Any]], path: str) -> Callable[[], None]:
+        """:meth:`_look`, for somebody who asks often."""
+        looked = time.monotonic()
+
+        def watch() -> None:
+            nonlocal looked
+            if time.monotonic() - looked > _PROBE_S:
+                self._look(answers, path)
+                looked = time.monotonic()
+
+        return watch
+
+    def _look(self, answers: Mapping[str, Future[Any]], path: str) -> None:
+        """Raise what an answer is an error with, and ask those who have not answered whether they work."""
+        for answer in answers.values():
+            if answer.done():
                 answer.result()
-            for url in (url for url, answer in answers.items() if answer in waiting):
+        for url, answer in answers.items():
+            if not answer.done():
                 self._probe(url, path)
 
     def _probe(self, url: str, path: str) -> None:
@@ -190,6 +226,8 @@ class ServerEngine:
                 return dict(json.loads(answer.read()))
         except HTTPError as error:
             said = json.loads(error.read() or b"{}").get("error", "")
+            if error.code >= 500:  # it is not the request that is wrong
+                raise ServersLost(f"the vLLM server {url} failed at {path} ({error.code}): {said}") from None
             raise RolloutError(f"the vLLM server {url} refused {path} ({error.code}): {said}") from None
         except (URLError, OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)

@@ -11,6 +11,7 @@ from grpo_hpc.cluster.job_states import ask
 from grpo_hpc.errors import EnvironmentProblem
 from grpo_hpc.files import write_atomically
 from grpo_hpc.runs.attempts import history
+from grpo_hpc.runs.ends import unsaved
 from grpo_hpc.runs.holder import Holder, launcher_of
 from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.runs.standing import LIVE, Records, standings
@@ -87,4 +88,4 @@ def _close_records(run_dir: RunDir) -> None:
         return
     for attempt in history(run_dir):
         if attempt.state == "running":
-            attempt.end(run_dir, "cancelled", "cancelled on request; it had no time to save", None)
+            attempt.end(run_dir, "cancelled", f"cancelled on request; {unsaved(run_dir)}", None)

@@ -7,6 +7,8 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from grpo_hpc.runs.log_ends import ends_of
+
 _TRACEBACK = "Traceback (most recent call last):"
 _ROOT_CAUSE = re.compile(r"Root Cause.*?\brank\s*:\s*(\d+)", re.DOTALL)
 # torchrun's block about one rank that failed by itself; what it ends afterwards is not listed
@@ -19,6 +21,12 @@ _LOST_PEER = re.compile(
     re.IGNORECASE,
 )
 _RANK_MARK = re.compile(r"^\[rank\d+\]: ?")  # torch marks every line of an uncaught exception
+# srun about the task of one node, which is all of the step there
+_TASK_ENDED = re.compile(
+    r"^srun: error: (?P<node>\S+): tasks? [\d,-]+: (?P<how>Exited with exit code (?P<code>\d+)|.+)", re.MULTILINE
+)
+# vLLM about a process of its own; what its engine says afterwards is that it has lost it
+_WORKER_DIED = re.compile(r"Worker proc (?P<name>\S+) died unexpectedly \(exit code: (?P<code>-?\d+)\)")
 _MOST_LINES = 40
 
 
@@ -38,28 +46,53 @@ class Crash:
 def find_crash(launcher_log: Path, rank_logs: list[Path]) -> Crash:
     """The first failure of an attempt.
 
-    A rank that a signal killed was first: nothing that happens to another one does that. Else torchrun names a rank on
-    each node, and of these, and then of the others, the first counts whose traceback is not about a peer that it lost.
-    Without any traceback it is the rank that torchrun names, or the launcher's own log.
+    A rank that a signal killed was first: nothing that happens to another one does that. Then a whole node of which
+    srun says so. Else torchrun names a rank on each node, and of these, and then of the others, the first counts whose
+    traceback is not about a peer that it lost. Without any traceback it is the rank that torchrun names, or the
+    launcher's own log. Of long logs only the ends are read.
     """
-    texts = {log: log.read_text(encoding="utf-8", errors="replace") for log in rank_logs if log.is_file()}
-    launcher_text = launcher_log.read_text(encoding="utf-8", errors="replace") if launcher_log.is_file() else ""
-    for rank, number in _EXIT.findall(launcher_text):
+    launcher_text = ends_of(launcher_log)
+    if killed := _killed(launcher_log, launcher_text):
+        return killed
+    named = [f"rank_{rank}.log" for rank in _ROOT_CAUSE.findall(launcher_text)]
+    logs = sorted(filter(Path.is_file, rank_logs), key=lambda log: log.name not in named)
+    victim = None
+    for log in logs:
+        text = ends_of(log)
+        if _TRACEBACK in text:
+            found = Crash(log, _excerpt(text))
+            if not _LOST_PEER.search("\n".join(found.lines)):
+                return found
+            victim = victim or found
+    if victim:
+        return victim
+    if _TRACEBACK not in launcher_text and logs and named:
+        return Crash(logs[0], _excerpt(ends_of(logs[0])))  # it ended without a traceback
+    return Crash(launcher_log, _excerpt(launcher_text))
+
+
+def _killed(launcher_log: Path, text: str) -> Crash | None:
+    """The process that was ended first, as torchrun, vLLM or srun has it."""
+    for rank, number in _EXIT.findall(text):
         if -int(number) in _NOT_OWN_DOING:
             log = launcher_log.with_name(f"rank_{rank}.log")
-            cause = f"rank {rank} was killed by signal {-int(number)} ({signal.Signals(-int(number)).name})"
-            return Crash(log, _excerpt(texts.get(log, "")), cause)
-    named = [f"rank_{rank}.log" for rank in _ROOT_CAUSE.findall(launcher_text)]
-    texts = dict(sorted(texts.items(), key=lambda item: item[0].name not in named))
-    raised = {log: _excerpt(text) for log, text in texts.items() if _TRACEBACK in text}
-    if raised:
-        own = (log for log, lines in raised.items() if not _LOST_PEER.search("\n".join(lines)))
-        log = next(own, next(iter(raised)))
-        return Crash(log, raised[log])
-    if _TRACEBACK not in launcher_text and texts and named:
-        log, text = next(iter(texts.items()))
-        return Crash(log, _excerpt(text))  # killed without a traceback, as by the kernel when memory runs out
-    return Crash(launcher_log, _excerpt(launcher_text))
+            return Crash(log, _excerpt(ends_of(log)), f"rank {rank} was {by_signal(-int(number))}")
+    if worker := _WORKER_DIED.search(text):
+        code = int(worker["code"])
+        how = f"was {by_signal(-code)}" if code < 0 else f"ended with exit code {code}"
+        return Crash(launcher_log, _excerpt(text), f"vLLM's worker {worker['name']} {how}")
+    # of several tasks the first: srun kills the others
+    task = _TASK_ENDED.search(text)
+    if task is None or (task["code"] and int(task["code"]) - 128 not in _NOT_OWN_DOING):
+        return None
+    how = by_signal(int(task["code"]) - 128) if task["code"] else f"ended by a signal: {task['how']}"
+    return Crash(launcher_log, _excerpt(text), f"what starts the ranks on {task['node']} was {how}")
+
+
+def by_signal(number: int) -> str:
+    """What a signal does to a process, in words."""
+    names = {known.value: f" ({known.name})" for known in signal.Signals}
+    return f"killed by signal {number}{names.get(number, '')}"
 
 
 def _excerpt(text: str) -> list[str]:

@@ -8,8 +8,10 @@ from pathlib import Path
 from shutil import disk_usage
 
 from grpo_hpc.observe.events import read_events
-from grpo_hpc.runs.attempts import State
-from grpo_hpc.runs.crash import Crash, find_crash
+from grpo_hpc.runs.attempts import State, saved_step
+from grpo_hpc.runs.crash import Crash, by_signal, find_crash
+from grpo_hpc.runs.log_ends import ends_of
+from grpo_hpc.runs.run_dir import RunDir
 
 # What srun and slurmstepd write when they end a step, and what kernel and CUDA leave of a lack of memory.
 _SLURM_SAYS: tuple[tuple[State, re.Pattern[str]], ...] = (
@@ -26,6 +28,9 @@ _SLURM_SAYS: tuple[tuple[State, re.Pattern[str]], ...] = (
 )
 # srun counts who ended, and both say that a step is taken down: never why
 _SLURM_COUNTS = re.compile(r"^srun: |^slurmstepd\S*: error: \*\*\* .* \*\*\*$")
+_FAILURE = re.compile(r"\berror\b|\bfatal\b|exception|died|killed|no such file|cannot|failed", re.IGNORECASE)
+_PROGRESS = re.compile(r"\b(DEBUG|INFO|WARNING)\b")
+_NOBODYS_MISTAKE = {"ServersLost"}  # kinds of errors after which another start may well go on
 _FULL = 2**20  # bytes free; with less no log can say why
 OF_SLURM: dict[str, State] = {
     "COMPLETED": "lost",  # Slurm is content, but the run did not say that it finished
@@ -51,29 +56,39 @@ class End:
     reason: str
 
 
-def judge(code: int, asked: State | None, events: Path, offset: int, launcher_log: Path, rank_logs: list[Path]) -> End:
+def judge(
+    run_dir: RunDir, code: int | None, asked: State | None, offset: int, launcher_log: Path, rank_logs: list[Path]
+) -> End:
     """How the training step ended.
 
     Args:
-        code: exit code of the step.
+        code: exit code of the step; None when it had to be ended, because it did not stop in time.
         asked: why it was told to stop, if it was: timeout, preempted, stopped or cancelled.
-        offset: bytes of ``events`` that are older than this attempt.
+        offset: bytes of the file of events that are older than this attempt.
     """
-    found, _ = read_events(events, offset) if events.exists() else ([], offset)
+    found, _ = read_events(run_dir.events, offset)
     first = {event["event"]: event for event in reversed(found)}  # of several errors the first is the cause
     if code == 0 and "finished" in first:
         return End("success", "finished")
-    if code == 0 and "stopped" in first:
+    if "stopped" in first and (code == 0 or asked):
         return End(asked or "stopped", f"saved and stopped after step {first['stopped']['step']}")
     if "error" in first:
         error = first["error"]
-        return End("error", f"{error['kind']}: {error['message']}")
+        state: State = "crash" if error["kind"] in _NOBODYS_MISTAKE else "error"
+        return End(state, f"{error['kind']}: {error['message']}")
     if asked:
-        return End(asked, "ended before it had saved")
+        late = "" if code is not None else "; a step or a rollout took longer than there was time to stop"
+        return End(asked, unsaved(run_dir) + late)
     crash = find_crash(launcher_log, rank_logs)
-    text = launcher_log.read_text(errors="replace") if launcher_log.is_file() else ""
-    full = f"; the disk of {events.parent} is full" if disk_usage(events.parent).free < _FULL else ""
-    return of_texts(text, "\n".join(crash.lines)) or End("crash", what_happened(code, crash) + full)
+    text = ends_of(launcher_log)
+    full = f"; the disk of {run_dir.path} is full" if disk_usage(run_dir.path).free < _FULL else ""
+    return of_texts(text, "\n".join(crash.lines)) or End("crash", what_happened(code or 0, crash) + full)
+
+
+def unsaved(run_dir: RunDir) -> str:
+    """What is lost when an attempt ends without a last checkpoint."""
+    step = saved_step(run_dir)
+    return f"ended before it had saved what came after step {step}" if step else "ended before anything was saved"
 
 
 def of_texts(*texts: str) -> End | None:
@@ -86,16 +101,19 @@ def of_texts(*texts: str) -> End | None:
 
 
 def what_happened(code: int, crash: Crash) -> str:
-    """A crash in one line."""
-    said = [line for line in crash.lines if not _SLURM_COUNTS.search(line)]
-    last = (said or crash.lines or ["no output"])[-1].strip()
-    what = crash.cause or _error_line(crash.lines) or last
-    return f"exit code {code}; {crash.log.name}: {what[:300]}"
+    """A crash in one line.
+
+    Args:
+        code: exit code, or a signal's number with a minus.
+    """
+    how = by_signal(-code) if code < 0 else f"exit code {code}"
+    what = crash.cause or _error_line(crash.lines) or _last_words(crash.lines)
+    return f"{how}; {crash.log.name}: {what[:300]}"
 
 
 def why_cancelled(launcher_log: Path) -> State | None:
     """Why Slurm ended a step, from the line that it writes then; None without one."""
-    text = launcher_log.read_text(errors="replace") if launcher_log.is_file() else ""
+    text = ends_of(launcher_log)
     found = re.search(r"\bCANCELLED AT \S+(?: DUE TO ([A-Z ]+?))?(?:, [^*]*)? \*\*\*", text)
     if found is None:
         return None
@@ -129,6 +147,15 @@ def _line_of(text: str, match: re.Match[str]) -> str:
     start = text.rfind("\n", 0, match.start()) + 1
     end = text.find("\n", match.end())
     return text[start : end if end >= 0 else None].strip()[:300]
+
+
+def _last_words(lines: list[str]) -> str:
+    """The last line that is about a failure, else the last one that is no mere note of progress, else the last one."""
+    said = [line.strip() for line in lines if line.strip() and not _SLURM_COUNTS.search(line)]
+    for better in (_FAILURE.search, lambda line: not _PROGRESS.search(line)):
+        if found := [line for line in said if better(line) and not _PROGRESS.search(line)]:
+            return found[-1]
+    return (said or [line.strip() for line in lines] or ["no output"])[-1]
 
 
 def _error_line(lines: list[str]) -> str:

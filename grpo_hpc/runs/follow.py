@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import Any
 
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.runs.attempts import Attempt
+from grpo_hpc.runs.log_ends import start_of_last
 from grpo_hpc.runs.run_dir import RunDir, short_path
 from grpo_hpc.runs.run_logs import attempt_of, main_log, rank_log, server_log
 from grpo_hpc.runs.standing import LIVE, standing
 
 _POLL_S = 0.3
+_BLOCK = 2**20
 _LOOK_S = 5.0  # how often Slurm is asked whether the run is over, while its logs are silent
 
 
@@ -54,7 +56,7 @@ def read_log(run_dir: RunDir, wanted: Wanted, last: int | None = None) -> Iterat
     attempt, path = _choose(run_dir, wanted)
     if path is None:
         raise ConfigError(f"{short_path(run_dir.path)} has no log yet", _why_silent(run_dir))
-    return iter(deque(_Reader(attempt, path).rest(), maxlen=last))
+    return _Reader(attempt, path, last).rest()
 
 
 def follow_log(run_dir: RunDir, wanted: Wanted, last: int | None = None) -> Iterator[LogLine | None]:
@@ -74,39 +76,48 @@ def follow_log(run_dir: RunDir, wanted: Wanted, last: int | None = None) -> Iter
         first = not readers
         if path is not None and (present is None or path != present.path):
             yield from present.rest() if present else ()
-            present = readers.setdefault(path, _Reader(attempt, path))
-        fresh = deque(present.new(), maxlen=last if first else None) if present else ()
-        yield from fresh
-        if not fresh:
+            present = readers.get(path) or _Reader(attempt, path, last if first else None)
+            readers[path] = present
+        silent = True
+        for line in present.new() if present else ():
+            silent = False
+            yield line
+        if silent:
             yield None
     yield from present.rest() if present else ()
 
 
 class _Reader:
-    """Reads a growing file line by line; what is no UTF-8 is shown as question marks."""
+    """Reads a growing file line by line, in blocks; what is no UTF-8 is shown as question marks.
 
-    def __init__(self, attempt: Attempt | None, path: Path) -> None:
+    Args:
+        last: how many of the lines that are there already; all when absent.
+    """
+
+    def __init__(self, attempt: Attempt | None, path: Path, last: int | None) -> None:
         self.path = path
         self._number = attempt.number if attempt else None
-        self._offset = 0
+        self._offset = start_of_last(path, last) if last is not None else 0
 
-    def new(self) -> list[LogLine]:
-        """Lines that were finished since the last call."""
+    def new(self) -> Iterator[LogLine]:
+        """Lines that were finished since the last call; one longer than a block comes in parts."""
         with self.path.open("rb") as file:
-            file.seek(self._offset)
-            data = file.read()
-        complete = data[: data.rfind(b"\n") + 1]
-        self._offset += len(complete)
-        return self._lines(complete)
+            self._offset = min(self._offset, os.fstat(file.fileno()).st_size)  # it may have been cut in its middle
+            while file.seek(self._offset) >= 0 and (block := file.read(_BLOCK)):
+                whole = block.rfind(b"\n") + 1 or (len(block) if len(block) == _BLOCK else 0)
+                if not whole:
+                    return
+                self._offset += whole
+                yield from self._lines(block[:whole])
 
-    def rest(self) -> list[LogLine]:
+    def rest(self) -> Iterator[LogLine]:
         """All that is left, with a last line that has no end."""
-        lines = self.new()
+        yield from self.new()
         with self.path.open("rb") as file:
             file.seek(self._offset)
-            data = file.read()
+            data = file.read(_BLOCK)
         self._offset += len(data)
-        return [*lines, *self._lines(data)]
+        yield from self._lines(data)
 
     def _lines(self, data: bytes) -> list[LogLine]:
         text = data.decode("utf-8", errors="replace")

@@ -54,7 +54,8 @@ def main(run_dir: RunDir) -> int:
     """Train what ``run_dir`` describes, from its newest complete checkpoint if there is one.
 
     Returns:
-        the exit code: 0 when the run ended or was stopped on request, 2 when a person has to mend something.
+        the exit code: 0 when the run ended or was stopped on request, 2 when a person has to mend something, 1 when
+        servers were lost.
     """
     rank = int(os.environ["RANK"])
     events = EventLog(run_dir.events)
@@ -67,7 +68,7 @@ def main(run_dir: RunDir) -> int:
         # any rank may be the one that knows, so each writes for itself; appending a line is atomic
         events.error(type(error).__name__, error.message, error.hint)
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return EXIT_USER_ERROR
+        return 1 if isinstance(error, ServersLost) else EXIT_USER_ERROR  # nobody has to mend anything
     return 0
 
 
@@ -117,7 +118,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         exchange, place = Exchange(control, mpu.get_data_parallel_rank()), place_of(control)
         scores = _reference_scores(cfg, policy, reference, platform)
         step = Step(cfg, plan, platform, policy, scores, packing_of(cfg), exchange, control, place, clock)
-        newest = control.from_first(lambda: checkpoints.newest(run_dir.checkpoints), "the newest checkpoint's name")
+        newest = checkpoints.newest_whole(run_dir.checkpoints, control, partial(_say, events))
         state = TrainerState()
         if newest:
             left = partial(read_rollout, exchange=exchange, deal=step.dealing.deal, place=place)
@@ -152,6 +153,13 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
             events.message(f"resumed from {newest.name}: {state.step} of {cfg.batch.steps} steps are done")
     clock.take()
     return Trainer(cfg, plan, platform, parts, state, run_dir.checkpoints)
+
+
+def _say(events: EventLog | None, text: str) -> None:
+    """Into the events, where this rank writes them, and into its log."""
+    print(text, file=sys.stderr, flush=True)
+    if events:
+        events.message(text)
 
 
 def _reference_scores(

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 
+import pytest
+import torch.distributed as dist
 from layouts import LAYOUTS, MODELS, RESUMED
 from ranks import run_ranks
 from runfiles import write_run
 
-from grpo_hpc.train.checkpoints import is_complete, newest, prune
+from grpo_hpc.control import Control
+from grpo_hpc.digests import ALGORITHM, pieces_of
+from grpo_hpc.errors import CheckpointError
+from grpo_hpc.train.checkpoints import is_complete, newest_whole, prune
+
+
+@pytest.fixture(scope="module")
+def control():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Control(timedelta(minutes=1))
+    dist.destroy_process_group()
 
 
 def test_resumed_steps_are_equal_to_the_bit(tiny, tmp_path):
@@ -31,27 +44,71 @@ def check_shares(sizes):
     assert min(sizes) > 0.5 * sum(sizes) / len(sizes), sizes
 
 
-def fake_checkpoint(folder, step, files=("state.json",)):
+def fake_checkpoint(folder, step, digests=True):
     path = folder / f"step_{step:08d}"
     path.mkdir(parents=True)
-    for name in files:
-        (path / name).write_text("{}")
-    (path / "manifest.json").write_text(json.dumps({"step": step, "files": dict.fromkeys(files, 2)}))
+    (path / "state.json").write_text(json.dumps({"step": step}))
+    size = (path / "state.json").stat().st_size
+    pieces = [["state.json", *piece] for piece in pieces_of(path / "state.json")]
+    listed = {"state.json": {"size": size, "pieces": pieces} if digests else size}
+    (path / "manifest.json").write_text(json.dumps({"step": step, "digest": ALGORITHM, "files": listed}))
     return path
 
 
-def test_only_complete_checkpoints_count(tmp_path):
-    assert newest(tmp_path / "none") is None
-    complete, broken, cut = (fake_checkpoint(tmp_path, step) for step in (2, 4, 10))
+def change(file):
+    """One bit, at the same size."""
+    text = bytearray(file.read_bytes())
+    text[-1] ^= 1
+    file.write_bytes(text)
+
+
+def test_only_whole_checkpoints_count_and_the_others_are_named(tmp_path, control):
+    said = []
+    assert newest_whole(tmp_path / "none", control, said.append) is None and said == []
+    older, whole, broken, cut, changed = (fake_checkpoint(tmp_path, step) for step in (2, 4, 6, 10, 12))
     (broken / "manifest.json").unlink()
     (cut / "state.json").write_text("{")
-    (tmp_path / "step_00000012.tmp").mkdir()
-    assert newest(tmp_path) == complete and not is_complete(broken) and not is_complete(cut)
+    change(changed / "state.json")
+    (tmp_path / "step_00000014.tmp").mkdir()
+    assert is_complete(changed) and not is_complete(broken) and not is_complete(cut)
+    assert newest_whole(tmp_path, control, said.append) == whole
+    first, second, third = said
+    assert first.startswith("the checkpoint step_00000012 is damaged and is called step_00000012.damaged now: ")
+    assert first.endswith("bytes 0 to 12 of state.json are not what was written")
+    assert second.endswith("state.json has 1 bytes instead of 12") and "manifest.json" in third
+    assert newest_whole(tmp_path, control, said.append) == whole and len(said) == 3
+    assert older.is_dir()
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [[], {"a": {}}, {"state.json": {"size": 11, "pieces": [7]}}, {"../x": 1}, {"/etc/hosts": 1}, {"a": {"size": []}}],
+)
+def test_a_manifest_that_is_none_is_a_damaged_checkpoint(tmp_path, control, listed):
+    whole, strange = fake_checkpoint(tmp_path, 2), fake_checkpoint(tmp_path, 4)
+    (strange / "manifest.json").write_text(json.dumps({"files": listed}))
+    said = []
+    assert newest_whole(tmp_path, control, said.append) == whole and len(said) == 1
+
+
+def test_a_run_of_damaged_checkpoints_alone_does_not_begin_anew(tmp_path, control):
+    for step in (2, 4):
+        change(fake_checkpoint(tmp_path, step) / "state.json")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"is whole: step_00000002\.damaged, step_00000004\.damaged"):
+            newest_whole(tmp_path, control, lambda _: None)
+
+
+def test_older_versions_noted_sizes_alone(tmp_path, control):
+    path = fake_checkpoint(tmp_path, 2, digests=False)
+    assert newest_whole(tmp_path, control, pytest.fail) == path
 
 
 def test_prune_keeps_the_newest_and_clears_unfinished_saves(tmp_path):
     for step in (2, 4, 10):
         fake_checkpoint(tmp_path, step)
-    (tmp_path / "step_00000012.tmp").mkdir()
+    for name in ("step_00000012.tmp", "step_00000006.damaged", "step_00000010.damaged", "step_00000014.damaged"):
+        (tmp_path / name).mkdir()
     prune(tmp_path, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000004", "step_00000010"]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["step_00000004", "step_00000010", "step_00000014.damaged"]

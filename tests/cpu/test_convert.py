@@ -223,6 +223,8 @@ def test_a_resharded_run_goes_on(optimizer, tiny, tmp_path):
     one = write_run(tmp_path, tiny("qwen3"), name="one", **choice)
     two = write_run(tmp_path, tiny("qwen3"), name="two", nproc_per_node=2, tensor_model_parallel_size=2, **choice)
     run_ranks("reshard", 1, tmp_path, one, "save")
+    assert "common.pt" in (tmp_path / "saved/step_00000002/manifest.json").read_text()
+    command("verify", tmp_path / "saved/step_00000002")  # by the digests that the trainer took
     command("reshard", tmp_path / "saved/step_00000002", tmp_path / "cut", "--tp", 2, "--hf-config", tiny("qwen3"))
     run_ranks("reshard", 2, tmp_path, two, "go_on")
     want, got = load_file(tmp_path / "four.safetensors"), load_file(tmp_path / "went_on.safetensors")

@@ -43,7 +43,7 @@ def ends():
 def sent(ends, tensors, bucket: int, seed: int = 1):
     with ThreadPoolExecutor(2) as pool:
         receiving = [pool.submit(lambda end=end: [(n, t.clone()) for n, t in end.receive(seed)]) for end in ends[1:]]
-        size = ends[0].send(tensors, seed, bucket)
+        size = ends[0].send(tensors, seed, bucket, lambda: None)
         return size, [future.result() for future in receiving]
 
 
@@ -67,16 +67,16 @@ def test_a_tensor_that_changes_on_its_way_is_named(ends, monkeypatch):
     monkeypatch.setattr(link, "HASHED", 1)
     real = Link._announce
 
-    def lying(self, told):
+    def lying(self, told, watch):
         """The sender's hash of one tensor is that of another one: to both ends it has changed."""
         if isinstance(told, dict):
             told["hashes"]["odd"] += 1
-        real(self, told)
+        real(self, told, watch)
 
     monkeypatch.setattr(Link, "_announce", lying)
     with ThreadPoolExecutor(2) as pool:
         receiving = [pool.submit(lambda end=end: list(end.receive(1))) for end in ends[1:]]
-        ends[0].send(TENSORS, 1, 100)
+        ends[0].send(TENSORS, 1, 100, lambda: None)
         for future in receiving:
             with pytest.raises(RolloutError, match=r"1 of 7 sampled tensors changed .*\['odd'\]"):
                 future.result()

@@ -15,9 +15,10 @@ import torch
 import torch.distributed as dist
 
 from grpo_hpc.control import Control
-from grpo_hpc.errors import ServersLost
+from grpo_hpc.errors import RolloutError, ServersLost
 from grpo_hpc.rollout import server_engine
 from grpo_hpc.rollout.engine import Request
+from grpo_hpc.rollout.link import Link
 from grpo_hpc.rollout.server_engine import ServerEngine
 
 FOR_EVER = 1000.0  # minutes: pytest's own limit would strike first
@@ -41,18 +42,21 @@ def silent():
 
 @contextmanager
 def answering(**answers):
-    """A server that answers ``path="JSON"``, and nothing else, ever."""
+    """A server that answers ``path=answer``, perhaps after its status or by a function; nothing else, ever."""
     end = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             said = answers.get(self.path.strip("/"))
+            told = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            if callable(said):
+                said = said(json.loads(told)) if told else said()
             if said is None:
-                self.rfile.read(int(self.headers.get("Content-Length", "0")))
                 end.wait()
                 return
+            status, said = said if isinstance(said, tuple) else (200, said)
             text = json.dumps(said).encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)
@@ -121,9 +125,56 @@ def test_an_engine_that_hangs_is_known_long_before_the_limit(control, monkeypatc
 
 def test_weights_that_a_server_does_not_take_end_the_wait(control, silent):
     lost = engine(control, silent, minutes=1 / 60)
-    with pytest.raises(ServersLost, match="weights did not reach the vLLM servers within 1 s"):
+    with pytest.raises(
+        ServersLost, match=r"(weights did not reach the vLLM servers|has not answered /weights) within 1 s"
+    ):
         lost.load_weights(iter([("a", torch.zeros(3))]), 1)
     assert lost.version is None
+
+
+def test_a_server_that_hangs_before_weights_come_is_known_long_before_the_limit(control, silent, monkeypatch):
+    monkeypatch.setattr(server_engine, "_PROBE_S", 0.1)
+    monkeypatch.setattr(server_engine, "_PROBE_LIMIT_S", 1.0)
+    lost = engine(control, silent)
+    with pytest.raises(ServersLost, match=rf"{silent} has not answered /health within 1 s"):
+        lost.load_weights(iter([("a", torch.zeros(3))]), 1)
+
+
+def test_a_server_that_hangs_while_weights_come_is_known_long_before_the_limit(control, monkeypatch):
+    """It has joined the broadcast, and takes nothing: only a question tells that from a slow network."""
+    monkeypatch.setattr(server_engine, "_PROBE_S", 0.1)
+    monkeypatch.setattr(server_engine, "_PROBE_LIMIT_S", 1.0)
+    joined, sent = [], []
+
+    def joins(told):
+        place = told["host"], told["port"], told["first_rank"], told["size"]
+        joined.append(Link(*place, torch.device("cpu"), told["timeout_s"]))
+
+    def tensors():
+        for name in "abc":
+            sent.append(name)
+            yield name, torch.zeros(1 << 22)
+
+    with answering(health=lambda: None if joined else {"step_s": 0.0}, weights=joins) as hung:
+        lost = engine(control, hung)
+        with pytest.raises(ServersLost, match=rf"{hung} has not answered /health within 1 s"):
+            lost.load_weights(tensors(), 1)
+    assert joined and sent == ["a", "b", "c"], "what is collective is gone through to its end"
+    assert lost.version is None
+
+
+def test_a_server_that_fails_is_lost_and_one_that_refuses_is_not(control):
+    with (
+        answering(generate=(500, {"error": "a worker died"})) as url,
+        pytest.raises(ServersLost, match=r"\(500\): a w"),
+    ):
+        engine(control, url).generate([Request([1], 0)])
+    with (
+        answering(generate=(400, {"error": "too long"})) as url,
+        pytest.raises(RolloutError, match="refused") as caught,
+    ):
+        engine(control, url).generate([Request([1], 0)])
+    assert not isinstance(caught.value, ServersLost)
 
 
 def test_no_thread_keeps_the_process_from_ending(control, silent, monkeypatch):

@@ -32,6 +32,7 @@ PROFILE = {
     "time_limit": "30:00",
     "preflight": {"enabled": False},
 }
+ON_SERVERS = {"rollout": {"vllm_mode": "server", "vllm_server_nodes": 2, "vllm_server_timeout": 60}}
 
 
 def prepare(

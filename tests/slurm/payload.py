@@ -2,7 +2,8 @@
 
 Its ranks stay together without torch, whose import takes longer than all they do; ``test_trainer.py`` has the trainer.
 ``payload.json`` in the run directory: ``steps``, seconds per step ``pause`` in the first ``slow`` attempts (1) and
-hardly any in the others, and ``fault``, such as ``{"attempt": "attempt_1", "step": 2, "rank": 3, "kind": "kill"}``.
+hardly any in the others, ``save_at``, a step that is saved, ``deaf``, an attempt that does not obey the wish to stop,
+and ``fault``, such as ``{"attempt": "attempt_1", "step": 2, "rank": 3, "kind": "kill"}``.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def main(run: RunDir) -> int:
     rank, attempt = int(os.environ["RANK"]), run.latest_attempt()
     redirect_output(RunDir.rank_log(attempt, rank))
     signalled: list[int] = []
+    hears = told.get("deaf") != attempt.name  # to the wish to stop
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda *got: signalled.append(got[0]))
     together = Together(attempt / "meeting", rank, int(os.environ["WORLD_SIZE"]))
@@ -49,7 +51,7 @@ def main(run: RunDir) -> int:
                 hold.require()
             ask_servers(attempt, told.get("asks", "/v1/completions"), told.get("keeps_on", False))
         misbehave(told.get("fault", {}), attempt.name, step, rank)
-        if together.any(bool(signalled) or run.stop.exists()):
+        if together.any(hears and (bool(signalled) or run.stop.exists())):
             save(run, step, rank, together)
             if rank == 0:
                 events.stopped(step)
@@ -63,6 +65,8 @@ def main(run: RunDir) -> int:
             events.metrics(step, metrics)
             with (run.path / "steps.txt").open("a") as file:
                 file.write(f"{attempt.name} {step}\n")
+        if step == told.get("save_at"):
+            save(run, step, rank, together)
     save(run, step, rank, together)
     if rank == 0:
         events.finished({"lines": []})

@@ -1,13 +1,14 @@
 """A stand-in for vLLM's server: takes its options, its key from ``VLLM_API_KEY``, and answers over real HTTP.
 
 ``payload.json`` in the run directory: ``server_fault``, such as
-``{"attempt": "attempt_1", "server": 1, "kind": "die", "requests": 3}``; other kinds are ``start`` and ``deaf``.
+``{"attempt": "attempt_1", "server": 1, "kind": "die", "requests": 3}``; other kinds are ``start``, ``deaf``, ``hold``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import sys
 import threading
@@ -58,9 +59,18 @@ def main() -> int:
         def log_message(self, *_: object) -> None:
             """Say nothing of every request."""
 
+    held = [shared_memory(told.seed)] if fault.get("kind") == "hold" else []
     started = time.monotonic()
     ThreadingHTTPServer((told.host, told.port), Handler).serve_forever()
-    return 0
+    return len(held)
+
+
+def shared_memory(seed: int) -> mmap.mmap:
+    """A segment of this process that nobody removes when it is killed."""
+    with Path(f"/dev/shm/test-{os.getppid()}-{seed}").open("w+b") as file:
+        file.write(bytes(4096))
+        file.flush()
+        return mmap.mmap(file.fileno(), 4096)
 
 
 def fault_of(seed: int) -> dict[str, Any]:

@@ -108,6 +108,17 @@ def test_a_missing_image_names_node_and_reason(submit, tmp_path):
     assert "gone.sif" in reason(run)
 
 
+def test_no_healthy_node_is_left_out_where_nobody_got_through(submit, tmp_path):
+    """A network that none of them has: the check names no node, and the next job may have the same ones."""
+    check = CHECK | {"exclude_node": True, "seconds": 60}
+    broken = {"environment": {"GLOO_SOCKET_IFNAME": "nothere0"}}
+    run = submit(run={"max_failures": 1}, profile={"preflight": check, **broken})
+    first, second = ended(run, 2)
+    assert first.state == second.state == "preflight", everything(run)
+    assert first.reason.startswith("no node by itself: the all-reduce over all ranks failed")
+    assert first.nodes == second.nodes == ["node1", "node2"]
+
+
 @pytest.mark.parametrize("executor", ["slurm", "submitit"])
 def test_a_bad_node_can_be_excluded(submit, tmp_path, executor):
     check = CHECK | {"exclude_node": True, "seconds": 60}

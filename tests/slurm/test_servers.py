@@ -9,7 +9,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import pytest
-from lightruns import contained, ended, everything, job, prepare, wait_for
+from lightruns import ON_SERVERS, contained, ended, everything, job, prepare, wait_for
 from tiny import save_tiny_model
 
 from grpo_hpc.cluster import slurm
@@ -18,7 +18,6 @@ from grpo_hpc.jobs.prepare import SERVER, stored_profile
 from grpo_hpc.runs.attempts import Attempt, history
 from grpo_hpc.runs.run_dir import RunDir
 
-ON_SERVERS = {"rollout": {"vllm_mode": "server", "vllm_server_nodes": 2, "vllm_server_timeout": 60}}
 DIED = r"server \d on node[34] ended: exit code 7; server_\d.log: RuntimeError: the server was told to die"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lightruns import PAYLOAD, empty_queue, ended, everything, job, wait_for
+from lightruns import ON_SERVERS, PAYLOAD, empty_queue, ended, everything, job, wait_for
 
 from grpo_hpc.cluster import slurm
 from grpo_hpc.jobs.executors import start
@@ -60,6 +60,17 @@ def test_the_time_limit_saves_and_requeues(submit):
     assert 0 < first.last_step == second.first_step
     done = [int(line.split()[1]) for line in steps(run)]
     assert done == list(range(1, len(done) + 1))  # no step is lost, none is made twice
+
+
+def test_a_step_longer_than_the_time_to_save_is_ended_recorded_and_requeued(submit):
+    """The ranks never obey: at the limit Slurm would kill them with the supervisor, and nobody would know."""
+    limit = {"time_limit": "1:00", "save_before_s": 20}
+    run = submit(profile=limit, sections=ON_SERVERS, steps=300, pause=0.3, deaf="attempt_1", save_at=3)
+    first, second = ended(run, 2, 150)
+    assert (first.state, second.state) == ("timeout", "success"), everything(run)
+    assert first.reason.startswith("ended before it had saved what came after step 3; a step or a rollout took longer")
+    assert (first.job_id, first.restart + 1) == (second.job_id, second.restart)
+    assert first.last_step == second.first_step == 3
 
 
 def test_signals_that_come_twice_save_once(submit):
@@ -183,13 +194,25 @@ def small_disk() -> Iterator[Path]:
             subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_full_disk_is_recorded(submit, small_disk):
-    fault = {"kind": "fill", "file": str(small_disk / "waste"), "rank": 1}
-    run = submit(folder=str(small_disk), run={"max_failures": 0}, fault=fault)
+def test_a_full_disk_is_recorded_and_the_job_goes_on_when_there_is_room(submit, small_disk):
+    """The supervisor's own log is on that disk, too."""
+    waste = small_disk / "waste"
+    run = submit(folder=str(small_disk), fault={"kind": "fill", "file": str(waste), "rank": 1})
     (first,) = ended(run, 1)
     assert first.state == "crash", everything(run)
     assert first.reason.endswith(f"the disk of {run.path} is full")
-    wait_for(lambda: slurm.state(job(run)) == "FAILED", "the job to end")
+    waste.unlink()  # Slurm waits some seconds before it starts a job again
+    assert states(run, 2) == ["crash", "success"], everything(run)
+
+
+def test_a_signal_to_the_steps_alone_saves_and_stops(submit):
+    run = submit(steps=60, pause=0.1)
+    wait_for_step(run, 3)
+    slurm.call(["scancel", "--signal=TERM", job(run)])
+    (first,) = ended(run, 1)
+    assert (first.state, first.exit_code) == ("stopped", 0), everything(run)
+    assert first.last_step >= 3
+    wait_for(lambda: slurm.state(job(run)) == "COMPLETED", "the job to end well")
 
 
 def test_two_jobs_share_their_nodes(submit):

@@ -9,9 +9,10 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grpo_hpc.files import write_atomically
 from grpo_hpc.jobs.checks.node_reports import report_path, this_node
@@ -29,12 +30,17 @@ _PATIENCE_S = 60
 def main(run_dir: RunDir) -> int:
     """Check the network between all ranks; findings go into the report of each node."""
     path = report_path(run_dir.latest_attempt(), this_node())
+    _note(path, {"arrived": True})
     speeds = _all_reduce(run_dir.config().resources.device)
+    _note(path, {"joined": True, **speeds}, lambda: _canaries(path.parent))
+    return 0
+
+
+def _note(path: Path, found: dict[str, Any], look: Callable[[], list[str]] = list) -> None:
+    """Add what was found, and the problems that ``look`` finds, to the report of this node; its first rank does."""
     if os.environ["LOCAL_RANK"] == "0":
         report = json.loads(path.read_text())
-        report["problems"] += _canaries(path.parent)
-        write_atomically(path, json.dumps(report | {"joined": True, **speeds}))
-    return 0
+        write_atomically(path, json.dumps(report | found | {"problems": [*report["problems"], *look()]}))
 
 
 def _canaries(folder: Path) -> list[str]:

@@ -12,20 +12,28 @@ from typing import Any
 
 from grpo_hpc.cluster.profile import Floors
 from grpo_hpc.config import RunConfig
+from grpo_hpc.runs.log_ends import ends_of
 
 TOOK_TOO_LONG = 124
 """Exit code that stands for a check that was ended, as timeout(1) has it."""
 
 
+_NO_NODE = "no node by itself"
+
+
 @dataclass(frozen=True)
 class BadNode:
-    """A node that a run cannot use, and why, in one line."""
+    """A node that a run cannot use, and why, in one line.
 
-    node: str
+    Attributes:
+        node: None where something is wrong and no node is known to be the one.
+    """
+
+    node: str | None
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.node}: {self.reason}"
+        return f"{self.node}: {self.reason}" if self.node else f"{_NO_NODE}: {self.reason}"
 
 
 def server_nodes(cfg: RunConfig) -> int:
@@ -53,7 +61,7 @@ def bad_node(attempt: Path, nodes: list[str], cfg: RunConfig, floors: Floors, co
     reports = {node: _read(report_path(attempt, node)) for node in nodes}
     needed = cfg.resources.nodes + server_nodes(cfg)
     if len(nodes) != needed:
-        return BadNode(nodes[0], f"the job has {len(nodes)} nodes, the run needs {needed}")
+        return BadNode(None, f"the job has {len(nodes)} nodes, the run needs {needed}")
     return next((found for found in _problems(reports, cfg, floors, code, attempt) if found), None)
 
 
@@ -83,14 +91,26 @@ def _problems(
     first = next(iter(reports))
     speed = reports[first].get("bandwidth_gbps")
     if speed is None:
-        stuck = [node for node, report in reports.items() if not report.get("joined")]
         how = "timed out" if code == TOOK_TOO_LONG else f"failed (exit code {code})"
-        yield BadNode((stuck or [first])[0], f"the all-reduce over all ranks {how}{_last(attempt)}")
+        yield BadNode(_missing(reports), f"the all-reduce over all ranks {how}{_last(attempt)}")
     elif speed < floors.bandwidth_gbps:
         slow = min(reports, key=lambda node: float(reports[node].get("local_gbps", 0.0)))
         within = f" (within this node {reports[slow].get('local_gbps', 0.0):.2f}, the least of all)"
         said = f"all-reduce over all ranks at {speed:.2f} GB/s, the profile demands {floors.bandwidth_gbps:g}"
         yield BadNode(slow, said + (within if len(reports) > 1 else ""))
+
+
+def _missing(reports: dict[str, dict[str, Any]]) -> str | None:
+    """The node without which the others could not reduce; None when it cannot be told.
+
+    One that did not come to the meeting, else one that did not get through it while others did. When all came and none
+    got through, the network between them is at fault, or any of them.
+    """
+    for sign in ("arrived", "joined"):
+        missing = [node for node, report in reports.items() if not report.get(sign)]
+        if 0 < len(missing) < len(reports):
+            return missing[0]
+    return None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -102,7 +122,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _last(attempt: Path) -> str:
     """The last line that the step wrote, which mostly is the reason."""
-    log = attempt / "check.log"
-    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    lines = ends_of(attempt / "check.log").split("\n")
     said = [line.strip() for line in lines if "error" in line.lower() or "FATAL" in line]
     return f": {said[0][:200]}" if said else ""

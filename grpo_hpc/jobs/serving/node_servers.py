@@ -25,13 +25,17 @@ from grpo_hpc.files import write_atomically
 from grpo_hpc.jobs.checks.node_reports import this_node
 from grpo_hpc.jobs.ports import claimed_port
 from grpo_hpc.jobs.processes import descendants, end_family, start_family
+from grpo_hpc.jobs.serving.segments import note_segments, remove_segments
 from grpo_hpc.runs.crash import find_crash
 from grpo_hpc.runs.ends import what_happened
+from grpo_hpc.runs.rank_log import shorten
 from grpo_hpc.runs.run_dir import RunDir
 
 END = "end"
 """File beside the servers' addresses that ends them."""
 _POLL_S = 0.5
+_SELDOM = 10  # so many polls are between two looks at what costs more
+_SEGMENTS = ".shm"
 _GRACE_S = 10.0
 _PORTS = 1000  # how far from the planned port a free one is looked for
 
@@ -43,15 +47,34 @@ def main(run_dir: RunDir, program: list[str]) -> int:
     attempt, cfg = run_dir.latest_attempt(), run_dir.config()
     at = cfg.resources.nodes + int(os.environ["SLURM_PROCID"])
     here = {number: server for number, server in enumerate(run_dir.planned_servers()) if server["node"] == at}
-    end = RunDir.api_key(attempt).with_name(END)
-    with _started(cfg, attempt, program, here) as processes:
-        while not end.exists():
-            for number, process in processes.items():
-                if (code := process.poll()) is not None:
-                    print(f"server {number} on {this_node()} ended: {_why(attempt, number, code)}", flush=True)
-                    return 1
-            time.sleep(_POLL_S)
-    return 0
+    folder = RunDir.api_key(attempt).parent
+    for left in run_dir.path.glob(f"attempt_*/{folder.name}/{this_node()}{_SEGMENTS}"):
+        remove_segments(left)  # of servers that were killed with their step
+    segments = folder / f"{this_node()}{_SEGMENTS}"
+    try:
+        with _started(cfg, attempt, program, here) as processes:
+            return _watch(attempt, processes, folder / END, segments)
+    finally:
+        remove_segments(segments)
+
+
+def _watch(attempt: Path, processes: Mapping[int, subprocess.Popen[bytes]], end: Path, segments: Path) -> int:
+    """Until told to end (0), or until a server has ended (1)."""
+    polls = 0
+    while True:
+        if polls % _SELDOM == 0:
+            note_segments(segments, descendants())
+            for number in processes:
+                shorten(RunDir.server_log(attempt, number))
+        for number, process in processes.items():
+            if (code := process.poll()) is not None:
+                print(f"server {number} on {this_node()} ended: {_why(attempt, number, code)}", flush=True)
+                return 1
+        if end.exists():
+            note_segments(segments, descendants())
+            return 0
+        polls += 1
+        time.sleep(_POLL_S)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 from grpo_hpc.files import write_atomically
 from grpo_hpc.jobs.serving.node_servers import END
 from grpo_hpc.jobs.steps import Steps, wait
+from grpo_hpc.runs.log_ends import ends_of
 from grpo_hpc.runs.run_dir import RunDir
 
 _END_S = 20
@@ -39,7 +40,7 @@ class Servers:
     def failure(self) -> str | None:
         """Why they cannot be used any more; None while all of them run."""
         code, log = self.process.poll(), self.folder / "servers.log"
-        said = log.read_text(errors="replace") if log.exists() else ""
+        said = ends_of(log)
         if own := re.search(r"^server \d+ on .* ended: .*", said, re.MULTILINE):
             return own[0]  # said before Slurm has ended the step on the other nodes
         if code is None:
@@ -91,8 +92,12 @@ class Servers:
 
 
 @contextmanager
-def serving(steps: Steps, folder: Path) -> Iterator[Servers]:
-    """The servers of the attempt in ``folder``; all of them are ended, and their key is removed, with the context."""
+def serving(steps: Steps, folder: Path, hurry: Callable[[], object] = lambda: False) -> Iterator[Servers]:
+    """The servers of the attempt in ``folder``; all of them are ended, and their key is removed, with the context.
+
+    Args:
+        hurry: as soon as this is true, servers that do not end by themselves are killed.
+    """
     place, key = folder / "servers", RunDir.api_key(folder)
     place.mkdir()
     try:
@@ -103,6 +108,6 @@ def serving(steps: Steps, folder: Path) -> Iterator[Servers]:
                 yield Servers(folder, len(steps.run_dir.planned_servers()), process)
             finally:
                 (place / END).touch()
-                wait(process, _END_S)
+                wait(process, _END_S, hurry)
     finally:
         key.unlink(missing_ok=True)

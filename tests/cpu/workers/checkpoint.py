@@ -8,6 +8,8 @@ Arguments: output folder, run files for this number of ranks. Prints what differ
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -47,6 +49,7 @@ def main() -> None:
         saved = files.save(folder / cfg.name, policy, half_used, platform)
         resumed = TrainedPolicy(cfg, platform, control())
         reference = copy_of(resumed.chunks, cfg, platform)
+        assert found_whole(saved) == saved
         state = files.load(saved, resumed, platform)
         assert (state.step, state.position) == (2, 7)
         assert_same(state.experience, experience)
@@ -73,6 +76,31 @@ def check_rate(cfg, platform, files, saved):
     policy = TrainedPolicy(lower, platform, control())
     files.load(saved, policy, platform)
     assert {group["lr"] for group in policy.optimizer.param_groups} == {lower.optimizer.lr}
+
+
+def found_whole(saved):
+    """What a resume takes after a block of a newer checkpoint was lost, at the same size; all of it has a digest."""
+    from grpo_hpc.train import checkpoints
+
+    shared, said = control(), []
+
+    def damage():
+        newer = saved.with_name("step_00000003")
+        shutil.copytree(saved, newer)
+        listed = json.loads((newer / "manifest.json").read_text())["files"]
+        assert listed.keys() == {str(p.relative_to(newer)) for p in newer.rglob("*") if p.is_file()} - {"manifest.json"}
+        assert all(sum(piece[2] for piece in file["pieces"]) == file["size"] for file in listed.values())
+        largest = max((newer / "megatron").glob("*.distcp"), key=lambda path: path.stat().st_size)
+        with largest.open("r+b") as file:
+            file.seek(largest.stat().st_size // 2 // 4096 * 4096)
+            file.write(bytes(4096))
+
+    shared.from_first(damage, "a damaged checkpoint")
+    found = checkpoints.newest_whole(saved.parent, shared, said.append)
+    if shared.first:
+        assert len(said) == 1 and ".distcp are not what was written" in said[0], said
+        shutil.rmtree(saved.with_name("step_00000003.damaged"))
+    return found
 
 
 def logprobs(experience, value):

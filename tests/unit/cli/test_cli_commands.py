@@ -98,6 +98,17 @@ def test_plan_shows_the_script_that_submit_writes(capsys: pytest.CaptureFixture[
     assert shown.endswith(script)
 
 
+def test_plan_and_submit_say_when_a_step_is_longer_than_a_job_has_to_save(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "site.yaml").write_text("executor: slurm\ntime_limit: 1:00:00\nsave_before_s: 1\n")
+    changes = [f"cluster.profile={tmp_path}/site.yaml", f"output_dir={tmp_path}"]
+    file = QUICKSTART.replace("quickstart", "qwen3_8b")
+    for words in (["plan"], ["submit", "--dry-run"]):
+        assert run(*words, file, *changes) == 0
+        assert "save_before_s of the cluster profile" in " ".join(capsys.readouterr().out.split())
+
+
 def test_more_nodes_than_this_machine_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run("submit", QUICKSTART, f"output_dir={tmp_path}", "nodes=2", "global_batch_size=256") == 2
     assert "this machine only" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from grpo_hpc.config import RunConfig
 from grpo_hpc.jobs.checks.node_reports import TOOK_TOO_LONG, bad_node, report_path
 
 NODES = ["gpu1", "gpu2", "gpu3"]
-GOOD = {"free_gib": {"/runs": 50.0}, "problems": [], "joined": True}
+GOOD = {"free_gib": {"/runs": 50.0}, "problems": [], "arrived": True, "joined": True}
 GOOD |= {"clock": 1000.0, "bandwidth_gbps": 90.0, "local_gbps": 200.0}
 
 
@@ -76,6 +76,19 @@ def test_an_all_reduce_that_never_ended_names_who_did_not_join(tmp_path, code, h
     assert found(tmp_path, code, **changed) == f"gpu3: the all-reduce over all ranks {how}"
 
 
+def test_a_node_that_did_not_come_to_the_meeting_is_named(tmp_path):
+    waiting = {"joined": False, "bandwidth_gbps": None}
+    changed = {"gpu1": waiting, "gpu2": waiting | {"arrived": False}, "gpu3": waiting}
+    assert found(tmp_path, TOOK_TOO_LONG, **changed) == "gpu2: the all-reduce over all ranks timed out"
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_when_nobody_got_through_no_node_is_named(tmp_path, arrived):
+    nobody = {"arrived": arrived, "joined": False, "bandwidth_gbps": None}
+    said = found(tmp_path, 1, **dict.fromkeys(NODES, nobody))
+    assert said == "no node by itself: the all-reduce over all ranks failed (exit code 1)"
+
+
 def test_what_a_node_says_comes_before_the_silence_of_others(tmp_path):
     assert (
         found(tmp_path, 1, gpu1=None, gpu3={"problems": ["0 of 8 GPUs are visible"]}) == "gpu3: 0 of 8 GPUs are visible"
@@ -83,4 +96,4 @@ def test_what_a_node_says_comes_before_the_silence_of_others(tmp_path):
 
 
 def test_too_few_nodes(tmp_path):
-    assert found(tmp_path, nodes=4) == "gpu1: the job has 3 nodes, the run needs 4"
+    assert found(tmp_path, nodes=4) == "no node by itself: the job has 3 nodes, the run needs 4"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -19,6 +20,7 @@ from grpo_hpc.addresses import own_address
 from grpo_hpc.cluster.profile import Profile, require_complete
 from grpo_hpc.config import load_run
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
+from grpo_hpc.jobs.checks.node_reports import this_node
 from grpo_hpc.jobs.ports import claimed_port
 from grpo_hpc.jobs.serving.node_servers import _device, options
 from grpo_hpc.jobs.serving.server_steps import Servers, serving
@@ -90,6 +92,28 @@ def test_servers_come_up_with_a_key_of_their_own_and_leave_nothing(run):
     for place in found:
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", int(place["url"].rpartition(":")[2]))) != 0
+
+
+def test_segments_of_servers_are_removed_and_nobody_elses(run):
+    """At the end, and those of an earlier start that was killed as a whole; a segment in use stays."""
+    with_fault(run, kind="hold", port=None)
+    kept, left, used = (Path(f"/dev/shm/test-{os.getpid()}-{name}") for name in ("kept", "left", "used"))
+    folder = run.latest_attempt()
+    with ExitStack() as stack:
+        for path in (kept, left, used):
+            path.write_bytes(bytes(4096))
+            stack.callback(path.unlink, missing_ok=True)
+        mapped = stack.enter_context(used.open("r+b"))
+        stack.enter_context(mmap.mmap(mapped.fileno(), 4096))
+        earlier = run.path / "attempt_0" / "servers" / f"{this_node()}.shm"
+        earlier.parent.mkdir(parents=True)
+        earlier.write_text(f"{left}\n{used}\n/dev/shm/test-never-there\n")
+        with serving(Steps(run), folder) as servers:
+            assert servers.await_ready(30, lambda: False) is None
+            mine = list(Path("/dev/shm").glob(f"test-{servers.process.pid}-*"))
+            assert len(mine) == 2
+        assert not any(path.exists() for path in (*mine, left, earlier, folder / "servers" / earlier.name))
+        assert kept.exists() and used.exists()
 
 
 @pytest.mark.parametrize(

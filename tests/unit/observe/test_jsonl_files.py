@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 
 from grpo_hpc.observe.events import EventLog, read_events
 from grpo_hpc.observe.history import History
@@ -90,3 +92,26 @@ def test_history_reads_what_sinks_write(tmp_path):
     assert history.names("eval/") == ["eval/x/mean"] and history.names() == ["eval/x/mean", "loss"]
     history.forget_after(0)
     assert history.names() == ["eval/x/mean"] and history.last("loss") is None
+
+
+FULL_DISK = """
+import resource, signal, sys
+from grpo_hpc.observe.jsonl import JsonLines
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+lines = JsonLines(sys.argv[1])
+lines.write([{"n": 1}])
+try:
+    lines.write([{"n": 2, "text": "x" * 200}])
+except OSError as error:
+    print("refused", error.errno)
+lines.write([{"n": 3}])
+"""
+
+
+def test_a_row_that_does_not_fit_is_not_there_at_all(tmp_path):
+    """A limit of the file's size makes short writes, as a full disk does."""
+    path = tmp_path / "x.jsonl"
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, path], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("refused"), done.stderr
+    assert path.read_text() == '{"n": 1}\n{"n": 3}\n'

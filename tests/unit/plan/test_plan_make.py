@@ -121,6 +121,17 @@ def test_a_limit_that_is_short_for_a_rollout_is_a_note() -> None:
     assert note.endswith(f"give at least {math.ceil(2 * minutes)}")
 
 
+def test_a_rollout_longer_than_the_time_to_save_is_a_note() -> None:
+    cfg = shipped("qwen3_8b")
+    estimate = make_plan(cfg).estimate
+    assert estimate is not None and estimate.times is not None
+    longest = estimate.times.seconds("sync") + estimate.times.seconds("rollout")
+    assert not any("save_before_s" in warning for warning in make_plan(cfg, warned_s=math.ceil(longest)).warnings)
+    (note,) = [warning for warning in make_plan(cfg, warned_s=int(longest)).warnings if "save_before_s" in warning]
+    assert note.startswith(f"one rollout is estimated to take {longest:,.0f} s")
+    assert f"give at least {math.ceil(2 * longest):,} s" in note
+
+
 def test_a_model_folder_comes_before_the_planning_config(tmp_path: Path) -> None:
     config = json.loads(SMOLLM2.read_text()) | {"num_hidden_layers": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))

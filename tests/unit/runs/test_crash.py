@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 from grpo_hpc.runs.crash import find_crash
@@ -80,3 +82,39 @@ def test_a_killed_rank_comes_before_those_that_lost_it(tmp_path: Path) -> None:
     )
     crash = find_crash(*write(tmp_path, blocks, trace("RuntimeError: peer lost"), ""))
     assert (crash.log.name, crash.cause) == ("rank_1.log", "rank 1 was killed by signal 9 (SIGKILL)")
+
+
+def test_a_node_that_srun_says_was_killed_comes_before_those_that_lost_it(tmp_path: Path) -> None:
+    """torchrun itself was killed there, so nobody says which rank it was; srun kills the other tasks afterwards."""
+    launcher = "srun: error: node2: task 1: Killed\nsrun: Terminating StepId=7.0\nsrun: error: node1: task 0: {}\n"
+    lost = trace("RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
+    crash = find_crash(*write(tmp_path, launcher.format("Killed"), lost, ""))
+    assert crash.cause == "what starts the ranks on node2 was ended by a signal: Killed"
+    for code, cause in ((137, "what starts the ranks on node2 was killed by signal 9 (SIGKILL)"), (1, ""), (143, "")):
+        other = launcher.replace("task 1: Killed", f"task 1: Exited with exit code {code}").format("Killed")
+        assert find_crash(*write(tmp_path, other, trace("KeyError: 'x'"), "")).cause == cause
+
+
+def test_a_worker_that_vllm_lost_comes_before_what_its_engine_says(tmp_path: Path) -> None:
+    said = (
+        "ERROR [multiproc_executor.py:315] Worker proc VllmWorker-1 died unexpectedly (exit code: {}), shutting down.\n"
+    )
+    for code, how in (("-9", "was killed by signal 9 (SIGKILL)"), ("3", "ended with exit code 3")):
+        log, _ = write(tmp_path, said.format(code) + trace("EngineDeadError: EngineCore encountered an issue."))
+        assert find_crash(log, []).cause == f"vLLM's worker VllmWorker-1 {how}"
+
+
+def test_only_the_ends_of_long_logs_are_read(tmp_path: Path) -> None:
+    """Of 2 GB, most of which are a hole: memory and seconds would tell."""
+    launcher, (first, second) = write(tmp_path, ROOT_CAUSE, "", "")
+    for log in (first, second):
+        with log.open("wb") as file:
+            file.write(b"beginning\n")
+            file.seek(2**31)
+            file.write(b"\n" + trace("KeyError: 'x'").encode())
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))\n"
+    limited += "import sys; from pathlib import Path; from grpo_hpc.runs.crash import find_crash\n"
+    limited += "found = find_crash(*map(Path, sys.argv[1:2]), [*map(Path, sys.argv[2:])])\nprint(found.lines)"
+    command = [sys.executable, "-c", limited, *map(str, (launcher, first, second))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "KeyError: 'x'" in done.stdout, done.stderr

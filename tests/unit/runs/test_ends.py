@@ -24,7 +24,7 @@ def judged(folder: Path, code: int, launcher: str = "", rank: str = "", asked=No
     RunDir.launcher_log(folder).write_text(launcher)
     RunDir.rank_log(folder, 0).write_text(rank)
     logs = [RunDir.rank_log(folder, 0)]
-    return judge(code, asked, folder / "events.jsonl", offset, RunDir.launcher_log(folder), logs)
+    return judge(RunDir(folder), code, asked, offset, RunDir.launcher_log(folder), logs)
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,25 @@ def test_what_the_trainer_says_counts_first(tmp_path):
     )
 
 
+def test_a_lost_server_is_nobodys_mistake(tmp_path):
+    """Whoever notices it first: the trainer, which says so, or the supervisor."""
+    end = judged(tmp_path, 1, event=lambda events: events.error("ServersLost", "http://n2:1 has not answered", ""))
+    assert end == End("crash", "ServersLost: http://n2:1 has not answered")
+
+
 def test_an_end_that_was_asked_for(tmp_path):
     saved = judged(tmp_path, 0, asked="timeout", event=lambda events: events.stopped(8))
     assert saved == End("timeout", "saved and stopped after step 8")
-    assert judged(tmp_path, 1, asked="preempted") == End("preempted", "ended before it had saved")
+    assert judged(tmp_path, 1, asked="preempted") == End("preempted", "ended before anything was saved")
     assert judged(tmp_path, 0, event=lambda events: events.stopped(9)).state == "stopped"
+
+
+def test_a_reason_never_denies_a_save(tmp_path):
+    killed_after_it = judged(tmp_path, 137, asked="timeout", event=lambda events: events.stopped(8))
+    assert killed_after_it == End("timeout", "saved and stopped after step 8")
+    (tmp_path / "checkpoints" / "step_00000006").mkdir(parents=True)
+    late = judged(tmp_path, None, asked="timeout")
+    assert late.reason.startswith("ended before it had saved what came after step 6; a step or a rollout took longer")
 
 
 def test_success_needs_the_word_of_the_trainer(tmp_path):
@@ -134,3 +148,12 @@ def test_that_a_step_was_taken_down_is_no_reason(taken_down):
     """Slurm ends a step when one task has failed, and its line may come last; its other lines are causes."""
     why = "slurmstepd-node1: error: execve(): /nowhere/python: No such file or directory"
     assert what_happened(127, Crash(Path("launcher.log"), [why, taken_down])).endswith(why)
+
+
+def test_a_reason_is_about_the_failure_and_not_the_last_note_of_progress():
+    died = "ERROR 11-29 12:00:01 [multiproc_executor.py:259] Worker proc VllmWorker-1 died unexpectedly, shutting down."
+    lines = ["INFO 11-29 12:00:00 [core.py:1] ready", died, "INFO 11-29 12:00:02 [core.py:2] shutting down (no error)"]
+    assert what_happened(1, Crash(Path("server_0.log"), lines)) == f"exit code 1; server_0.log: {died}"
+    assert what_happened(1, Crash(Path("x.log"), ["bye", *lines[2:]])).endswith("x.log: bye")
+    assert what_happened(1, Crash(Path("x.log"), lines[2:])).endswith("(no error)")
+    assert what_happened(-9, Crash(Path("x.log"), [])) == "killed by signal 9 (SIGKILL); x.log: no output"

@@ -117,7 +117,7 @@ def test_following_goes_over_to_a_new_start_and_ends_with_the_run(
 def test_following_the_last_lines_of_a_run_that_is_over(run: RunDir, started: Attempt) -> None:
     log(run, started, "rank_0.log", "a\nb\nc\nd")
     started.end(run, "stopped", "", 0)
-    assert texts(line for line in follow_log(run, Wanted(), last=2) if line) == ["b", "c", "d"]  # d has no end
+    assert texts(line for line in follow_log(run, Wanted(), last=2) if line) == ["c", "d"]  # d has no end
 
 
 def test_json_is_one_object_a_line_and_bytes_that_are_no_text_do_no_harm(run: RunDir, started, cli, capfd) -> None:
@@ -174,3 +174,18 @@ def test_ctrl_c_ends_it_quietly(run: RunDir, started: Attempt) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
     assert b"Traceback" not in process.stderr.read()
+
+
+def test_a_log_larger_than_memory_is_read_in_blocks(run, monkeypatch):
+    folder = run.new_attempt()
+    monkeypatch.setattr(follow, "_BLOCK", 8)
+    RunDir.rank_log(folder, 0).write_text("one\ntwo\n" + "x" * 20 + "\nthree")
+    lines = texts(follow._Reader(None, RunDir.rank_log(folder, 0), None).rest())
+    assert lines == ["one", "two", "x" * 8, "x" * 8, "x" * 4, "three"]
+    cut = follow._Reader(None, RunDir.rank_log(folder, 0), None)
+    list(cut.rest())
+    RunDir.rank_log(folder, 0).write_text("short\n")  # cut, because it was too long
+    assert list(cut.new()) == []
+    with RunDir.rank_log(folder, 0).open("a") as file:
+        file.write("next\n")
+    assert texts(cut.new()) == ["next"]
