@@ -13,20 +13,17 @@ All requests at hand are in one batch, whichever trainer rank sent them; new wei
 
 from __future__ import annotations
 
-import hmac
 import itertools
-import json
 import os
 import queue
 import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
 from typing import Any
 
 from grpo_hpc.errors import EXIT_USER_ERROR
@@ -34,18 +31,10 @@ from grpo_hpc.redaction import redact_output
 from grpo_hpc.rollout.engine import WITHOUT_READING, completion_of, sampling_params
 from grpo_hpc.rollout.engine_arguments import unknown_arguments
 from grpo_hpc.rollout.engine_worker import JOIN, RECEIVE, PolicyReceiver
+from grpo_hpc.rollout.keyed_http import KeyedServer, Refused
 
 KEY = "VLLM_API_KEY"
-_STRANGERS = 1 << 16  # bytes that are read from whoever has no key
 EXTENSION = f"{PolicyReceiver.__module__}.{PolicyReceiver.__qualname__}"
-
-
-class Refused(Exception):
-    """A request that cannot be answered; ``status`` is HTTP's."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 @dataclass
@@ -186,57 +175,14 @@ class Service:
         return dict(told[0])
 
 
-def serve(service: Service, host: str, port: int, key: str) -> ThreadingHTTPServer:
-    """Answer requests in threads of their own, until shut down."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            found = {"/health": service.health, "/v1/models": service.model}.get(self.path)
-            self._guarded(lambda _: found)
-
-        def do_POST(self) -> None:
-            known = self.path in ("/generate", "/forget", "/weights")
-            self._guarded(lambda body: service.ask(self.path, _request(body)) if known else None)
-
-        def _guarded(self, work: Callable[[bytes], dict[str, Any] | None]) -> None:
-            told = self.headers.get("Content-Length", "0")
-            length = int(told) if told.isdecimal() else 0
-            if not hmac.compare_digest(self.headers.get("Authorization", "").encode(), f"Bearer {key}".encode()):
-                self.rfile.read(min(length, _STRANGERS))
-                self.close_connection = True
-                return self._say(401, {"error": "the key is missing or wrong"})
-            try:
-                found = work(self.rfile.read(length))
-            except Refused as error:
-                return self._say(error.status, {"error": str(error)})
-            except (ValueError, TypeError) as error:
-                return self._say(400, {"error": f"not a request: {error}"})
-            return self._say(404, {"error": f"nothing is at {self.path}"}) if found is None else self._say(200, found)
-
-        def _say(self, status: int, body: dict[str, Any]) -> None:
-            text = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass  # one line for each request says nothing
-
-    server = ThreadingHTTPServer((host, port), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
-
-
-def _request(body: bytes) -> dict[str, Any]:
-    told = json.loads(body)
-    if not isinstance(told, dict):
-        raise ValueError(f"an object is wanted, got {type(told).__name__}")
-    return told
+def serving(service: Service, host: str, port: int, key: str) -> KeyedServer:
+    """A server of ``service``, not started yet."""
+    gets: dict[str, Callable[[], dict[str, Any]]] = {
+        "/health": lambda: service.health,
+        "/v1/models": lambda: service.model,
+    }
+    posts = {path: partial(service.ask, path) for path in ("/generate", "/forget", "/weights")}
+    return KeyedServer(host, port, key, gets, posts)
 
 
 def main(words: list[str]) -> int:
@@ -266,7 +212,7 @@ def main(words: list[str]) -> int:
     engine = LLMEngine.from_engine_args(args)
     try:
         service = Service(engine)
-        serve(service, told.host, told.port, key)
+        serving(service, told.host, told.port, key).start()
         print(f"serving {args.model} at {told.host}:{told.port}", flush=True)
         service.run()
     finally:
