@@ -6,7 +6,8 @@ It answers whoever has the key in ``VLLM_API_KEY``, and nobody else, with JSON:
     GET  /v1/models  {"data": [{"id": the model, "max_model_len": tokens}]}
     POST /generate   {"prompts", "seeds", "options"} -> {"version", "completions": [[tokens, logprobs, finish_reason]]}
     POST /forget     {} -> {}, without cached keys and values
-    POST /weights    {"host", "port", "first_rank", "size", "timeout_s", "seed", "version"} -> {"bytes", "compared"}
+    POST /weights    {"host", "port", "first_rank", "size", "nonce", "timeout_s", "seed", "version"}
+                     -> {"bytes", "compared"}
 
 All requests at hand are in one batch, whichever trainer rank sent them; new weights wait until it has ended.
 """
@@ -63,7 +64,7 @@ class Service:
         self._numbers = itertools.count()
         self._running: dict[str, tuple[_Batch, int]] = {}  # by the engine's name of a completion
         self._version: int | None = None
-        self._joined: tuple[str, int] | None = None
+        self._joined: str | None = None  # the nonce of the broadcast that the workers are ends of
         self._step_began: float | None = None
 
     def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -108,6 +109,7 @@ class Service:
         return outputs
 
     def _begin(self, asked: _Asked) -> None:
+        """No request ends the service; what breaks the engine does."""
         try:
             if asked.path == "/generate":
                 self._generate(asked)
@@ -116,10 +118,10 @@ class Service:
             else:
                 self._engine.reset_prefix_cache()
                 asked.answer.set_result({})
-        except Refused as error:
-            asked.answer.set_exception(error)
-        except (KeyError, TypeError, ValueError) as error:
-            asked.answer.set_exception(Refused(400, f"{type(error).__name__}: {error}"))
+        except Exception as error:
+            if _breaks_the_engine(error):
+                raise
+            asked.answer.set_exception(_refusal(error))
 
     def _generate(self, asked: _Asked) -> None:
         from vllm import TokensPrompt
@@ -153,26 +155,41 @@ class Service:
         batch.asked.answer.set_result({"version": self._version, "completions": batch.found})
 
     def _take_weights(
-        self, host: str, port: int, first_rank: int, size: int, timeout_s: float, seed: int, version: int
+        self, host: str, port: int, first_rank: int, size: int, nonce: str, timeout_s: float, seed: int, version: int
     ) -> dict[str, Any]:
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        self._version = None
+        self._version, joined, self._joined = None, self._joined, None
         try:
-            if self._joined != (host, port):
-                self._engine.collective_rpc(JOIN, args=(host, port, first_rank, size, timeout_s))
+            if joined != nonce:
+                self._engine.collective_rpc(JOIN, args=(host, port, first_rank, size, nonce, timeout_s))
             told = self._engine.collective_rpc(RECEIVE, args=(seed,))
-        except EngineDeadError:
-            raise
         except Exception as error:  # of a worker, with its traceback in the log: an end of the broadcast is gone, say
-            self._joined = None
-            raise Refused(500, f"weights did not arrive: {str(error).splitlines()[0]}") from None
-        self._joined = host, port
+            if _breaks_the_engine(error):
+                raise
+            raise Refused(500, f"weights did not arrive: {_first_line(error)}") from None
+        self._joined = nonce
         if wrong := [answer["error"] for answer in told if "error" in answer]:
             raise Refused(422, wrong[0])
         self._engine.reset_prefix_cache()
         self._version = version
         return dict(told[0])
+
+
+def _breaks_the_engine(error: Exception) -> bool:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    return isinstance(error, EngineDeadError)
+
+
+def _refusal(error: Exception) -> Refused:
+    if isinstance(error, Refused):
+        return error
+    status = 400 if isinstance(error, (KeyError, TypeError, ValueError)) else 500
+    return Refused(status, f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    """Of what an exception says; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def serving(service: Service, host: str, port: int, key: str) -> KeyedServer:
