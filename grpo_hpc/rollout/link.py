@@ -81,7 +81,7 @@ class Link:
         found = self._of_all(proofs[rank], rank, size)
         if wrong := sum(not hmac.compare_digest(*pair) for pair in zip(found, proofs, strict=True)):
             raise ServersLost(
-                f"{wrong} of {size} ends of the broadcast of weights do not have its nonce, so somebody else has come to "
+                f"{wrong} of {size} ends of the broadcast of weights do not have its nonce: somebody else has come to "
                 "the trainer's port; no tensor was sent"
             )
 

@@ -15,6 +15,7 @@ All requests at hand are in one batch, whichever trainer rank sent them; new wei
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import queue
 import signal

@@ -55,7 +55,7 @@ def test_nobody_without_the_nonce_has_a_place_in_the_broadcast(stranger):
 
 
 def test_what_proved_the_nonce_once_does_not_prove_it_again(monkeypatch):
-    """A stranger who repeats what it heard, of itself or of another end."""
+    """A stranger who repeats what an end said when others met."""
     monkeypatch.setattr(link.os, "urandom", lambda count: b"always the same".ljust(count))
     heard, real = [], Link._of_all
 

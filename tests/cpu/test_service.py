@@ -1,4 +1,4 @@
-"""The service of a vLLM server when its engine fails at a request: over real HTTP, with an engine that fails as told."""
+"""The service of a vLLM server when its engine fails at a request: over real HTTP, with an engine that fails so."""
 
 from __future__ import annotations
 
