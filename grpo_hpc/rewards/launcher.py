@@ -21,9 +21,11 @@ from typing import Any
 
 OUT_OF_TIME, NOT_ISOLATED = 124, 125
 _CLONE = 0x10000000 | 0x00020000 | 0x40000000 | 0x20000000 | 0x08000000  # user, mount, net, pid, ipc
-_MS_PRIVATE, _NOSUID_NODEV = 0x4000 | 0x40000, 2 | 4
+_MS_PRIVATE, _MS_BIND, _MS_MOVE, _NOSUID_NODEV = 0x4000 | 0x40000, 0x1000, 0x2000, 2 | 4
+_DEVICES = ("null", "zero", "full", "random", "urandom")
 _MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE, _RDONLY = 442, -100, 0x8000, 1
-_PDEATHSIG, _CHILD_SUBREAPER, _NO_NEW_PRIVS = 1, 36, 38
+_PDEATHSIG, _SECCOMP, _CHILD_SUBREAPER, _NO_NEW_PRIVS = 1, 22, 36, 38
+_FILTER = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -106,7 +108,7 @@ def _become_the_program(order: dict[str, Any], processes: int) -> None:
         os.closerange(order["status"] + 1, 1 << 16)
         os.set_inheritable(order["status"], False)  # it closes where the program begins
         _limit(order, processes)
-        _check(_libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+        _refuse_calls(bytes.fromhex(order["filter"]))
         one_thread = dict.fromkeys(["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"], "1")
         environment = {"PATH": "/usr/bin:/bin", "HOME": order["folder"]} | one_thread
         # here capabilities end
@@ -123,18 +125,31 @@ def _not_isolated(status: int, error: BaseException) -> int:
 def _arrange_files(folder: str, size: int) -> None:
     """All files read-only but for an empty file system of ``size`` bytes on ``folder``.
 
-    /proc shows our own processes only, and /run, where the sockets of system services are, is empty.
+    /proc shows our own processes only, /dev no device that has memory of its own, and /run, where the sockets of system
+    services are, is empty.
     """
     _check(_libc.mount(None, b"/", None, _MS_PRIVATE, None), "mount /")
+    _arrange_devices(folder)
     if _libc.mount(b"proc", b"/proc", b"proc", _NOSUID_NODEV, None):  # containers may forbid it
         _check(_libc.mount(b"tmpfs", b"/proc", b"tmpfs", _NOSUID_NODEV, None), "mount /proc")
     if Path("/run").is_dir():
         _check(_libc.mount(b"tmpfs", b"/run", b"tmpfs", _NOSUID_NODEV, b"size=4k"), "mount /run")
+    Path(folder).mkdir(parents=True, exist_ok=True)  # where it was below /dev or /run
     attributes = (ctypes.c_uint64 * 4)(_RDONLY, 0, 0, 0)
     done = _libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, attributes, ctypes.sizeof(attributes))
     _check(done, "mount_setattr")
     options = f"size={size},nr_inodes=10000,mode=0700".encode()
     _check(_libc.mount(b"tmpfs", folder.encode(), b"tmpfs", _NOSUID_NODEV, options), "mount the work folder")
+
+
+def _arrange_devices(folder: str) -> None:
+    """Leave in /dev what every program may need; ``folder`` is where it is put together."""
+    _check(_libc.mount(b"tmpfs", folder.encode(), b"tmpfs", _NOSUID_NODEV, b"size=4k,mode=0755"), "mount devices")
+    for device in filter(Path.exists, map(Path("/dev").joinpath, _DEVICES)):
+        (place := Path(folder, device.name)).touch()
+        _check(_libc.mount(bytes(device), bytes(place), None, _MS_BIND, None), f"mount {device}")
+    Path(folder, "fd").symlink_to("/proc/self/fd")
+    _check(_libc.mount(folder.encode(), b"/dev", None, _MS_MOVE, None), "mount /dev")
 
 
 def _limit(order: dict[str, Any], processes: int) -> None:
@@ -145,8 +160,23 @@ def _limit(order: dict[str, Any], processes: int) -> None:
         (resource.RLIMIT_FSIZE, order["disk_bytes"]),
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
     ]:
         resource.setrlimit(kind, (value, value))
+
+
+class _Filter(ctypes.Structure):
+    """``struct sock_fprog`` of linux/filter.h."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
+def _refuse_calls(instructions: bytes) -> None:
+    """From here on, for all that this process becomes and starts; without privileges gained by ``execve``."""
+    _check(_libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "no new privileges")
+    loaded = _Filter(len(instructions) // 8, instructions)
+    _check(_libc.prctl(_SECCOMP, _FILTER, ctypes.byref(loaded)), "seccomp")
 
 
 def _end_orphans() -> None:

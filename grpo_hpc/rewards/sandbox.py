@@ -19,8 +19,14 @@ from typing import Any, Literal
 
 from grpo_hpc.errors import EnvironmentProblem
 from grpo_hpc.rewards.launcher import OUT_OF_TIME
+from grpo_hpc.rewards.seccomp import refusing_filter
 
 Isolation = Literal["namespaces", "limits"]
+_WHAT_TO_DO: dict[Isolation, str] = {
+    "namespaces": "User namespaces may be switched off on this machine or in this container. With `isolation: limits` "
+    "programs run without them: they can then read and write your files and use the network.",
+    "limits": "The kernel must have seccomp, and the container must allow it.",
+}
 _NOBODY = 65534
 _LAUNCHER = Path(__file__).with_name("launcher.py").read_text()
 _LONGEST_OUTPUT = 1 << 20  # bytes
@@ -83,17 +89,14 @@ def run_program(
         "input": text,
         "namespaces": isolation == "namespaces",
         "cpu_seconds": ceil(limits.seconds),
+        "filter": refusing_filter(os.uname().machine).hex(),
     }
     with tempfile.TemporaryDirectory(prefix="grpo-hpc-", ignore_cleanup_errors=True) as folder:
         if os.geteuid() == 0:
             os.chown(folder, _NOBODY, _NOBODY)
         ran, trouble = _launched(order | {"folder": folder}, interpreter, limits.seconds)
     if trouble:
-        raise EnvironmentProblem(
-            f"programs cannot be isolated here by {isolation} ({trouble})",
-            "User namespaces may be switched off on this machine or in this container. With `isolation: limits` "
-            "programs run without them: they can then read and write your files and use the network.",
-        )
+        raise EnvironmentProblem(f"programs cannot be isolated here by {isolation} ({trouble})", _WHAT_TO_DO[isolation])
     return ran
 
 

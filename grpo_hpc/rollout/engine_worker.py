@@ -28,11 +28,11 @@ class PolicyReceiver:
     model_runner: Any
     reload_weights: Any
 
-    def join_trainer(self, host: str, port: int, first_rank: int, size: int, timeout_s: float) -> None:
+    def join_trainer(self, host: str, port: int, first_rank: int, size: int, nonce: str, timeout_s: float) -> None:
         """Become an end of the trainer's broadcast; ``first_rank`` is that of this engine's first worker."""
         model = self.model_runner.get_model()
         in_place = self.device.type == "cuda" and loads_in_place(model)
-        link = Link(host, port, first_rank + self.rank, size, self.device, timeout_s)
+        link = Link(host, port, first_rank + self.rank, size, nonce, self.device, timeout_s)
         held = EngineTensors(model, synced_names(read_shape(self.model_config.model)))
         self._policy_ends = (link, held, Loading() if in_place else None)
 

@@ -1,13 +1,17 @@
 """Weights on their way from the trainer's first rank to the engines of servers on other nodes.
 
 One broadcast group spans that rank (rank 0) and every worker of every server: NCCL between GPUs, gloo between CPUs.
+Whoever comes to rank 0's port can take a place in it, so all ends prove to each other that they have a nonce, which
+travelled in a request with the key, before a tensor does.
 Tensors travel in buckets of bounded size, each announced by names, shapes and precisions, so the receiving side needs
 to know nothing beforehand. With the last bucket come hashes of sampled tensors, which the receivers compare.
 """
 
 from __future__ import annotations
 
+import hmac
 import json
+import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,13 +24,14 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from grpo_hpc.addresses import own_address
-from grpo_hpc.errors import RolloutError
+from grpo_hpc.errors import RolloutError, ServersLost
 from grpo_hpc.rollout.digest import tensor_hash
 
 HASHED = 16
 """One tensor in so many is hashed on both sides, others at every sync."""
 
 _POLL_S = 2e-4
+_PROOF = 32  # bytes, of SHA-256
 _ALIGNED = 16  # bytes; a view of a bucket must begin where its precision allows
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
@@ -37,8 +42,12 @@ class Link:
     Args:
         host, port: where rank 0 listens.
         rank, size: of this end.
+        nonce: what all ends have been told, and nobody else.
         listening: rank 0's socket, bound and listening.
         timeout_s: how long a broadcast may wait for its slowest end.
+
+    Raises:
+        ServersLost: an end does not have the nonce.
     """
 
     def __init__(
@@ -47,6 +56,7 @@ class Link:
         port: int,
         rank: int,
         size: int,
+        nonce: str,
         device: torch.device,
         timeout_s: float,
         listening: socket.socket | None = None,
@@ -61,6 +71,30 @@ class Link:
             master_listen_fd=None if listening is None else listening.detach(),
         )
         self._group = _process_group(store, host, rank, size, device, timedelta(seconds=timeout_s))
+        self._prove(nonce.encode(), rank, size)
+
+    def _prove(self, nonce: bytes, rank: int, size: int) -> None:
+        """Show all ends the nonce's HMAC of one's own rank and of what all ends have just drawn, and look at theirs.
+
+        Nobody can answer with what was heard before or from another end.
+        """
+        drawn = b"".join(self._of_all(os.urandom(_PROOF), rank, size))
+        proofs = [hmac.digest(nonce, end.to_bytes(4, "big") + drawn, "sha256") for end in range(size)]
+        found = self._of_all(proofs[rank], rank, size)
+        if wrong := sum(not hmac.compare_digest(*pair) for pair in zip(found, proofs, strict=True)):
+            raise ServersLost(
+                f"{wrong} of {size} ends of the broadcast of weights do not have its nonce: somebody else has come to "
+                "the trainer's port; no tensor was sent"
+            )
+
+    def _of_all(self, own: bytes, rank: int, size: int) -> list[bytes]:
+        """What each end says, of one length, in the order of their ranks."""
+        found = []
+        for end in range(size):
+            said = torch.tensor(list(own), dtype=torch.uint8, device=self._device)  # of others it is overwritten
+            self._broadcast(said, end)
+            found.append(bytes(said.tolist()))
+        return found
 
     def send(
         self, tensors: Iterable[tuple[str, Tensor]], seed: int, bucket_bytes: int, watch: Callable[[], None]
@@ -81,7 +115,7 @@ class Link:
             flat = torch.empty(_end(bucket), dtype=torch.uint8, device=self._device)
             for (_, tensor), view in zip(bucket, _views(flat, [(t.shape, t.dtype) for _, t in bucket]), strict=True):
                 view.copy_(tensor)
-            self._broadcast(flat, watch)
+            self._broadcast(flat, watch=watch)
         self._announce({"hashes": {name: int(found) for name, found in hashes.items()}}, watch)
         return total
 
@@ -110,8 +144,8 @@ class Link:
 
     def _announce(self, told: Any, watch: Callable[[], None]) -> None:
         text = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8).to(self._device)
-        self._broadcast(torch.tensor([len(text)], device=self._device), watch)
-        self._broadcast(text, watch)
+        self._broadcast(torch.tensor([len(text)], device=self._device), watch=watch)
+        self._broadcast(text, watch=watch)
 
     def _heard(self) -> Any:
         length = torch.zeros(1, dtype=torch.int64, device=self._device)
@@ -120,8 +154,8 @@ class Link:
         self._broadcast(text)
         return json.loads(bytes(text.tolist()))
 
-    def _broadcast(self, tensor: Tensor, watch: Callable[[], None] = lambda: None) -> None:
-        sent = self._group.broadcast(tensor, 0)
+    def _broadcast(self, tensor: Tensor, source: int = 0, watch: Callable[[], None] = lambda: None) -> None:
+        sent = self._group.broadcast(tensor, source)
         while not sent.is_completed():
             watch()
             time.sleep(_POLL_S)

@@ -6,27 +6,26 @@ It answers whoever has the key in ``VLLM_API_KEY``, and nobody else, with JSON:
     GET  /v1/models  {"data": [{"id": the model, "max_model_len": tokens}]}
     POST /generate   {"prompts", "seeds", "options"} -> {"version", "completions": [[tokens, logprobs, finish_reason]]}
     POST /forget     {} -> {}, without cached keys and values
-    POST /weights    {"host", "port", "first_rank", "size", "timeout_s", "seed", "version"} -> {"bytes", "compared"}
+    POST /weights    {"host", "port", "first_rank", "size", "nonce", "timeout_s", "seed", "version"}
+                     -> {"bytes", "compared"}
 
 All requests at hand are in one batch, whichever trainer rank sent them; new weights wait until it has ended.
 """
 
 from __future__ import annotations
 
-import hmac
 import itertools
 import json
 import os
 import queue
 import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
 from typing import Any
 
 from grpo_hpc.errors import EXIT_USER_ERROR
@@ -34,18 +33,10 @@ from grpo_hpc.redaction import redact_output
 from grpo_hpc.rollout.engine import WITHOUT_READING, completion_of, sampling_params
 from grpo_hpc.rollout.engine_arguments import unknown_arguments
 from grpo_hpc.rollout.engine_worker import JOIN, RECEIVE, PolicyReceiver
+from grpo_hpc.rollout.keyed_http import KeyedServer, Refused
 
 KEY = "VLLM_API_KEY"
-_STRANGERS = 1 << 16  # bytes that are read from whoever has no key
 EXTENSION = f"{PolicyReceiver.__module__}.{PolicyReceiver.__qualname__}"
-
-
-class Refused(Exception):
-    """A request that cannot be answered; ``status`` is HTTP's."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 @dataclass
@@ -74,7 +65,7 @@ class Service:
         self._numbers = itertools.count()
         self._running: dict[str, tuple[_Batch, int]] = {}  # by the engine's name of a completion
         self._version: int | None = None
-        self._joined: tuple[str, int] | None = None
+        self._joined: str | None = None  # the nonce of the broadcast that the workers are ends of
         self._step_began: float | None = None
 
     def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -119,6 +110,7 @@ class Service:
         return outputs
 
     def _begin(self, asked: _Asked) -> None:
+        """No request ends the service; what breaks the engine does."""
         try:
             if asked.path == "/generate":
                 self._generate(asked)
@@ -127,10 +119,10 @@ class Service:
             else:
                 self._engine.reset_prefix_cache()
                 asked.answer.set_result({})
-        except Refused as error:
-            asked.answer.set_exception(error)
-        except (KeyError, TypeError, ValueError) as error:
-            asked.answer.set_exception(Refused(400, f"{type(error).__name__}: {error}"))
+        except Exception as error:
+            if _breaks_the_engine(error):
+                raise
+            asked.answer.set_exception(_refusal(error))
 
     def _generate(self, asked: _Asked) -> None:
         from vllm import TokensPrompt
@@ -164,21 +156,18 @@ class Service:
         batch.asked.answer.set_result({"version": self._version, "completions": batch.found})
 
     def _take_weights(
-        self, host: str, port: int, first_rank: int, size: int, timeout_s: float, seed: int, version: int
+        self, host: str, port: int, first_rank: int, size: int, nonce: str, timeout_s: float, seed: int, version: int
     ) -> dict[str, Any]:
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        self._version = None
+        self._version, joined, self._joined = None, self._joined, None
         try:
-            if self._joined != (host, port):
-                self._engine.collective_rpc(JOIN, args=(host, port, first_rank, size, timeout_s))
+            if joined != nonce:
+                self._engine.collective_rpc(JOIN, args=(host, port, first_rank, size, nonce, timeout_s))
             told = self._engine.collective_rpc(RECEIVE, args=(seed,))
-        except EngineDeadError:
-            raise
         except Exception as error:  # of a worker, with its traceback in the log: an end of the broadcast is gone, say
-            self._joined = None
-            raise Refused(500, f"weights did not arrive: {str(error).splitlines()[0]}") from None
-        self._joined = host, port
+            if _breaks_the_engine(error):
+                raise
+            raise Refused(500, f"weights did not arrive: {_first_line(error)}") from None
+        self._joined = nonce
         if wrong := [answer["error"] for answer in told if "error" in answer]:
             raise Refused(422, wrong[0])
         self._engine.reset_prefix_cache()
@@ -186,57 +175,32 @@ class Service:
         return dict(told[0])
 
 
-def serve(service: Service, host: str, port: int, key: str) -> ThreadingHTTPServer:
-    """Answer requests in threads of their own, until shut down."""
+def _breaks_the_engine(error: Exception) -> bool:
+    from vllm.v1.engine.exceptions import EngineDeadError
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            found = {"/health": service.health, "/v1/models": service.model}.get(self.path)
-            self._guarded(lambda _: found)
-
-        def do_POST(self) -> None:
-            known = self.path in ("/generate", "/forget", "/weights")
-            self._guarded(lambda body: service.ask(self.path, _request(body)) if known else None)
-
-        def _guarded(self, work: Callable[[bytes], dict[str, Any] | None]) -> None:
-            told = self.headers.get("Content-Length", "0")
-            length = int(told) if told.isdecimal() else 0
-            if not hmac.compare_digest(self.headers.get("Authorization", "").encode(), f"Bearer {key}".encode()):
-                self.rfile.read(min(length, _STRANGERS))
-                self.close_connection = True
-                return self._say(401, {"error": "the key is missing or wrong"})
-            try:
-                found = work(self.rfile.read(length))
-            except Refused as error:
-                return self._say(error.status, {"error": str(error)})
-            except (ValueError, TypeError) as error:
-                return self._say(400, {"error": f"not a request: {error}"})
-            return self._say(404, {"error": f"nothing is at {self.path}"}) if found is None else self._say(200, found)
-
-        def _say(self, status: int, body: dict[str, Any]) -> None:
-            text = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass  # one line for each request says nothing
-
-    server = ThreadingHTTPServer((host, port), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
+    return isinstance(error, EngineDeadError)
 
 
-def _request(body: bytes) -> dict[str, Any]:
-    told = json.loads(body)
-    if not isinstance(told, dict):
-        raise ValueError(f"an object is wanted, got {type(told).__name__}")
-    return told
+def _refusal(error: Exception) -> Refused:
+    if isinstance(error, Refused):
+        return error
+    status = 400 if isinstance(error, (KeyError, TypeError, ValueError)) else 500
+    return Refused(status, f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    """Of what an exception says; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def serving(service: Service, host: str, port: int, key: str) -> KeyedServer:
+    """A server of ``service``, not started yet."""
+    gets: dict[str, Callable[[], dict[str, Any]]] = {
+        "/health": lambda: service.health,
+        "/v1/models": lambda: service.model,
+    }
+    posts = {path: partial(service.ask, path) for path in ("/generate", "/forget", "/weights")}
+    return KeyedServer(host, port, key, gets, posts)
 
 
 def main(words: list[str]) -> int:
@@ -266,7 +230,7 @@ def main(words: list[str]) -> int:
     engine = LLMEngine.from_engine_args(args)
     try:
         service = Service(engine)
-        serve(service, told.host, told.port, key)
+        serving(service, told.host, told.port, key).start()
         print(f"serving {args.model} at {told.host}:{told.port}", flush=True)
         service.run()
     finally:

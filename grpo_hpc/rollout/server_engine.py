@@ -7,6 +7,7 @@ Threads that wait for a server are left behind when another is lost, and end wit
 from __future__ import annotations
 
 import json
+import secrets
 import socket
 import threading
 import time
@@ -138,8 +139,9 @@ class ServerEngine:
         if self._link is None:
             listening = _listening(self._urls[0])
             self._host, self._port = listening.getsockname()
-        told = {"host": self._host, "port": self._port, "size": size, "timeout_s": self._limit_s}
-        told |= {"seed": seed, "version": version}
+            self._nonce = secrets.token_hex(32)
+        told = {"host": self._host, "port": self._port, "size": size, "nonce": self._nonce}
+        told |= {"timeout_s": self._limit_s, "seed": seed, "version": version}
         answers = {
             url: _in_background(self._call, url, "/weights", told | {"first_rank": 1 + ranks * number})
             for number, url in enumerate(self._urls)
@@ -148,22 +150,22 @@ class ServerEngine:
             if self._link is None:
                 self._link = self._joined(answers, size, listening)
             self._link.send(tensors, seed, int(self._cfg.sync_bucket_mib * 2**20), self._watch(answers, "/weights"))
+            self._await(answers, "/weights")
+        except RolloutError:  # servers that did not take these weights are met anew for the next
+            self._abandon()
+            raise
         except RuntimeError as error:  # torch: an end is gone or late
             self._abandon()
             raise ServersLost(
                 f"weights did not reach the vLLM servers within {self._limit_s:g} s "
                 f"(resources.distributed_timeout_minutes): {error}"
             ) from None
-        except RolloutError:
-            self._abandon()
-            raise
-        self._await(answers, "/weights")
         found = [answer.result() for answer in answers.values()]
         return Synced(found[0]["bytes"], min(answer["compared"] for answer in found))
 
     def _joined(self, answers: Mapping[str, Future[Any]], size: int, listening: socket.socket | None) -> Link:
         """The broadcast group, once every worker of every server has come to it."""
-        given = (self._host, self._port, 0, size, self._device, self._limit_s, listening)
+        given = (self._host, self._port, 0, size, self._nonce, self._device, self._limit_s, listening)
         joining = _in_background(Link, *given)
         while not joining.done():
             wait([joining, *answers.values()], _PROBE_S, FIRST_COMPLETED)

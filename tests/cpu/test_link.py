@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import socket
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch
 
-from grpo_hpc.errors import RolloutError
+from grpo_hpc.errors import RolloutError, ServersLost
 from grpo_hpc.rollout import link
 from grpo_hpc.rollout.link import Link
 from grpo_hpc.rollout.server_engine import share_of
@@ -25,19 +25,58 @@ TENSORS = [
 ]
 
 
-@pytest.fixture
-def ends():
-    """Links of three ends in one process: a sender and two receivers."""
+def meeting(*nonces: str) -> list[Future[Link]]:
+    """Links of so many ends in one process: a sender, and receivers."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.listen()
     host, port = listening.getsockname()
 
     def end(rank: int) -> Link:
-        return Link(host, port, rank, 3, CPU, 30.0, listening if rank == 0 else None)
+        return Link(host, port, rank, len(nonces), nonces[rank], CPU, 30.0, listening if rank == 0 else None)
 
-    with ThreadPoolExecutor(3) as pool:
-        yield list(pool.map(end, range(3)))
+    with ThreadPoolExecutor(len(nonces)) as pool:
+        return [pool.submit(end, rank) for rank in range(len(nonces))]
+
+
+@pytest.fixture
+def ends():
+    """A sender and two receivers."""
+    return [end.result() for end in meeting(*["a nonce"] * 3)]
+
+
+@pytest.mark.parametrize("stranger", [0, 2])
+def test_nobody_without_the_nonce_has_a_place_in_the_broadcast(stranger):
+    """All ends but the stranger's say so; who is the sender does not matter."""
+    ends = meeting(*("another" if rank == stranger else "a nonce" for rank in range(3)))
+    for rank, end in enumerate(ends):
+        with pytest.raises(ServersLost, match=f"{2 if rank == stranger else 1} of 3 ends .* no tensor was sent"):
+            end.result()
+
+
+def test_what_proved_the_nonce_once_does_not_prove_it_again(monkeypatch):
+    """A stranger who repeats what an end said when others met."""
+    monkeypatch.setattr(link.os, "urandom", lambda count: b"always the same".ljust(count))
+    heard, real = [], Link._of_all
+
+    def hear(self, own, rank, size):
+        found = real(self, own, rank, size)
+        heard.append(found)
+        return found
+
+    monkeypatch.setattr(Link, "_of_all", hear)
+    assert all(end.result() for end in meeting("a nonce", "a nonce"))
+    proofs = heard[-1]
+    monkeypatch.undo()
+
+    def repeat(self, own, rank, size):
+        second = getattr(self, "second", False)
+        self.second = True
+        return real(self, proofs[1] if second and rank == 1 else own, rank, size)
+
+    monkeypatch.setattr(Link, "_of_all", repeat)
+    with pytest.raises(ServersLost, match="1 of 2 ends"):
+        meeting("a nonce", "a nonce")[0].result()
 
 
 def sent(ends, tensors, bucket: int, seed: int = 1):
