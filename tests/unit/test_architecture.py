@@ -122,7 +122,7 @@ ALLOWED = {
         "runs.rank_log",
     },
     "images": {"errors", "config", "shipped"},
-    "importing": {"redaction", "errors", "config", "cluster.sbatch_options", "rewards.registry"},
+    "importing": {"redaction", "errors", "files", "config", "cluster.sbatch_options", "rewards.registry"},
     "cli": {
         "algo.losses",
         "algo.estimators",
