@@ -60,7 +60,9 @@ BOUND: dict[str, tuple[str, ...]] = {
         *("seed", "system", "chat_template_kwargs", "max_length", "shuffle"),
         *("num_generations", "global_batch_size", "generation_batch_size", "steps_per_generation", "num_iterations"),
         *("num_train_epochs", "max_completion_length", "vllm_max_model_len", "vllm_dtype"),
-        *("temperature", "top_p", "top_k", "dynamic_sample"),
+        *("temperature", "top_p", "top_k", "min_p", "dynamic_sample"),
+        *("repetition_penalty", "presence_penalty", "frequency_penalty", "structured_outputs_regex"),
+        *("stop", "stop_token_ids", "vllm_engine_kwargs"),
     ),
     "a rollout that is half used was prepared with it": (
         *("loss_type", "importance_sampling_level", "loss_scaling", "beta", "kl_estimator", "kl_in_reward"),

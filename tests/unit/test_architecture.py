@@ -33,7 +33,7 @@ ALLOWED = {
     "data": {"errors"},
     "observe": {"redaction", "errors", "files"},
     "rewards": {"redaction", "addresses", "errors", "files"},
-    "models": {"control", "errors", "algo.logprob", "algo.mixing"},
+    "models": {"control", "errors", "files", "algo.logprob", "algo.mixing"},
     "checkpoint": {"errors", "models", "train.megatron.platform"},
     "rollout": {
         "redaction",
@@ -128,7 +128,7 @@ ALLOWED = {
         "runs.attempt_hold",
     },
     "images": {"errors", "config", "shipped"},
-    "importing": {"redaction", "errors", "config", "cluster.sbatch_options", "rewards.registry"},
+    "importing": {"redaction", "errors", "files", "config", "cluster.sbatch_options", "rewards.registry"},
     "cli": {
         "algo.losses",
         "algo.estimators",
