@@ -27,6 +27,7 @@ td,th{padding:.15em .8em;text-align:left;border-bottom:1px solid var(--line);ver
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums} .dim{color:var(--dim)} .wide{overflow-x:auto}
 .fits,.good{color:var(--good)} .tight,.note,.warn{color:var(--warn)} .no,.bad{color:var(--bad)}
 svg{max-width:100%;height:auto} svg text{fill:var(--ink)} svg text[fill=white]{fill:#fff}
+.key{white-space:nowrap;margin-right:1em}
 """
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -57,7 +56,9 @@ class CompletionLog:
 def steps_with_completions(folder: str | Path) -> list[int]:
     """The optimizer steps that have a file in ``folder``, in order; none where the folder is not there."""
     try:
-        names = os.listdir(folder)  # a glob takes a folder that may not be read for an empty one
+        names = [
+            path.name for path in Path(folder).iterdir()
+        ]  # a glob takes a folder that may not be read for an empty one
     except FileNotFoundError:
         return []
     return sorted(int(found[1]) for name in names if (found := _NAME.fullmatch(name)))

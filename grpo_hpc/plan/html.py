@@ -13,6 +13,7 @@ from grpo_hpc.plan.memory import GIB
 from grpo_hpc.plan.rates import Times
 
 _WIDTH, _LABEL = 1000, 90
+_SHADES = [f"{colour}{opacity}" for opacity in ("", "99", "55") for colour in COLOURS]
 
 
 def page_of(plans: Sequence[Plan]) -> str:
@@ -86,7 +87,7 @@ def _memory(estimate: Estimate) -> str:
     uses = estimate.memory.phases
     capacity = estimate.hardware.memory if estimate.hardware else 0
     names = list(dict.fromkeys(term.name for use in uses for term in use.terms))
-    colour = {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(names)}
+    colour = {name: _SHADES[n % len(_SHADES)] for n, name in enumerate(names)}
     scale = (_WIDTH - _LABEL - 70) / max(capacity, *(use.total for use in uses))
     shapes = []
     for row, use in enumerate(uses):
@@ -101,7 +102,9 @@ def _memory(estimate: Estimate) -> str:
     if capacity:
         end = _LABEL + capacity * scale
         shapes.append(f'<line x1="{end:.1f}" x2="{end:.1f}" y1="0" y2="{len(uses) * 30}" stroke="#b00020"/>')
-    legend = "".join(f'<span style="color:{colour[name]}">&#9632;</span> {escape(name)} &nbsp; ' for name in names)
+    legend = "".join(
+        f'<span class="key"><span style="color:{colour[name]}">&#9632;</span> {escape(name)}</span> ' for name in names
+    )
     line = f"The red line is the end of the GPU, {capacity / GIB:.1f} GiB." if capacity else ""
     return _svg(len(uses) * 30, shapes) + f'<p>{legend}</p><p class="dim">{line}</p>'
 

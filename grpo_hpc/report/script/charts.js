@@ -51,10 +51,12 @@ function limits(lines, kind) {
   let low = Infinity, high = -Infinity;
   for (const { points } of lines)
     for (const point of points) {
-      const value = kind === "x" ? point.x : height(point.value ?? NaN);
-      if (!within(point) || value === null || Number.isNaN(value)) continue;
-      if (value < low) low = value;
-      if (value > high) high = value;
+      if (!within(point)) continue;
+      for (const value of kind === "x" ? [point.x] : [height(point.value ?? NaN), height(point.raw ?? NaN)]) {
+        if (value === null || Number.isNaN(value)) continue;
+        if (value < low) low = value;
+        if (value > high) high = value;
+      }
     }
   if (low > high) return null;
   const room = kind === "x" ? 0 : (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;

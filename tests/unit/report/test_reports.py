@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from grpo_hpc.cli.main import cli as cli_group
 from grpo_hpc.html_page import in_script, page
 from grpo_hpc.observe.completions import member
 from grpo_hpc.report.completion_rows import cut, sample, spread
@@ -18,7 +19,7 @@ from grpo_hpc.report.planned_and_measured import advice, memory_lines, time_line
 from grpo_hpc.report.recorded_run import read_runs, short_labels
 from grpo_hpc.report.visible import visible
 from grpo_hpc.report.where_time_went import seconds_by_phase
-from tests.browser.recordings import completions_of, record, row
+from tests.browser.recordings import ROOT, completions_of, record, row
 
 Cli = Callable[..., int]
 
@@ -192,3 +193,16 @@ def test_status_draws_any_metric(tmp_path: Path, cli: Cli, capsys: pytest.Captur
     assert cli("status", run.path, "--metric", "grad_norms") == 2
     assert "Near it: grad_norm" in capsys.readouterr().err
     assert cli("status", run.path, "--metric", "kl", "--json") == 2
+
+
+def test_the_page_about_looking_names_what_there_is() -> None:
+    """Its commands, their options, and its pictures."""
+    text = (ROOT / "docs" / "looking.md").read_text()
+    lines = [line.partition("#")[0].split() for line in re.findall(r"^    grpo-hpc (.*)$", text, re.MULTILINE)]
+    assert {words[0] for words in lines} == {"report", "status", "compare", "completions"}
+    for name, *words in lines:
+        known = {option for parameter in cli_group.get_command(None, name).params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= known
+    pictures = re.findall(r"\]\((looking/\w+\.png)\)", text)
+    assert len(pictures) == 2
+    assert all((ROOT / "docs" / picture).stat().st_size < 150_000 for picture in pictures)
