@@ -25,6 +25,15 @@ _COMMANDS = {
     "resume": ("grpo_hpc.cli.resume", "Continue a stopped or crashed run."),
     "status": ("grpo_hpc.cli.status", "Show how a run stands."),
     "list": ("grpo_hpc.cli.list", "Show the runs in a folder."),
+    "report": (
+        "grpo_hpc.cli.looking.report",
+        "Write a page with everything about a run, or about several side by side.",
+    ),
+    "compare": (
+        "grpo_hpc.cli.looking.compare",
+        "Show what differs between runs: file, environment, metrics at equal steps.",
+    ),
+    "completions": ("grpo_hpc.cli.looking.print_completions", "Show what the model wrote."),
     "logs": ("grpo_hpc.cli.logs", "Show the log of a run, also while it grows."),
     "cancel": ("grpo_hpc.cli.cancel", "End a run for good."),
     "cluster": ("grpo_hpc.cli.cluster", "Describe clusters, once for all runs."),

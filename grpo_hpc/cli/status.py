@@ -10,8 +10,9 @@ from grpo_hpc.observe.jsonl import json_text
 
 @click.command("status", short_help="Show how a run stands.")
 @click.argument("run_dir", metavar="[RUN_DIR]", required=False, shell_complete=run_dirs)
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Show the course of this metric, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the same facts as JSON.")
-def command(run_dir: str | None, as_json: bool) -> None:
+def command(run_dir: str | None, metrics: tuple[str, ...], as_json: bool) -> None:
     """Show the state of a run, its step, time left, reward, last error and where its log is.
 
     What the run directory records is held against Slurm's queue and accounting. Without RUN_DIR: every run in ./runs
@@ -30,10 +31,14 @@ def command(run_dir: str | None, as_json: bool) -> None:
     """
     from grpo_hpc.runs.overview import comparison, present_runs
     from grpo_hpc.runs.run_dir import RunDir
-    from grpo_hpc.runs.show_standing import console, show, show_standing
+    from grpo_hpc.runs.show_standing import console, show, show_courses, show_standing
     from grpo_hpc.runs.standing import standing
     from grpo_hpc.runs.sweep import Sweep
 
+    if metrics and as_json:
+        raise click.UsageError("--metric belongs to what is shown here; metrics.jsonl has every metric as JSON")
+    if metrics and run_dir and Sweep.at(run_dir):
+        raise click.UsageError(f"--metric is for single runs; for a sweep: grpo-hpc report {run_dir}")
     if run_dir and (sweep := Sweep.at(run_dir)):
         found = comparison(sweep)
         click.echo(json_text(found.to_dict(), indent=2)) if as_json else show(found, console())
@@ -48,3 +53,4 @@ def command(run_dir: str | None, as_json: bool) -> None:
         if index:
             out.print()
         show_standing(run, out)
+        show_courses(RunDir(run.run_dir).metrics, metrics, out)

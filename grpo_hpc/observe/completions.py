@@ -55,7 +55,13 @@ class CompletionLog:
 
 def steps_with_completions(folder: str | Path) -> list[int]:
     """The optimizer steps that have a file in ``folder``, in order; none where the folder is not there."""
-    return sorted(int(name[1]) for path in Path(folder).glob("step_*") if (name := _NAME.fullmatch(path.name)))
+    try:
+        names = [
+            path.name for path in Path(folder).iterdir()
+        ]  # a glob takes a folder that may not be read for an empty one
+    except FileNotFoundError:
+        return []
+    return sorted(int(found[1]) for name in names if (found := _NAME.fullmatch(name)))
 
 
 def read_completions(folder: str | Path, step: int | None = None) -> Iterator[dict[str, Any]]:
@@ -72,7 +78,7 @@ def read_completions(folder: str | Path, step: int | None = None) -> Iterator[di
                     yield {"step": wanted, **json.loads(row)}
         except FileNotFoundError:
             raise EnvironmentProblem(f"{path} does not exist", _steps_there(folder)) from None
-        except (OSError, EOFError, zlib.error, ValueError, TypeError) as error:
+        except (OSError, EOFError, zlib.error, ValueError, TypeError, RecursionError) as error:
             raise EnvironmentProblem(f"{path} is damaged: {error}") from None
 
 

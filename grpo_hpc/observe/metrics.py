@@ -8,6 +8,7 @@ The live view takes its labels from here, and docs/metrics.md is this table:
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -265,6 +266,13 @@ def lookup(name: str) -> Metric | None:
     pattern = re.sub(r"^(rewards|eval)/.+/(mean|std|failures|timeouts)$", r"\1/<name>/\2", name)
     pattern = re.sub(r"^memory/peak_gib/.+$", "memory/peak_gib/<phase>", pattern)
     return METRICS.get(re.sub(r"^moe/layer_\d+/", "moe/layer_<n>/", pattern))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Every name once, in the order of the table; what it does not know comes last."""
+    rows = list(METRICS.values())
+    place = {name: len(rows) if (metric := lookup(name)) is None else rows.index(metric) for name in names}
+    return sorted(place, key=lambda name: place[name])
 
 
 def reward_name(name: str) -> str:

@@ -5,29 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from grpo_hpc.html_page import COLOURS, page
 from grpo_hpc.plan.explain import batch_lines
 from grpo_hpc.plan.make import Estimate, Plan
 from grpo_hpc.plan.measured_errors import accuracy
 from grpo_hpc.plan.memory import GIB
 from grpo_hpc.plan.rates import Times
 
-COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#eeca3b", "#b279a2", "#ff9da6", "#9d755d", "#79706e")
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
-h1{font-size:1.5em} h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #ddd}
-table{border-collapse:collapse;margin:.6em 0} td,th{padding:.15em .8em;text-align:left;border-bottom:1px solid #eee}
-td.n{text-align:right;font-variant-numeric:tabular-nums} .dim{color:#777}
-.fits{color:#2a7d2a}.tight{color:#b07a00}.no{color:#b00020} svg{max-width:100%;height:auto} .note{color:#8a5a00}
-"""
 _WIDTH, _LABEL = 1000, 90
+_SHADES = [f"{colour}{opacity}" for opacity in ("", "99", "55") for colour in COLOURS]
 
 
 def page_of(plans: Sequence[Plan]) -> str:
     """The page about ``plans``."""
     body = "\n".join(_plan(plan) for plan in plans)
-    title = escape(", ".join(plan.name for plan in plans))
-    head = f'<meta charset="utf-8"><title>Plan of {title}</title><style>{_STYLE}</style>'
-    return f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
+    return page(f"Plan of {', '.join(plan.name for plan in plans)}", body)
 
 
 def _plan(plan: Plan) -> str:
@@ -95,7 +87,7 @@ def _memory(estimate: Estimate) -> str:
     uses = estimate.memory.phases
     capacity = estimate.hardware.memory if estimate.hardware else 0
     names = list(dict.fromkeys(term.name for use in uses for term in use.terms))
-    colour = {name: COLOURS[n % len(COLOURS)] for n, name in enumerate(names)}
+    colour = {name: _SHADES[n % len(_SHADES)] for n, name in enumerate(names)}
     scale = (_WIDTH - _LABEL - 70) / max(capacity, *(use.total for use in uses))
     shapes = []
     for row, use in enumerate(uses):
@@ -110,7 +102,9 @@ def _memory(estimate: Estimate) -> str:
     if capacity:
         end = _LABEL + capacity * scale
         shapes.append(f'<line x1="{end:.1f}" x2="{end:.1f}" y1="0" y2="{len(uses) * 30}" stroke="#b00020"/>')
-    legend = "".join(f'<span style="color:{colour[name]}">&#9632;</span> {escape(name)} &nbsp; ' for name in names)
+    legend = "".join(
+        f'<span class="key"><span style="color:{colour[name]}">&#9632;</span> {escape(name)}</span> ' for name in names
+    )
     line = f"The red line is the end of the GPU, {capacity / GIB:.1f} GiB." if capacity else ""
     return _svg(len(uses) * 30, shapes) + f'<p>{legend}</p><p class="dim">{line}</p>'
 

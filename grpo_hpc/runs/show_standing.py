@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from shlex import quote
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from grpo_hpc.errors import ConfigError
 from grpo_hpc.observe.draw import duration, sparkline
-from grpo_hpc.observe.metrics import PHASES
+from grpo_hpc.observe.history import History
+from grpo_hpc.observe.metrics import PHASES, lookup
 from grpo_hpc.runs.overview import Comparison, Overview
 from grpo_hpc.runs.run_dir import short_path
 from grpo_hpc.runs.standing import LIVE, Standing
@@ -47,6 +51,27 @@ def show_standing(found: Standing, out: Console) -> None:
     lines = [head, *(Text.assemble((f"  {label:<12}", "dim"), text) for label, text in _facts(found))]
     for line in lines:
         out.print(line, soft_wrap=True)
+
+
+def show_courses(metrics_path: Path, names: Sequence[str], out: Console) -> None:
+    """Print the newest value of each metric, and how it came there.
+
+    Raises:
+        ConfigError: the run has no such metric.
+    """
+    history = History.read(metrics_path) if names else History()
+    for name in names:
+        metric, newest = lookup(name), history.last(name)
+        if newest is None:
+            near = difflib.get_close_matches(name, history.names(), n=3)
+            raise ConfigError(
+                f"there are no values of {name} in {metrics_path}", f"Near it: {', '.join(near)}." if near else ""
+            )
+        value = metric.show(newest[1]) if metric else f"{newest[1]}"
+        course = history.series(name).values()
+        seen = [metric.seen(one) if metric and one is not None else one for one in course]
+        spark = Text(sparkline(seen, _SPARK), style="cyan")
+        out.print(Text.assemble((f"  {name:<12}", "dim"), f"{value}  ", spark), soft_wrap=True)
 
 
 def _facts(found: Standing) -> Iterator[tuple[str, Text]]:

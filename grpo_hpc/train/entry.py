@@ -241,6 +241,7 @@ def _closing_lines(run_dir: RunDir, cfg: RunConfig, saved: Path | None) -> list[
             f"  load it   transformers.AutoModelForCausalLM.from_pretrained({str(run_dir.export)!r})",
         ]
     lines += [f"metrics     {run_dir.metrics}", f"completions {run_dir.completions}"]
+    lines.append(f"  page      grpo-hpc report {shlex.quote(str(run_dir.path))} -o {cfg.name}.html")
     if "tensorboard" in cfg.logging.report_to:
         lines.append(f"  curves    tensorboard --logdir {run_dir.tensorboard}")
     return lines

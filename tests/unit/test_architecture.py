@@ -19,6 +19,7 @@ ALLOWED = {
     "files": {"errors"},
     "redaction": set(),
     "shipped": set(),
+    "html_page": set(),
     "config": {
         "redaction",
         "errors",
@@ -49,6 +50,7 @@ ALLOWED = {
     },
     "plan": {
         "errors",
+        "html_page",
         "config",
         "data.rows",
         "models.shape",
@@ -67,6 +69,7 @@ ALLOWED = {
         "cluster.job_states",
         "rewards.names",
     },
+    "report": {"errors", "files", "html_page", "config.document", "observe", "runs"},
     "jobs": {
         "redaction",
         "errors",
@@ -140,6 +143,8 @@ ALLOWED = {
         "plan",
         "cluster",
         "runs",
+        "report",
+        "observe.completions",
         "jobs",
         "images",
         "checkpoint",
@@ -156,6 +161,8 @@ TORCH_FREE = [
     "importing",
     "cluster",
     "runs",
+    "report",
+    "html_page",
     "jobs",
     "cli",
 ]

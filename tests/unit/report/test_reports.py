@@ -1,0 +1,208 @@
+"""What the page, the comparison and the list of completions say of runs that were recorded."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from grpo_hpc.cli.main import cli as cli_group
+from grpo_hpc.html_page import in_script, page
+from grpo_hpc.observe.completions import member
+from grpo_hpc.report.completion_rows import cut, sample, spread
+from grpo_hpc.report.differences import differences
+from grpo_hpc.report.planned_and_measured import advice, memory_lines, time_lines
+from grpo_hpc.report.recorded_run import read_runs, short_labels
+from grpo_hpc.report.visible import visible
+from grpo_hpc.report.where_time_went import seconds_by_phase
+from tests.browser.recordings import ROOT, completions_of, record, row
+
+Cli = Callable[..., int]
+
+
+def data_of(page: Path) -> dict:
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+    return json.loads(text)
+
+
+def test_a_page_holds_what_was_recorded(tmp_path: Path, cli: Cli) -> None:
+    run = record(tmp_path, steps=20)
+    assert cli("report", run.path, "-o", tmp_path / "page.html") == 0
+    page = tmp_path / "page.html"
+    data = data_of(page)
+    (entry,) = data["runs"]
+    assert entry["metrics"]["steps"] == list(range(1, 21))
+    course = entry["metrics"]["courses"]["reward/mean"]
+    assert course["at"] is None
+    assert course["values"] == pytest.approx([1 - math.exp(-0.1 * step) for step in range(1, 21)], rel=1e-5)
+    assert entry["metrics"]["courses"]["eval/exact_number/mean"] == {"at": [0], "values": [0.25]}
+    assert entry["metrics"]["courses"]["loss"]["values"][4] is None, "was not finite"
+    assert entry["state"] == "success"
+    assert next(iter(data["metrics"])) == "reward/mean", "the order of the table of metrics"
+    assert "://" not in page.read_text().replace('"http://www.w3.org/2000/svg"', ""), "nothing is fetched"
+
+
+def test_a_damaged_run_is_named_and_passed_over(tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = record(tmp_path, "good", steps=2), record(tmp_path, "bad", steps=2)
+    bad.lock_file.write_text("[]")
+    assert cli("report", good.path, bad.path, "-o", tmp_path / "page.html") == 0
+    assert "passed over" in capsys.readouterr().err
+    assert "lock.json is damaged" in data_of(tmp_path / "page.html")["notes"][0]
+    assert cli("report", bad.path, "-o", tmp_path / "page.html") == 2
+    assert cli("report", good.path, tmp_path / "goof", "-o", tmp_path / "page.html") == 2
+
+
+def test_a_damaged_file_of_completions_is_named(tmp_path: Path, cli: Cli) -> None:
+    run = record(tmp_path, steps=20)
+    (run.completions / "step_00000011.jsonl.gz").write_bytes(b"no gzip")
+    with (run.completions / "step_00000001.jsonl.gz").open("ab") as file:
+        file.write(member([{"messages": "what"}]))
+    stale = tmp_path / "page.html.completions" / "run_7_step_1.js"
+    stale.parent.mkdir()
+    stale.touch()
+    assert cli("report", run.path, "-o", tmp_path / "page.html", "--all-completions") == 0
+    data = data_of(tmp_path / "page.html")
+    assert "step_00000011.jsonl.gz is damaged" in data["notes"][1]
+    assert "1 of 9 rows of step 1 in" in data["notes"][0]
+    assert {one["step"] for one in data["runs"][0]["completions"]["rows"]} == {1}
+    beside = tmp_path / data["beside"] / "run_0_step_1.js"
+    assert not stale.exists()
+    assert beside.read_text().startswith("loadCompletions(0,1,[{")
+
+
+@pytest.mark.parametrize("text", ["</script>", "<!--", "\u2028\u2029", "&amp;", "\ud800", 'a"b\\', "\x00"])
+def test_data_in_a_script_stay_data(tmp_path: Path, text: str) -> None:
+    inside = in_script(json.dumps({text: [text]}, ensure_ascii=text == "\ud800"))
+    assert not set("<>&\u2028\u2029") & set(inside)
+    assert json.loads(inside) == {text: [text]}
+    (tmp_path / "page.html").write_text(page(repr(text), "", script="1", data=json.dumps([text])))
+    assert data_of(tmp_path / "page.html") == [text]
+
+
+def test_samples_are_whole_groups_from_the_whole_run(tmp_path: Path) -> None:
+    run = record(tmp_path, steps=200)
+    found = sample(run.completions, 48)
+    steps = [one["step"] for one in found.rows]
+    assert len(found.rows) == 48 and len(set(steps)) == 12
+    assert (min(steps), max(steps)) == (1, 191) == (found.steps[0], found.steps[-1])
+    groups = {(one["step"], one["position"]) for one in found.rows}
+    assert len(groups) * 4 == len(found.rows)
+    assert sample(run.completions, 0).rows == []
+
+
+def test_spread_and_cut() -> None:
+    assert spread(range(10), 4) == [0, 3, 6, 9]
+    assert spread([1, 2], 4) == [1, 2]
+    assert spread([1, 2, 3], 1) == [3]
+    long = "a" * 9000 + "b" * 1_000_000
+    short = cut({"completion": [long]})["completion"][0]
+    assert short.startswith("a" * 8000) and short.endswith("b" * 4000)
+    assert "997,000 characters are left out" in short
+
+
+def test_labels_tell_runs_apart() -> None:
+    paths = [Path("/x/a/run"), Path("/x/b/run"), Path("/y/b/run"), Path("/x/other")]
+    assert short_labels(paths) == ["a/run", "x/b/run", "y/b/run", "other"]
+
+
+def test_plan_beside_measurement(tmp_path: Path) -> None:
+    ((run,), _) = read_runs([str(record(tmp_path, steps=20).path)])
+    times, memory = time_lines(run), memory_lines(run)
+    assert [line.what for line in times] == ["sync", "rollout", "reward", "offload", "logprob", "train", "step"]
+    by = {line.what: line for line in times}
+    assert by["rollout"].measured == 4.0 and by["reward"].planned is None and by["offload"].measured is None
+    step = run.plan["estimate"]["time"]["step"]
+    assert sum(line.planned or 0 for line in times[:-1]) == pytest.approx(step) == by["step"].planned
+    assert by["step"].to_dict()["ratio"] == pytest.approx(by["step"].measured / step)
+    assert (memory[-1].what, memory[-1].measured) == ("peak", 60.2)
+    said = advice(run, times, memory)
+    assert any("Completions had 110 tokens on average" in text for text in said)
+    assert any(text.startswith("The phase rollout took 4.00 s") for text in said)
+    assert any("19 of 79.1 GiB were never used" in text and "max_tokens_per" in text for text in said)
+
+
+def test_time_before_a_new_start_is_nobodys() -> None:
+    marks = [("start", 0), ("rollout", 10), ("train", 15), ("start", 1000), ("rollout", 1020)]
+    events = [{"event": "phase", "name": name, "t": t} for name, t in marks]
+    spent = seconds_by_phase([*events, {"event": "metrics", "t": 1021}, {"event": "finished", "t": 1025}])
+    assert spent == {"start": 30, "rollout": 10}
+
+
+def test_differences_of_runs(tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    one = record(tmp_path, "one", steps=20)
+    other = record(tmp_path, "other", steps=30, rate=0.2, changed=["lr=5e-6"])
+    lock = json.loads(other.lock_file.read_text())
+    lock["packages"]["numpy"] = "0.1"
+    other.lock_file.write_text(json.dumps(lock))
+    found = differences(read_runs([str(one.path), str(other.path)])[0])
+    assert [(entry.key, entry.values) for entry in found.settings] == [("optimizer.lr", ["1e-05", "5e-06"])]
+    assert [entry.key for entry in found.environment] == ["packages.numpy"]
+    assert found.step == 20
+    reward = next(entry for entry in found.metrics if entry.name == "reward/mean")
+    assert reward.at == pytest.approx([1 - math.exp(-2), 1 - math.exp(-4)])
+    assert reward.mean[0] == pytest.approx(sum(1 - math.exp(-0.1 * step) for step in range(17, 21)) / 4)
+
+    assert cli("compare", one.path, other.path, "--step", 5, "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert next(entry for entry in said["metrics"] if entry["name"] == "loss")["at"] == [None, None], "not finite"
+    assert cli("compare", one.path, other.path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line.split() for line in lines if "optimizer.lr" in line) == ["optimizer.lr", "1e-05", "5e-06"]
+    assert next(line.split()[:3] for line in lines if "reward/mean" in line) == ["reward/mean", "0.865", "0.982"]
+    assert cli("compare", one.path) == 2
+
+
+def test_completions_in_a_terminal(tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    run = record(tmp_path, steps=20)
+
+    def said(*options: object) -> str:
+        assert cli("completions", run.path, *options) == 0
+        return capsys.readouterr().out
+
+    assert said().count("step 11  ") == 8 and "step 1  " not in said()
+    assert said("--step", "1..20").count("prompt train:0") == 8
+    assert said("--min-reward", 0.5).count("reward 1.000") == 4
+    assert said("--max-reward", 0.5, "--step", 1).count("reward 0.000") == 6
+    assert said("--grep", r"answer is 4\b").count("completion:") == 2
+    rows = [json.loads(line) for line in said("--json", "--limit", 3).splitlines()]
+    assert rows == [{"step": 11, **entry} for entry in completions_of(11)[:3]]
+    assert cli("completions", run.path, "--grep", "(") == 2
+    assert cli("completions", run.path, "--step", "2..9") == 2
+    assert "from 1 to 11" in capsys.readouterr().err
+
+
+def test_a_terminal_obeys_no_completion(tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "\x1b[2J\x1b]0;taken\x07 \u202egnp.exe [bold]no markup[/bold]\r\x9b31m\nline\ttab"
+    run = record(tmp_path, steps=1, completions=[row(0, 0, hostile, messages=[{"role": "user", "content": hostile}])])
+    assert cli("completions", run.path) == 0
+    out = capsys.readouterr().out
+    assert not set("\x1b\x07\r\x9b\u202e") & set(out)
+    assert out.count("\\x1b[2J\\x1b]0;taken\\x07 \\u202egnp.exe [bold]no markup[/bold]\\x0d\\x9b31m\nline") == 2
+    assert visible("\ud800") == "\\ud800"
+
+
+def test_status_draws_any_metric(tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    run = record(tmp_path, steps=20)
+    assert cli("status", run.path, "--metric", "kl", "--metric", "loss") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:2] == ["kl", "0.0020"] and "█" in line for line in lines)
+    assert cli("status", run.path, "--metric", "grad_norms") == 2
+    assert "Near it: grad_norm" in capsys.readouterr().err
+    assert cli("status", run.path, "--metric", "kl", "--json") == 2
+
+
+def test_the_page_about_looking_names_what_there_is() -> None:
+    """Its commands, their options, and its pictures."""
+    text = (ROOT / "docs" / "looking.md").read_text()
+    lines = [line.partition("#")[0].split() for line in re.findall(r"^    grpo-hpc (.*)$", text, re.MULTILINE)]
+    assert {words[0] for words in lines} == {"report", "status", "compare", "completions"}
+    for name, *words in lines:
+        known = {option for parameter in cli_group.get_command(None, name).params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= known
+    pictures = re.findall(r"\]\((looking/\w+\.png)\)", text)
+    assert len(pictures) == 2
+    assert all((ROOT / "docs" / picture).stat().st_size < 150_000 for picture in pictures)
