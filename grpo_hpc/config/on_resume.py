@@ -16,7 +16,7 @@ OBEYED = frozenset(
         *("micro_batch_size", "max_tokens_per_micro_batch"),
         *("recompute_granularity", "recompute_method", "recompute_num_layers", "recompute_modules"),
         *("sleep_level", "offload_model", "offload_optimizer", "sync_bucket_mib", "vllm_enforce_eager"),
-        *("vllm_gpu_memory_utilization", "vllm_kv_cache_gib", "vllm_max_num_seqs"),
+        *("vllm_engine_kwargs", "vllm_gpu_memory_utilization", "vllm_kv_cache_gib", "vllm_max_num_seqs"),
         *("reward_workers", "reward_concurrency", "reward_timeout", "reward_retries", "max_failures"),
         # what the next step or rollout looks up
         *("train_iters", "lr", "min_lr", "lr_decay_style", "lr_warmup_iters", "weight_decay", "clip_grad"),
@@ -60,9 +60,8 @@ BOUND: dict[str, tuple[str, ...]] = {
         *("seed", "system", "chat_template_kwargs", "max_length", "shuffle"),
         *("num_generations", "global_batch_size", "generation_batch_size", "steps_per_generation", "num_iterations"),
         *("num_train_epochs", "max_completion_length", "vllm_max_model_len", "vllm_dtype"),
-        *("temperature", "top_p", "top_k", "min_p", "dynamic_sample"),
-        *("repetition_penalty", "presence_penalty", "frequency_penalty", "structured_outputs_regex"),
-        *("stop", "stop_token_ids", "vllm_engine_kwargs"),
+        *("temperature", "top_p", "top_k", "min_p", "stop", "stop_token_ids", "structured_outputs_regex"),
+        *("repetition_penalty", "presence_penalty", "frequency_penalty", "dynamic_sample"),
     ),
     "a rollout that is half used was prepared with it": (
         *("loss_type", "importance_sampling_level", "loss_scaling", "beta", "kl_estimator", "kl_in_reward"),

@@ -109,6 +109,15 @@ def damaged_attempts(run_dir: RunDir) -> list[str]:
     return _read(run_dir)[1]
 
 
+def newest_unread(run_dir: RunDir) -> Path | None:
+    """The record of the newest start, where it is one that :func:`history` passes over."""
+    records = list(run_dir.path.glob(f"attempt_*/{RECORD}"))
+    numbers = {path.parent.name.removeprefix("attempt_"): path for path in records}
+    newest = max((int(number) for number in numbers if number.isdecimal()), default=0)
+    read = history(run_dir)
+    return numbers.get(str(newest)) if newest > (read[-1].number if read else 0) else None
+
+
 def _read(run_dir: RunDir) -> tuple[list[Attempt], list[str]]:
     found, damaged = [], []
     for folder in sorted(run_dir.path.glob("attempt_*")):

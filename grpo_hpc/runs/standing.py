@@ -13,7 +13,7 @@ from grpo_hpc.observe.events import read_events
 from grpo_hpc.observe.history import History
 from grpo_hpc.observe.metrics import reward_name
 from grpo_hpc.observe.state import RunState
-from grpo_hpc.runs.attempts import OVER, Attempt, damaged_attempts, history, saved_step
+from grpo_hpc.runs.attempts import OVER, Attempt, damaged_attempts, history, newest_unread, saved_step
 from grpo_hpc.runs.ends import OF_SLURM
 from grpo_hpc.runs.holder import launcher_of, silent_for
 from grpo_hpc.runs.records import DAMAGE, damage
@@ -233,6 +233,8 @@ def _standing(run: Records, jobs: JobStates) -> Standing:
         state, detail, known = _local_state(run_dir, submission, attempts)
     else:
         state, detail, known = judge_state(submission, attempts, jobs, run_dir.why_stop())
+    if (unread := newest_unread(run_dir)) and state not in LIVE:
+        detail, known = f"{unread} is damaged; delete it if the run is over", False
     last = attempts[-1] if attempts else None
     running = state == "running"
     log = main_log(run_dir, last)

@@ -6,6 +6,10 @@ import json
 import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -236,3 +240,23 @@ def test_an_existing_target_is_not_touched(tiny, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(CheckpointError, match="exists already"):
         build(plan_to_megatron(open_folder(tiny("llama")), Parallel()), tmp_path / "out", Work())
+
+
+SLOW = """
+import time
+from grpo_hpc.checkpoint.run import in_workers
+try:
+    for _ in in_workers(time.sleep, enumerate([2.0] * 6), 1 << 20, 2):
+        pass
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("seconds", [1.0, 3.0])  # while workers start, and while they work
+def test_ctrl_c_shows_no_tracebacks_of_workers(seconds):
+    command = [sys.executable, "-c", SLOW]
+    ours = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    time.sleep(seconds)
+    os.killpg(ours.pid, signal.SIGINT)  # as a terminal does
+    assert ours.communicate(timeout=60) == ("interrupted\n", "")

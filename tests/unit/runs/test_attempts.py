@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from grpo_hpc.observe.events import EventLog
-from grpo_hpc.runs.attempts import Attempt, fails_alike, failures_in_a_row
+from grpo_hpc.runs.attempts import Attempt, begin, fails_alike, failures_in_a_row, saved_step
 from grpo_hpc.runs.run_dir import RunDir
 
 
@@ -45,3 +45,14 @@ def test_no_record_of_a_failure_has_a_secret(tmp_path: Path, monkeypatch) -> Non
     crash().end(run, "crash", "ValueError: b'hush-0123456\\n'", 1)
     written = "".join(file.read_text() for file in tmp_path.rglob("*") if file.is_file())
     assert written.count("(secret)") == 4 and "hush" not in written
+
+
+def test_a_damaged_checkpoint_is_none(run: RunDir) -> None:
+    """Else a start that went back to an older one would seem to have saved nothing, and cost of the budget."""
+    for step, text in {2: '{"files": {"a": 1}}', 4: '{"files": {"a": {"size": 9}}}', 6: "{", 8: None}.items():
+        folder = run.checkpoints / f"step_{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "a").write_text("x")
+        if text:
+            (folder / "manifest.json").write_text(text)
+    assert begin(run, "local", ["n"], 1).first_step == saved_step(run) == 2

@@ -127,3 +127,32 @@ def test_redirected_output_of_all_kinds_is_appended(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("", "")
     assert log.read_text() == "before\npython\nerror\nchild\n"
     assert redirect_output.__doc__
+
+
+def test_who_loses_the_race_for_a_name_leaves_nothing(cfg: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, rename = RunDir.of(cfg), Path.rename
+
+    def too_late(draft: Path, target: Path) -> Path:
+        (target / "run.yaml").parent.mkdir()
+        (target / "run.yaml").write_text("that of another command")
+        return rename(draft, target)
+
+    monkeypatch.setattr(Path, "rename", too_late)
+    with pytest.raises(ConfigError, match="exists already"):
+        create(cfg)
+    assert [path.name for path in run.path.parent.iterdir()] == ["small"]
+    assert run.run_file.read_text() == "that of another command"
+
+
+def test_a_draft_that_somebody_interrupts_leaves_nothing(cfg: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grpo_hpc.runs.run_dir.fingerprint", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        create(cfg)
+    assert list(Path("runs").iterdir()) == []
+
+
+def test_attempts_go_on_counting_where_older_ones_were_deleted(cfg: RunConfig) -> None:
+    run = create(cfg)
+    (run.path / "attempt_7").mkdir()
+    (run.path / "attempt_old").mkdir()
+    assert run.new_attempt().name == "attempt_8"

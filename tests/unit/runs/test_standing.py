@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,15 @@ def test_status_prints_the_facts_of_its_json(run: RunDir, capsys, trainer, cli) 
     assert cli("status", run.path, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts == standing(run).to_dict()
+    assert facts["heard"] == run.events.stat().st_mtime and "last event" not in text  # it is over
+
+
+def test_a_run_that_says_nothing_any_more_can_be_told_from_one_that_works(run: RunDir, launch, capsys, cli) -> None:
+    launch("step(1); time.sleep(60)")
+    for path in (run.events, run.metrics):
+        os.utime(path, (time.time() - 7200,) * 2)
+    assert cli("status", run.path) == 0
+    assert "last event  2 h 00 m ago" in capsys.readouterr().out
 
 
 def test_status_without_a_run_shows_what_runs_or_what_changed_last(new_run, capsys, cli) -> None:

@@ -129,3 +129,14 @@ def test_a_launcher_whose_place_is_taken_writes_no_end(run: RunDir, trainer, cap
     assert run_local(run, trainer(run, body)) == 2
     assert "attempt 1 has lost its run directory: attempt_2 has begun" in capfd.readouterr().err
     assert [attempt.state for attempt in history(run)] == ["running"]
+
+
+def test_a_damaged_record_of_the_newest_start_says_nothing_of_its_end(run: RunDir, trainer, cli, capsys) -> None:
+    run_local(run, trainer(run, 'log.finished({"lines": []})'))
+    record = run.path / "attempt_1" / "attempt.json"
+    record.write_text("{")
+    assert cli("resume", run.path) == 2
+    assert f"not known ({record} is damaged; delete it if the run is over)" in capsys.readouterr().err
+    record.unlink()
+    with starting([run]):
+        pass
