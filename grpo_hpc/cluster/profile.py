@@ -271,12 +271,10 @@ def require_complete(cfg: RunConfig, profile: Profile) -> None:
     Raises:
         ConfigError: says what does not go together.
     """
-    for key in ("image", "python"):
-        if (getattr(profile, key) or "").startswith("-"):
-            raise ConfigError(
-                f"{key} is '{getattr(profile, key)}', which would be read as an option",
-                f"Write its path, as in ./{getattr(profile, key)}.",
-            )
+    if profile.python and profile.python.startswith("-"):
+        raise ConfigError(
+            f"python is '{profile.python}', which would be read as an option", f"Write its path: ./{profile.python}"
+        )
     if profile.runtime != "none" and profile.image is None:
         raise ConfigError(
             f"runtime {profile.runtime} needs an image", "Set cluster.image, or image: in the cluster profile."

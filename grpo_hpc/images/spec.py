@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from grpo_hpc.config.document import read_yaml
 from grpo_hpc.config.fields import field_problems
 from grpo_hpc.config.keys import closest
-from grpo_hpc.config.problems import Problem, raise_problems
+from grpo_hpc.config.problems import Problem, raise_problems, without_secrets
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.shipped import shipped
 
@@ -19,6 +19,10 @@ Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9./][A-Za-z0-9_./:@+
 Pin = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+$")]
 Line = Annotated[str, StringConstraints(pattern=r"^[^\n\r]*$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+_SECRETS = (
+    "what stands in the list of images is written into the image. Give it to the job, by `secrets` of its profile"
+)
 
 
 class ImageSpec(BaseModel):
@@ -71,7 +75,7 @@ def load_images(path: Path | None = None) -> dict[str, ImageSpec]:
         except ValidationError as error:
             found = field_problems(error, ImageSpec)
             problems += [Problem(f"{name}.{problem.key}".rstrip("."), problem.text) for problem in found]
-    raise_problems(problems, str(source), document.places)
+    raise_problems(without_secrets(document.values, problems, _SECRETS), str(source), document.places)
     return images
 
 

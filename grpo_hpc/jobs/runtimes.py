@@ -71,10 +71,12 @@ def wrap(runtime: Runtime, box: Box | None) -> Wrapping:
     """How ``runtime`` runs a command in ``box``; None is no container.
 
     Raises:
-        ConfigError: the runtime cannot take one of the paths.
+        ConfigError: the runtime cannot take one of the paths, or the image.
     """
     if runtime == "none" or box is None:
         return Wrapping()
+    if box.image.startswith("-"):
+        raise ConfigError(f"the image is '{box.image}', which {runtime} would read as an option", "Name an image.")
     return _RUNTIMES[runtime](box)
 
 

@@ -49,6 +49,15 @@ def test_mistakes_are_shown_together_with_their_lines(tmp_path):
         assert part in message
 
 
+def test_a_secret_in_the_list_is_refused_and_not_shown(tmp_path):
+    path = tmp_path / "own.yaml"
+    image = "mine: {summary: x, base: a, python: '3.11', device: cpu, lock: b"
+    path.write_text(f"{image}, environment: {{HF_TOKEN: hush-0123456}}}}\n")
+    with pytest.raises(ConfigError, match=r"mine.environment.HF_TOKEN \(line 1\): holds a secret") as caught:
+        load_images(path)
+    assert "hush" not in str(caught.value)
+
+
 def test_an_unknown_image_gets_the_nearest_name():
     with pytest.raises(ConfigError, match="Did you mean 'gpu-ngc'"):
         image_named("gpu-ncg", load_images())

@@ -221,14 +221,15 @@ def test_a_thousand_words_arrive_as_they_are(runtime, words):
     paths = [f"/{n}{word}" for n, word in enumerate(words)]
     if runtime == "pyxis":  # which takes neither, and says so
         paths = [path.replace(":", ".").replace(",", ".") for path in paths]
-    gpu = words[0].replace("\n", "")  # it stands in a line of #SBATCH, too, which is no bash
+    image = f"i{words[2]}"  # one that begins with a dash is refused
+    gpu = "g" + words[0].replace("\n", "")  # it stands in a line of #SBATCH, too, which is no bash
     with TemporaryDirectory() as folder:
         base = job("slurm", runtime, cpus_per_node=4)
         update = {
             "python": f"{folder}/tools/python",
             "gpu_type": gpu,
             "network_interface": words[1],
-            "image": None if runtime == "none" else words[2],
+            "image": None if runtime == "none" else image,
             "modules": words[3:6],
             "binds": paths[6:10],
             "environment": {f"V{n}": f"v{word}".replace("$", r"\$") for n, word in enumerate(words[10:18])},
@@ -254,12 +255,22 @@ def test_a_thousand_words_arrive_as_they_are(runtime, words):
     mounts = [*((path, path) for path in (hostile.run_dir, *paths[19:22], *paths[6:10])), (paths[23], paths[22])]
     if runtime == "pyxis":
         shown = ",".join(f"{outside}:{inside}" for outside, inside in mounts)
-        assert {f"--container-image={words[2]}", f"--container-mounts={shown}"} <= set(calls["srun"])
+        assert {f"--container-image={image}", f"--container-mounts={shown}"} <= set(calls["srun"])
     elif runtime != "none":
         doubled = [(outside.replace('"', '""'), inside.replace('"', '""')) for outside, inside in mounts]
         found = [given for option, given in pairwise(calls[runtime]) if option == "--mount"]
         assert found == [f'type=bind,"source={outside}","destination={inside}"' for outside, inside in doubled]
-        assert words[2] in calls[runtime] and hostile.run_dir in calls[runtime]
+        assert image in calls[runtime] and hostile.run_dir in calls[runtime]
+
+
+@pytest.mark.parametrize("runtime", ["apptainer", "docker", "podman", "pyxis"])
+def test_an_image_that_begins_with_a_dash_would_be_an_option(runtime, monkeypatch):
+    base = job("slurm", runtime)
+    with pytest.raises(ConfigError, match=f"the image is '--privileged', which {runtime} would read as an option"):
+        render(replace(base, profile=base.profile.model_copy(update={"image": "--privileged"})))
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/true")
+    with pytest.raises(ConfigError, match="the image is '-v'"):
+        inside(runtime, "-v", gpus=False)
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
