@@ -1,8 +1,10 @@
-"""Finding files at home, and writing them so that no reader ever sees half of one."""
+"""Finding files at home, reading those that people name, and writing them so that no reader sees half of one."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,3 +64,22 @@ def link_atomically(link: Path, target: str) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     temporary.replace(link)
+
+
+def read_text(path: str | Path, most: int) -> str:
+    """The text of a regular file in UTF-8. Neither a device without an end nor a pipe without a writer is waited for.
+
+    Args:
+        most: bytes that it may have.
+
+    Raises:
+        OSError: there is none, it cannot be read, it is no regular file, or it is larger.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes")
+    return content.decode("utf-8")
