@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from grpo_hpc.observe.jsonl import json_text
 
 if TYPE_CHECKING:
     from grpo_hpc.config import RunConfig
+
+_MOST_SEARCHES = 256
 
 
 @click.command("plan", short_help="Show layout, batch sizes, memory and time of a run; search for better layouts.")
@@ -154,8 +157,8 @@ def _search(
 
 
 def _node_range(text: str) -> range:
-    first, dots, last = text.partition("..")
-    digits = first.isdigit() and (last.isdigit() if dots else True)
-    if not digits or not 0 < int(first) <= int(last or first):
-        raise click.UsageError(f"--nodes wants FROM..TO, as in 1..64; got {text!r}")
-    return range(int(first), int(last or first) + 1)
+    found = re.fullmatch(r"([1-9][0-9]{0,5})(?:\.\.([1-9][0-9]{0,5}))?", text)
+    nodes = range(int(found[1]), int(found[2] or found[1]) + 1) if found else range(0)
+    if not 0 < len(nodes) <= _MOST_SEARCHES:
+        raise click.UsageError(f"--nodes wants FROM..TO, at most {_MOST_SEARCHES} numbers, as in 1..64; got {text!r}")
+    return nodes

@@ -16,9 +16,10 @@ from pydantic import Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from grpo_hpc.config import RunConfig
-from grpo_hpc.config.document import dump_yaml, read_yaml
+from grpo_hpc.config.document import read_yaml
 from grpo_hpc.config.fields import field_problems
 from grpo_hpc.config.patterns import WallTime, matching, wall_seconds
+from grpo_hpc.config.plain_yaml import dump_yaml
 from grpo_hpc.config.problems import Problem, raise_problems, without_secrets
 from grpo_hpc.config.sections import Section
 from grpo_hpc.config.site_paths import NodeText, expanded

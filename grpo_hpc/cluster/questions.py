@@ -12,8 +12,8 @@ from typing import Any
 from grpo_hpc.cluster.detect import Partition, Site
 from grpo_hpc.cluster.profile import Profile, profile_folders, read_profile
 from grpo_hpc.cluster.secrets import read_secrets
-from grpo_hpc.config.document import dump_yaml
 from grpo_hpc.config.fields import field_problems
+from grpo_hpc.config.plain_yaml import dump_yaml
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.files import with_home, write_atomically
 

@@ -69,7 +69,7 @@ def _text(detail: ErrorDetails, model: Model) -> str:
         return f"must be {_TYPES[kind]}, got {shown(got)}{_type_hint(kind, got)}"
     if kind in _BOUNDS:
         words, limit = _BOUNDS[kind]
-        return f"must be {words} {detail['ctx'][limit]:g}, got {shown(got)}"
+        return f"must be {words} {_number(detail['ctx'][limit])}, got {shown(got)}"
     if kind == "literal_error" and field:
         return _choice_text(field, got)
     if kind in ("string_too_short", "too_short"):
@@ -77,6 +77,10 @@ def _text(detail: ErrorDetails, model: Model) -> str:
     if kind == "finite_number":
         return f"must be a finite number, got {shown(got)}"
     return f"{detail['msg']}, got {shown(got)}"
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else f"{value:g}"
 
 
 def _place(model: Model, loc: Sequence[int | str]) -> tuple[Model, FieldInfo | None]:

@@ -9,10 +9,11 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from grpo_hpc.config import rules
-from grpo_hpc.config.document import Document, dump_yaml, parse_value, read_document
+from grpo_hpc.config.document import Document, read_document
 from grpo_hpc.config.fields import field_problems
 from grpo_hpc.config.keys import known_keys, unknown_key
 from grpo_hpc.config.nearest import batch_problems
+from grpo_hpc.config.plain_yaml import dump_yaml, parse_value
 from grpo_hpc.config.problems import Problem, raise_problems, without_secrets
 from grpo_hpc.config.sections import SECTION_OF, SECTIONS, RunConfig
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from math import lcm
+from math import isqrt, lcm
 from typing import Any
 
 from grpo_hpc.config.batch import BrokenRule, Sizes, broken_rules, equations, sizes_of
 from grpo_hpc.config.problems import Problem
-from grpo_hpc.config.sections import SECTION_OF, RunConfig
+from grpo_hpc.config.sections import MOST_RANKS, SECTION_OF, RunConfig
 
 _REACH = 64  # how far above the present value a key with no natural limit is searched
 
@@ -17,8 +17,19 @@ _REACH = 64  # how far above the present value a key with no natural limit is se
 def batch_problems(cfg: RunConfig) -> list[Problem]:
     """One problem that shows every broken batch rule of ``cfg`` and how to mend it; empty when all rules hold."""
     sizes = sizes_of(cfg)
+    if too_many := _too_many_ranks(sizes):
+        return [too_many]
     broken = broken_rules(sizes)
     return [Problem("", "\n".join([*equations(broken), *suggestions(sizes, broken)]))] if broken else []
+
+
+def _too_many_ranks(sizes: Sizes) -> Problem | None:
+    for key, ranks in {"nodes": sizes.world, "vllm_server_nodes": sizes.rollout_world}.items():
+        if ranks > MOST_RANKS:
+            most = MOST_RANKS // sizes.nproc_per_node
+            text = f"with {sizes.nproc_per_node} ranks each are {ranks} ranks, more than {MOST_RANKS}; at most {most}"
+            return Problem(f"{SECTION_OF[key]}.{key}", text)
+    return None
 
 
 def suggestions(sizes: Sizes, broken: list[BrokenRule]) -> list[str]:
@@ -53,21 +64,29 @@ def nearest_values(sizes: Sizes, key: str) -> list[int]:
 def _candidates(sizes: Sizes, key: str) -> Iterator[int]:
     """Values worth a try for ``key``, nearest to the present one first."""
     now = _now(sizes, key)
-    if key == "global_batch_size":
-        unit = _step_unit(sizes)
-        # nothing above generation_batch_size divides it
-        return _multiples(unit, now, max(_REACH, (sizes.generation_batch_size or 0) // unit + 1))
+    if key == "global_batch_size" and sizes.generation_batch_size is None:
+        return _multiples(_step_unit(sizes), now)
     if key == "generation_batch_size":
-        return _multiples(sizes.global_batch_size, now, _REACH)
-    if key == "num_generations":
-        size = sizes.global_batch_size
-        return iter(sorted((v for v in range(2, size + 1) if size % v == 0), key=lambda value: abs(value - now)))
-    limit = {
-        "micro_batch_size": sizes.global_batch_size // max(1, sizes.world // sizes.footprint),
-        "steps_per_generation": now + _REACH,
-        "nproc_per_node": now + _REACH,
-    }.get(key, sizes.world)
-    return iter(sorted(range(1, limit + 1), key=lambda value: abs(value - now)))
+        return _multiples(sizes.global_batch_size, now)
+    if key in ("nproc_per_node", "steps_per_generation"):
+        found: Iterable[int] = range(1, now + _REACH + 1)
+    else:
+        found = _divisors(_divided(sizes, key)) - ({1} if key == "num_generations" else set())
+    return iter(sorted(found, key=lambda value: abs(value - now)))
+
+
+def _divided(sizes: Sizes, key: str) -> int:
+    """What every valid value of ``key`` divides."""
+    if key == "global_batch_size" and sizes.generation_batch_size is not None:
+        return sizes.generation_batch_size
+    if key in ("micro_batch_size", "num_generations"):
+        return sizes.global_batch_size
+    return sizes.rollout_world if key == "vllm_tensor_parallel_size" else sizes.world
+
+
+def _divisors(number: int) -> set[int]:
+    small = [value for value in range(1, isqrt(number) + 1) if number % value == 0]
+    return {*small, *(number // value for value in small)}
 
 
 def _step_unit(sizes: Sizes) -> int:
@@ -76,9 +95,9 @@ def _step_unit(sizes: Sizes) -> int:
     return lcm(sizes.num_generations, replicas)
 
 
-def _multiples(unit: int, now: int, reach: int) -> Iterator[int]:
+def _multiples(unit: int, now: int) -> Iterator[int]:
     below = now // unit
-    for distance in range(reach):
+    for distance in range(_REACH):
         if below - distance > 0:
             yield (below - distance) * unit
         yield (below + 1 + distance) * unit

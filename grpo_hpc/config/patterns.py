@@ -23,7 +23,7 @@ def matching(pattern: str, says: str) -> AfterValidator:
 WallTime = Annotated[
     str,
     matching(
-        r"(\d+-)?\d{1,4}(:[0-5]?\d){1,2}",
+        r"(\d{1,3}-)?\d{1,4}(:[0-5]?\d){1,2}",
         "must be a wall time: 30:00 is minutes:seconds, 12:00:00 has hours, and 1-00:00:00 has days before them",
     ),
 ]

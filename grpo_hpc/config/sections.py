@@ -15,6 +15,12 @@ from grpo_hpc.config.site_paths import SitePath, expanded
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.rewards.names import column_of, file_of, is_path, with_file, with_paths
 
+# Beyond these no machine is; they keep a slip of the finger from making a planner count for days.
+MOST_RANKS = 32_768
+MOST_LAYERS = 10_000
+MOST_COMPLETIONS = 2**20
+LONGEST = 10**8  # tokens
+
 Precision = Literal["float32", "bfloat16"]
 RecomputeModule = Literal["core_attn", "mlp", "layernorm", "moe_act", "moe", "shared_experts"]
 
@@ -50,7 +56,9 @@ class Data(Section):
         description="what the chat template is told beside the messages, such as enable_thinking: false; a row's "
         "column of this name counts more",
     )
-    max_length: int | None = Field(default=None, ge=1, description="longest prompt in tokens; longer rows are dropped")
+    max_length: int | None = Field(
+        default=None, ge=1, le=LONGEST, description="longest prompt in tokens; longer rows are dropped"
+    )
     shuffle: bool = Field(default=True, description="a new order of the rows in every epoch")
 
 
@@ -58,32 +66,47 @@ class Resources(Section):
     """The machine that the run asks for."""
 
     device: Literal["cpu", "cuda"] = Field(default="cuda", description="where training and rollouts run")
-    nodes: int = Field(default=1, ge=1, description="number of machines")
-    nproc_per_node: int = Field(default=8, ge=1, description="training processes per node: GPUs, or ranks on a CPU")
+    nodes: int = Field(default=1, ge=1, le=MOST_RANKS, description="number of machines")
+    nproc_per_node: int = Field(
+        default=8, ge=1, le=1024, description="training processes per node: GPUs, or ranks on a CPU"
+    )
     gpu: str = Field(
         default="h100", min_length=1, description="hardware to plan for: a profile's name, or a file made by measuring"
     )
     distributed_timeout_minutes: float = Field(
-        default=30.0, gt=0, description="longest that a rank waits for the others in a collective of training"
+        default=30.0, gt=0, le=1e6, description="longest that a rank waits for the others in a collective of training"
     )
 
 
 class Parallel(Section):
     """How Megatron cuts the model over the ranks."""
 
-    tensor_model_parallel_size: int = Field(default=1, ge=1, description="ranks that share every layer (tp)")
-    pipeline_model_parallel_size: int = Field(default=1, ge=1, description="stages that the layers are cut into (pp)")
-    context_parallel_size: int = Field(default=1, ge=1, description="ranks that share every sequence (cp)")
-    expert_model_parallel_size: int = Field(default=1, ge=1, description="ranks that share the experts (ep)")
-    expert_tensor_parallel_size: int = Field(default=1, ge=1, description="ranks that share one expert (etp)")
+    tensor_model_parallel_size: int = Field(
+        default=1, ge=1, le=MOST_RANKS, description="ranks that share every layer (tp)"
+    )
+    pipeline_model_parallel_size: int = Field(
+        default=1, ge=1, le=MOST_RANKS, description="stages that the layers are cut into (pp)"
+    )
+    context_parallel_size: int = Field(
+        default=1, ge=1, le=MOST_RANKS, description="ranks that share every sequence (cp)"
+    )
+    expert_model_parallel_size: int = Field(
+        default=1, ge=1, le=MOST_RANKS, description="ranks that share the experts (ep)"
+    )
+    expert_tensor_parallel_size: int = Field(
+        default=1, ge=1, le=MOST_RANKS, description="ranks that share one expert (etp)"
+    )
     decoder_first_pipeline_num_layers: int | None = Field(
-        default=None, ge=1, description="layers on the first stage; absent: as many as on the others"
+        default=None, ge=1, le=MOST_LAYERS, description="layers on the first stage; absent: as many as on the others"
     )
     decoder_last_pipeline_num_layers: int | None = Field(
-        default=None, ge=1, description="layers on the last stage; absent: as many as on the others"
+        default=None, ge=1, le=MOST_LAYERS, description="layers on the last stage; absent: as many as on the others"
     )
     virtual_pipeline_model_parallel_size: int | None = Field(
-        default=None, ge=2, description="chunks of layers on each stage of an interleaved pipeline (vpp)"
+        default=None,
+        ge=2,
+        le=MOST_LAYERS,
+        description="chunks of layers on each stage of an interleaved pipeline (vpp)",
     )
     sequence_parallel: bool = Field(
         default=False, description="between layers, tensor-parallel ranks split the tokens instead of repeating them"
@@ -94,7 +117,7 @@ class Parallel(Section):
     recompute_method: Literal["uniform", "block"] = Field(
         default="uniform", description="full: all layers in groups of recompute_num_layers, or only the first that many"
     )
-    recompute_num_layers: int = Field(default=1, ge=1, description="full: see recompute_method")
+    recompute_num_layers: int = Field(default=1, ge=1, le=MOST_LAYERS, description="full: see recompute_method")
     recompute_modules: list[RecomputeModule] = Field(
         default=["core_attn"], min_length=1, description="selective: what is computed again"
     )
@@ -108,7 +131,10 @@ class Parallel(Section):
         default=False, description="updated parameters are gathered during the next forward pass"
     )
     ddp_bucket_size: int | None = Field(
-        default=None, ge=1, description="parameters whose gradients travel together; absent: Megatron's choice"
+        default=None,
+        ge=1,
+        le=10**12,
+        description="parameters whose gradients travel together; absent: Megatron's choice",
     )
 
 
@@ -118,10 +144,15 @@ class Moe(Section):
     moe_router_dtype: Literal["fp32", "fp64", "none"] = Field(
         default="fp32", description="precision in which routers compute; none: that of the model"
     )
-    moe_aux_loss_coeff: float = Field(default=0.0, ge=0, description="weight of the balance loss of each sequence")
-    moe_z_loss_coeff: float = Field(default=0.0, ge=0, description="weight of the routers' z-loss")
+    moe_aux_loss_coeff: float = Field(
+        default=0.0, ge=0, le=1e6, description="weight of the balance loss of each sequence"
+    )
+    moe_z_loss_coeff: float = Field(default=0.0, ge=0, le=1e6, description="weight of the routers' z-loss")
     moe_router_bias_update_rate: float = Field(
-        default=0.0, ge=0, description="what the bias of an expert moves by at an optimizer step, towards equal load"
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="what the bias of an expert moves by at an optimizer step, towards equal load",
     )
     router_replay_mode: Literal["disabled", "R2", "R3"] = Field(
         default="disabled",
@@ -142,21 +173,36 @@ class Moe(Section):
 class Batch(Section):
     """Batch sizes, all counted in completions, and the length of the run."""
 
-    micro_batch_size: int = Field(default=1, ge=1, description="completions per forward pass on one data-parallel rank")
-    max_tokens_per_micro_batch: int | None = Field(
-        default=None, ge=2, description="tokens per forward pass on one data-parallel rank, instead of micro_batch_size"
+    micro_batch_size: int = Field(
+        default=1, ge=1, le=MOST_COMPLETIONS, description="completions per forward pass on one data-parallel rank"
     )
-    global_batch_size: int = Field(default=16, ge=1, description="completions per optimizer step over all ranks")
-    steps_per_generation: int | None = Field(default=None, ge=1, description="optimizer steps made from one rollout")
-    generation_batch_size: int | None = Field(default=None, ge=1, description="completions per rollout")
-    num_generations: int = Field(default=8, ge=2, description="completions per prompt, the group of GRPO")
-    num_iterations: int = Field(default=1, ge=1, description="times that the optimizer goes over one rollout")
+    max_tokens_per_micro_batch: int | None = Field(
+        default=None,
+        ge=2,
+        le=10**10,
+        description="tokens per forward pass on one data-parallel rank, instead of micro_batch_size",
+    )
+    global_batch_size: int = Field(
+        default=16, ge=1, le=MOST_COMPLETIONS, description="completions per optimizer step over all ranks"
+    )
+    steps_per_generation: int | None = Field(
+        default=None, ge=1, le=10_000, description="optimizer steps made from one rollout"
+    )
+    generation_batch_size: int | None = Field(
+        default=None, ge=1, le=MOST_COMPLETIONS, description="completions per rollout"
+    )
+    num_generations: int = Field(default=8, ge=2, le=10_000, description="completions per prompt, the group of GRPO")
+    num_iterations: int = Field(default=1, ge=1, le=1000, description="times that the optimizer goes over one rollout")
     train_iters: int | None = Field(
-        default=None, ge=1, description="optimizer steps of the whole run; this or num_train_epochs is required"
+        default=None,
+        ge=1,
+        le=10**9,
+        description="optimizer steps of the whole run; this or num_train_epochs is required",
     )
     num_train_epochs: int | None = Field(
         default=None,
         ge=1,
+        le=10**6,
         description="times that the run goes over data.train: rows * num_generations * epochs // global_batch_size "
         "optimizer steps",
     )
@@ -182,12 +228,14 @@ class Rollout(Section):
     vllm_mode: Literal["colocate", "server"] = Field(
         default="colocate", description="vLLM lives in the training processes, or on nodes of its own"
     )
-    vllm_server_nodes: int = Field(default=1, ge=1, description="nodes of the vLLM servers, besides resources.nodes")
+    vllm_server_nodes: int = Field(
+        default=1, ge=1, le=MOST_RANKS, description="nodes of the vLLM servers, besides resources.nodes"
+    )
     vllm_server_port: int = Field(
         default=8000, ge=1024, le=65535, description="port of the first server on a node; further ones count up"
     )
     vllm_server_timeout: float = Field(
-        default=600, gt=0, description="seconds after their start until which every vLLM server must answer"
+        default=600, gt=0, le=1e6, description="seconds after their start until which every vLLM server must answer"
     )
     sleep_level: Literal[0, 1, 2] = Field(
         default=0, description="vLLM while training: 0 stays, 1 keeps its weights in host memory, 2 drops them"
@@ -197,7 +245,9 @@ class Rollout(Section):
     )
     offload_optimizer: bool = Field(default=False, description="optimizer state leaves the GPU during rollouts")
     vllm_dtype: Precision = Field(default="bfloat16", description="precision of the rollout weights")
-    vllm_tensor_parallel_size: int = Field(default=1, ge=1, description="ranks that share one vLLM engine")
+    vllm_tensor_parallel_size: int = Field(
+        default=1, ge=1, le=MOST_RANKS, description="ranks that share one vLLM engine"
+    )
     vllm_gpu_memory_utilization: float = Field(
         default=0.3,
         gt=0,
@@ -207,13 +257,17 @@ class Rollout(Section):
     vllm_kv_cache_gib: float | None = Field(
         default=None,
         gt=0,
+        le=1e6,
         description="KV cache of each engine in GiB, in place of a share; without both an engine on a GPU that "
         "resources.gpu names gets room for all of its completions, or what is left, and one on a CPU 1 GiB",
     )
-    vllm_max_model_len: int | None = Field(default=None, ge=2, description="longest prompt + completion in tokens")
+    vllm_max_model_len: int | None = Field(
+        default=None, ge=2, le=LONGEST, description="longest prompt + completion in tokens"
+    )
     vllm_max_num_seqs: int | None = Field(
         default=None,
         ge=1,
+        le=MOST_COMPLETIONS,
         description="completions that one engine works on at a time; there are CUDA graphs for batches up to twice as "
         "large, at most 512; absent: its share of a rollout, from 64 to 512",
     )
@@ -221,21 +275,26 @@ class Rollout(Section):
     rollout_timeout_minutes: float = Field(
         default=120.0,
         gt=0,
+        le=1e6,
         description="longest that a rank waits for a rollout: its own server's, or the other ranks'",
     )
     sync_bucket_mib: float = Field(
-        default=512.0, gt=0, description="weights on their way to vLLM that a rank holds whole at a time, in MiB"
+        default=512.0,
+        gt=0,
+        le=1e6,
+        description="weights on their way to vLLM that a rank holds whole at a time, in MiB",
     )
     canary_tolerance: float | None = Field(
         default=None,
         gt=0,
+        le=1e6,
         description="largest mean distance of vLLM's log-probabilities from the trainer's when a run starts, in nat; "
         "absent: 0.02 where both are float32, else 0.2",
     )
-    max_completion_length: int = Field(default=512, ge=1, description="longest completion in tokens")
+    max_completion_length: int = Field(default=512, ge=1, le=LONGEST, description="longest completion in tokens")
     temperature: float = Field(default=1.0, gt=0, le=10, description="sampling temperature, also used in training")
     top_p: float = Field(default=1.0, gt=0, le=1, description="probability mass that is sampled from; 1 keeps all")
-    top_k: int = Field(default=-1, ge=-1, description="number of tokens that are sampled from; -1 keeps all")
+    top_k: int = Field(default=-1, ge=-1, le=10**9, description="number of tokens that are sampled from; -1 keeps all")
     min_p: float = Field(
         default=0.0,
         ge=0,
@@ -257,7 +316,7 @@ class Rollout(Section):
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         default=[], description="texts that end a completion, which ends with the token that completes one of them"
     )
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(
+    stop_token_ids: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] = Field(
         default=[], description="tokens that end a completion besides those that the model's own files name"
     )
     vllm_engine_kwargs: dict[str, JsonValue] = Field(
@@ -304,33 +363,36 @@ class Algorithm(Section):
     epsilon_high: float | None = Field(
         default=None,
         gt=0,
+        le=1e6,
         description="the ratio is clipped above at 1 + epsilon_high (absent: epsilon); for cispo the largest ratio "
         "itself (absent: 5)",
     )
     delta: float | None = Field(
-        default=None, gt=1, description="upper bound of the ratio where the advantage is negative"
+        default=None, gt=1, le=1e6, description="upper bound of the ratio where the advantage is negative"
     )
-    tau_pos: float = Field(default=1.0, gt=0, description="sapo: sharpness of the gate for positive advantages")
-    tau_neg: float = Field(default=1.05, gt=0, description="sapo: the same for negative advantages")
-    real_tau: float = Field(default=0.5, gt=0, description="real: temperature of the scores")
-    fipo_decay_rate: float = Field(default=32.0, gt=0, description="fipo: tokens after which the future counts half")
+    tau_pos: float = Field(default=1.0, gt=0, le=1e6, description="sapo: sharpness of the gate for positive advantages")
+    tau_neg: float = Field(default=1.05, gt=0, le=1e6, description="sapo: the same for negative advantages")
+    real_tau: float = Field(default=0.5, gt=0, le=1e6, description="real: temperature of the scores")
+    fipo_decay_rate: float = Field(
+        default=32.0, gt=0, le=1e6, description="fipo: tokens after which the future counts half"
+    )
     fipo_clip_range: float = Field(default=0.2, gt=0, lt=1, description="fipo: how far its weight may leave 1")
     fipo_clip_high_only: bool = Field(default=True, description="fipo: its weight is never below 1")
     fipo_safety_threshold: float | None = Field(
-        default=4.0, gt=1, description="fipo: from this ratio on a negative advantage gets no weight above 1"
+        default=4.0, gt=1, le=1e6, description="fipo: from this ratio on a negative advantage gets no weight above 1"
     )
     loss_scaling: Literal["exact", "ms_swift"] = Field(
         default="exact", description="denominators: exact over the optimizer step, or as ms-swift has them"
     )
     beta: float = Field(
-        default=0.0, ge=0, description="weight of the KL term to the reference model; 0 needs no reference"
+        default=0.0, ge=0, le=1e6, description="weight of the KL term to the reference model; 0 needs no reference"
     )
     kl_estimator: Literal["k1", "k2", "k3"] = Field(default="k3", description="estimator of the KL term in the loss")
     kl_in_reward: bool = Field(
         default=False, description="subtract beta times the KL (k1, summed) from the reward instead"
     )
     sync_ref_model: bool = Field(default=False, description="move the reference model towards the policy now and then")
-    ref_model_sync_steps: int = Field(default=512, ge=1, description="optimizer steps between two such moves")
+    ref_model_sync_steps: int = Field(default=512, ge=1, le=10**9, description="optimizer steps between two such moves")
     ref_model_mixup_alpha: float = Field(
         default=0.6, gt=0, le=1, description="share of the policy in the reference model after a move"
     )
@@ -341,15 +403,20 @@ class Algorithm(Section):
         default="group", description="whose standard deviation advantages are divided by; gdpo: each reward's own"
     )
     dynamic_sample: bool = Field(default=False, description="sample on until every group's rewards differ")
-    max_resample_times: int = Field(default=3, ge=1, description="further rounds of sampling at most")
+    max_resample_times: int = Field(default=3, ge=1, le=1000, description="further rounds of sampling at most")
     overlong_filter: bool = Field(default=False, description="leave completions that were cut off out of the loss")
     rollout_importance_sampling_mode: (
         Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None
     ) = Field(default=None, description="correction of the difference between engine and trainer; absent: none")
-    rollout_importance_sampling_threshold: float = Field(default=2.0, ge=1, description="upper bound of its weights")
+    rollout_importance_sampling_threshold: float = Field(
+        default=2.0, ge=1, le=1e6, description="upper bound of its weights"
+    )
     rollout_importance_sampling_min: float = Field(default=0.0, ge=0, le=1, description="lower bound of its weights")
     off_policy_sequence_mask_delta: float | None = Field(
-        default=None, gt=0, description="completions with a negative advantage leave the loss beyond this mean drift"
+        default=None,
+        gt=0,
+        le=1e6,
+        description="completions with a negative advantage leave the loss beyond this mean drift",
     )
     top_entropy_quantile: float = Field(
         default=1.0,
@@ -357,7 +424,7 @@ class Algorithm(Section):
         le=1,
         description="share of tokens, those with the highest entropy, that the policy loss takes",
     )
-    entropy_coef: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
+    entropy_coef: float = Field(default=0.0, ge=0, le=1e6, description="weight of the entropy bonus")
 
 
 def _function(name: str) -> str:
@@ -374,7 +441,7 @@ class Rewards(Section):
     reward_funcs: list[Annotated[str, AfterValidator(_function)]] = Field(
         min_length=1, description="registered names or path/to/file.py:function; column=name for another column"
     )
-    reward_weights: list[float] | None = Field(
+    reward_weights: list[Annotated[float, Field(ge=-1e6, le=1e6)]] | None = Field(
         default=None, description="one weight per reward function; absent: all 1"
     )
     reward_params: dict[str, Annotated[dict[str, Any], AfterValidator(_parameters)]] = Field(
@@ -383,10 +450,18 @@ class Rewards(Section):
     reward_failure: dict[str, Literal["zero", "nan", "fail"]] = Field(
         default={}, description="by reward function, a completion it fails on: 0, no score (default), or the run ends"
     )
-    reward_workers: int = Field(default=2, ge=1, description="processes that call reward functions, for each rank")
-    reward_concurrency: int = Field(default=32, ge=1, description="calls of async functions at a time, for each rank")
-    reward_timeout: float = Field(default=60.0, gt=0, description="seconds that a function has for one completion")
-    reward_retries: int = Field(default=1, ge=0, description="further attempts at a completion after a failure")
+    reward_workers: int = Field(
+        default=2, ge=1, le=1024, description="processes that call reward functions, for each rank"
+    )
+    reward_concurrency: int = Field(
+        default=32, ge=1, le=65_536, description="calls of async functions at a time, for each rank"
+    )
+    reward_timeout: float = Field(
+        default=60.0, gt=0, le=1e6, description="seconds that a function has for one completion"
+    )
+    reward_retries: int = Field(
+        default=1, ge=0, le=1000, description="further attempts at a completion after a failure"
+    )
 
     @property
     def columns(self) -> list[str]:
@@ -404,20 +479,23 @@ class Rewards(Section):
 class Optimizer(Section):
     """Adam and its learning rate."""
 
-    lr: float = Field(default=1e-6, gt=0, description="highest learning rate")
-    min_lr: float = Field(default=0.0, ge=0, description="learning rate that the decay ends at")
+    lr: float = Field(default=1e-6, gt=0, le=1e6, description="highest learning rate")
+    min_lr: float = Field(default=0.0, ge=0, le=1e6, description="learning rate that the decay ends at")
     lr_decay_style: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="shape of the decay"
     )
-    lr_warmup_iters: int = Field(default=0, ge=0, description="optimizer steps of linear warm-up")
-    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
-    clip_grad: float = Field(default=1.0, gt=0, description="largest global gradient norm")
+    lr_warmup_iters: int = Field(default=0, ge=0, le=10**9, description="optimizer steps of linear warm-up")
+    weight_decay: float = Field(default=0.0, ge=0, le=1e6, description="decoupled weight decay")
+    clip_grad: float = Field(default=1.0, gt=0, le=1e9, description="largest global gradient norm")
     max_skipped_updates: int = Field(
-        default=3, ge=1, description="the run ends at so many steps in a row whose loss or gradient is not finite"
+        default=3,
+        ge=1,
+        le=10**6,
+        description="the run ends at so many steps in a row whose loss or gradient is not finite",
     )
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
     adam_beta2: float = Field(default=0.95, ge=0, lt=1, description="decay of the second moment")
-    adam_eps: float = Field(default=1e-8, gt=0, description="Adam's epsilon")
+    adam_eps: float = Field(default=1e-8, gt=0, le=1e6, description="Adam's epsilon")
     use_precision_aware_optimizer: bool = Field(
         default=False, description="TransformerEngine's Adam, which can keep its moments in a lower precision"
     )
@@ -434,8 +512,8 @@ class Tuner(Section):
     """Which parameters are trained."""
 
     tuner_type: Literal["full", "lora"] = Field(default="full", description="all parameters, or low-rank adapters")
-    lora_rank: int = Field(default=8, ge=1, description="rank of the adapters")
-    lora_alpha: float = Field(default=32.0, gt=0, description="adapters are scaled by lora_alpha / lora_rank")
+    lora_rank: int = Field(default=8, ge=1, le=65_536, description="rank of the adapters")
+    lora_alpha: float = Field(default=32.0, gt=0, le=1e6, description="adapters are scaled by lora_alpha / lora_rank")
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the input of the adapters")
     target_modules: list[str] = Field(
         default=["all-linear"],
@@ -451,9 +529,11 @@ class Tuner(Section):
 class Checkpoint(Section):
     """What is saved and when."""
 
-    save_steps: int | None = Field(default=None, ge=1, description="steps between checkpoints; absent: only at the end")
+    save_steps: int | None = Field(
+        default=None, ge=1, le=10**9, description="steps between checkpoints; absent: only at the end"
+    )
     save_total_limit: int | None = Field(
-        default=None, ge=1, description="newest checkpoints that are kept; absent: all"
+        default=None, ge=1, le=10**6, description="newest checkpoints that are kept; absent: all"
     )
     save_last: bool = Field(default=True, description="save a checkpoint when the last step is done")
     export: bool = Field(default=True, description="write a Hugging Face folder at the end")
@@ -466,7 +546,7 @@ class Evaluation(Section):
     """Greedy evaluation on held-out rows."""
 
     eval_steps: int | None = Field(
-        default=None, ge=1, description="steps between evaluations; absent: before and after only"
+        default=None, ge=1, le=10**9, description="steps between evaluations; absent: before and after only"
     )
 
 
@@ -504,6 +584,7 @@ class Cluster(Section):
     max_failures: int = Field(
         default=3,
         ge=0,
+        le=10**6,
         description="failed starts in a row, without a new checkpoint, after which none is made; 0 is like 1",
     )
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from grpo_hpc.config.document import parse_value
 from grpo_hpc.config.fields import field_problems
 from grpo_hpc.config.keys import closest
+from grpo_hpc.config.plain_yaml import parse_value
 from grpo_hpc.config.sections import SECTION_OF, SECTIONS, TOP_LEVEL, RunConfig
 from grpo_hpc.importing.convert import as_given, number, run_name, truth
 from grpo_hpc.importing.fates import Fate, Flag, Result

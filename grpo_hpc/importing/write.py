@@ -8,8 +8,8 @@ from textwrap import wrap
 from typing import Any
 
 from grpo_hpc.config import rules
-from grpo_hpc.config.document import dump_yaml
 from grpo_hpc.config.load import problems_of
+from grpo_hpc.config.plain_yaml import dump_yaml
 from grpo_hpc.config.problems import Problem
 from grpo_hpc.config.sections import SECTIONS, TOP_LEVEL
 from grpo_hpc.importing.fates import Fate

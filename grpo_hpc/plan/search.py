@@ -7,7 +7,7 @@ Training and rollout are estimated apart and joined afterwards, because they mee
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import Sizes, broken_rules, schedule, sizes_of
 from grpo_hpc.config.load import problems_of
 from grpo_hpc.config.problems import raise_problems
+from grpo_hpc.config.sections import MOST_RANKS
 from grpo_hpc.errors import PlanError
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.plan import memory
@@ -85,7 +86,7 @@ class _Training:
     seconds: float
 
 
-def search_run(cfg: RunConfig, average: int | None, nodes: Iterable[int] | None) -> list[Result]:
+def search_run(cfg: RunConfig, average: int | None, nodes: Sequence[int] | None) -> list[Result]:
     """Search for the run's own number of nodes, or for each of ``nodes`` (those that train and sample together).
 
     Raises:
@@ -99,6 +100,9 @@ def search_run(cfg: RunConfig, average: int | None, nodes: Iterable[int] | None)
         raise PlanError("a search is for GPUs; this run is on a CPU")
     require_lengths(cfg, shape)
     task = task_of(cfg, shape, sizes, average)
+    most = MOST_RANKS // cfg.resources.nproc_per_node
+    if nodes and max(nodes) > most:
+        raise PlanError(f"{max(nodes)} nodes are more than {MOST_RANKS} ranks", f"Search up to {most} nodes.")
     base, hardware = replace(execution_of(cfg, sizes, task), kv_gib=None), read_hardware(cfg.resources.gpu)
     wanted = list(nodes) if nodes is not None else [base.nodes + base.server_nodes]
     return [_search(task, base, sizes_of(cfg), hardware, count) for count in wanted]

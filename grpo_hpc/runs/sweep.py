@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from grpo_hpc.config import RunConfig, dump_run, load_run
-from grpo_hpc.config.document import parse_value
+from grpo_hpc.config.plain_yaml import parse_value
 from grpo_hpc.config.sections import SECTION_OF
 from grpo_hpc.errors import ConfigError, GrpoHpcError
 from grpo_hpc.files import write_atomically

@@ -22,7 +22,7 @@ from tests.fuzz.forks import Forks, Outcome
 
 REPORT = Path(__file__).parents[2] / "build" / "fuzz.md"
 LONG_S = float(os.environ.get("FUZZ_S", "120"))  # seconds of each target
-ROUND = 250  # cases of one seed
+ROUND = 100  # cases of one seed
 LONG_CPU_S = 2
 _SETTINGS = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 _PHASES = (Phase.explicit, Phase.generate, Phase.shrink)

@@ -1,8 +1,8 @@
 """Runs the command line in forks with limits, so that what it is fed can neither hang nor eat the machine.
 
-A server is a process that has everything imported already (``python forks.py``): it reads cases as lines of JSON, forks
-for each command of a case, and writes one line of JSON about how they ended. A fork costs milliseconds, inherits nothing of
-the fork before it, and its CPU time and its death are the kernel's word.
+A server is a process that has everything imported already (``python forks.py``): it reads cases as lines of JSON,
+forks for each command of a case, and writes one line of JSON about how they ended. A fork costs milliseconds, inherits
+nothing of the fork before it, and its CPU time and its death are the kernel's word.
 """
 
 from __future__ import annotations

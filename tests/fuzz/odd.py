@@ -11,19 +11,77 @@ from hypothesis.strategies import SearchStrategy
 
 _BOMB = "[&a [x, x], &b [*a, *a], &c [*b, *b], &d [*c, *c], &e [*d, *d], &f [*e, *e], &g [*f, *f], &h [*g, *g], *h]"
 SCALARS = (
-    *("", "~", "null", "true", "no", "0", "-1", "010", "0x10", "1_000", "1e3", "1e400", "1e-400", ".inf", "-.inf", ".nan"),
+    *(
+        "",
+        "~",
+        "null",
+        "true",
+        "no",
+        "0",
+        "-1",
+        "010",
+        "0x10",
+        "1_000",
+        "1e3",
+        "1e400",
+        "1e-400",
+        ".inf",
+        "-.inf",
+        ".nan",
+    ),
     *("12:00:00", "2026-11-29", "9" * 20, "9" * 309, "9" * 5000, "-" + "9" * 5000, "1" + "0" * 310, "1." + "0" * 5000),
-    *('!!int ""', '!!int "x"', "!!timestamp x", "!!float x", "!!bool maybe", "!!binary x", "!!set {a, b}", "!!omap [a]"),
+    *(
+        '!!int ""',
+        '!!int "x"',
+        "!!timestamp x",
+        "!!float x",
+        "!!bool maybe",
+        "!!binary x",
+        "!!set {a, b}",
+        "!!omap [a]",
+    ),
     *("!!python/object/apply:os.system [true]", "!own x", "!!str 5", "!!null x", "!!map [1]", "!!seq {a: 1}"),
     *("&a [*a]", "&a {b: *a}", "*nowhere", "<<", "{<<: [1, 2]}", "{<<: {lr: 1}}", "{? [a, b] : c}", "{1: 2, true: 3}"),
     *("[" * 600, "[" * 600 + "]" * 600, "{a: " * 300, _BOMB, "[]", "{}", "[[]]", "[1, a, null]", "{a: {b: [c]}}"),
-    *('"\\0"', '"\\x85"', '"\\u2028"', '"\\ud800"', '"\\x1b[31m"', '"a\\nb"', "'", '"', "|", ">", "- a", "a: b", "#", "@", "`"),
-    *("x" * 300, "é", "\x85", "\x7f", "\x00", "\ufeff", "\u202e", "$HOME", "${NO_SUCH}", "~nosuchuser/x", "/dev/zero", ".", "/"),
+    *(
+        '"\\0"',
+        '"\\x85"',
+        '"\\u2028"',
+        '"\\ud800"',
+        '"\\x1b[31m"',
+        '"a\\nb"',
+        "'",
+        '"',
+        "|",
+        ">",
+        "- a",
+        "a: b",
+        "#",
+        "@",
+        "`",
+    ),
+    *(
+        "x" * 300,
+        "é",
+        "\x85",
+        "\x7f",
+        "\x00",
+        "\ufeff",
+        "\u202e",
+        "$HOME",
+        "${NO_SUCH}",
+        "~nosuchuser/x",
+        "/dev/zero",
+        ".",
+        "/",
+    ),
     *("--help", "-", "a/../b", "{{ 7 * 7 }}", "%s", "[red]x[/red]", "[/]", "a b", "a;b", "$(id)", "`id`", "a|b", "*"),
 )
 """YAML for one value, each of which broke something somewhere."""
 
-TEXTS = st.text(max_size=20) | st.text(alphabet="ab \\\"'$`(){}[]<>|&;*?!#~=:,.-_\n\t\r\x00\x1b\x85\u2028é", max_size=20)
+TEXTS = st.text(max_size=20) | st.text(
+    alphabet="ab \\\"'$`(){}[]<>|&;*?!#~=:,.-_\n\t\r\x00\x1b\x85\u2028é", max_size=20
+)
 NUMBERS = (
     st.integers()
     | st.integers(-3, 70)
@@ -31,6 +89,11 @@ NUMBERS = (
     | st.integers(0, 70).map(lambda n: 2**n)
 )
 FLOATS = st.floats(allow_nan=True, allow_infinity=True) | st.floats(0, 2)
+
+
+def in_argument(text: str) -> str:
+    """``text`` as it can be an argument of a command: without NUL and in UTF-8."""
+    return text.replace("\0", "").encode(errors="ignore").decode()
 
 
 def in_json(values: SearchStrategy[Any]) -> SearchStrategy[str]:
@@ -45,7 +108,12 @@ def yaml_values(*more: str) -> SearchStrategy[str]:
 
 
 JSON_VALUES: SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | NUMBERS | FLOATS | TEXTS | st.sampled_from(["bfloat16", "x" * 300, "../../x", "/etc/passwd"]),
+    st.none()
+    | st.booleans()
+    | NUMBERS
+    | FLOATS
+    | TEXTS
+    | st.sampled_from(["bfloat16", "x" * 300, "../../x", "/etc/passwd"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
 )
@@ -55,7 +123,8 @@ EDITS: SearchStrategy[list[Edit]] = st.lists(
     st.tuples(
         st.sampled_from(["cut", "put", "flip", "end", "twice"]),
         st.floats(0, 1, exclude_max=True),
-        st.binary(max_size=8) | st.sampled_from([b"\0" * 4096, b"\xff\xfe", b"\r\n", b"NaN", b"1e999", b"[" * 3000, b"-1"]),
+        st.binary(max_size=8)
+        | st.sampled_from([b"\0" * 4096, b"\xff\xfe", b"\r\n", b"NaN", b"1e999", b"[" * 3000, b"-1"]),
     ),
     max_size=3,
 )

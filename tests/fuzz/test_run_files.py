@@ -2,48 +2,76 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from hypothesis import strategies as st
 
-from grpo_hpc.config.sections import SECTIONS, TOP_LEVEL
-from tests.fuzz.odd import EDITS, TEXTS, damaged, yaml_values
+from grpo_hpc.config.sections import SECTIONS, TOP_LEVEL, RunConfig
+from tests.fuzz.odd import EDITS, TEXTS, damaged, in_argument, yaml_values
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml")) + sorted(CONFIGS.glob("recipes/*.yaml"))
-KEYS = [*((section, key) for section, model in SECTIONS.items() for key in model.model_fields), *(("", k) for k in TOP_LEVEL)]
-WORDS = ("local", "cuda", "cpu", "lora", "server", "colocate", "full", "selective", "float32", "grpo", "gspo", "none", "uniform")
+SHIPPED = [yaml.safe_load(file.read_text()) for file in FILES]
+KEYS = [(section, key) for section, model in SECTIONS.items() for key in model.model_fields]
+KEYS += [("", key) for key in TOP_LEVEL]
+WORDS = ("local", "cuda", "cpu", "lora", "server", "colocate", "full", "selective", "float32", "gspo", "none", "block")
 VALUES = yaml_values(*WORDS, "[accuracy]", "[exact_number, format]", "Qwen3-8B", "{exact_number: {x: 1}}")
+SYNTAX = (
+    "---",
+    "...",
+    "- a",
+    "a",
+    "a: b: c",
+    "\tname: x",
+    "%YAML 9.9",
+    "? a",
+    "!x",
+    "&a",
+    "name: again",
+    "<<: *a",
+    "'",
+)
 PLANNED = ("plan", "run.yaml"), ("plan", "run.yaml", "--json")
+
+
+def fitting(section: str, key: str) -> st.SearchStrategy[str]:
+    """Values of the type of a key, most of which some run may have."""
+    annotation = (SECTIONS[section] if section else RunConfig).model_fields[key].annotation
+    words = [str(word).lower() if isinstance(word, bool) else str(word) for word in choices(annotation)]
+    return st.sampled_from(words or ["x", "[x]", "{}", "null"])
+
+
+def choices(annotation: Any) -> list[Any]:
+    """What a type allows, or a few of its values."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    some = {bool: [True, False], int: [1, 2, 3, 4, 8, 64, 4096], float: [0.1, 0.9, 1, 2.5, 100], type(None): ["null"]}
+    return some.get(annotation, []) + [word for part in get_args(annotation) for word in choices(part)]
 
 
 @st.composite
 def run_files(draw: Any) -> bytes:
     """The text of a run file: a shipped one with changed values, further lines and broken bytes."""
-    values = yaml.safe_load(draw(st.sampled_from(FILES)).read_text())
-    chosen = draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=3))
+    values = draw(st.sampled_from(SHIPPED))
     sections: dict[str, dict[str, str]] = {"": {}}
     for key, value in values.items():
-        if isinstance(value, dict):
-            sections[key] = {leaf: yaml.safe_dump(item, default_flow_style=True).strip() for leaf, item in value.items()}
-        else:
-            sections[""][key] = str(value)
-    for section, key in chosen:
-        sections.setdefault(section, {})[key] = draw(VALUES)
+        inside, leaves = (key, value) if isinstance(value, dict) else ("", {key: value})
+        sections.setdefault(inside, {}).update({leaf: json.dumps(item) for leaf, item in leaves.items()})
+    for section, key in draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=3)):
+        sections.setdefault(section, {})[key] = draw(fitting(section, key) if draw(st.booleans()) else VALUES)
     lines = [line for section, found in sections.items() for line in _lines(section, found)]
-    for line in draw(st.lists(st.sampled_from(SYNTAX) | VALUES | TEXTS, max_size=1)):
-        lines.insert(draw(st.integers(0, len(lines))), line)
-    return damaged("\n".join(lines).encode(errors="surrogatepass"), draw(EDITS) if draw(st.booleans()) else [])
-
-
-SYNTAX = ("---", "...", "- a", "a", "a: b: c", "\tname: x", "%YAML 9.9", "%TAG ! x", "? a", "!x", "&a", "name: again", "<<: *a", "'")
+    if not draw(st.integers(0, 4)):
+        lines.insert(draw(st.integers(0, len(lines))), draw(st.sampled_from(SYNTAX) | VALUES | TEXTS))
+    text = "\n".join(lines).encode(errors="surrogatepass")
+    return text if draw(st.integers(0, 4)) else damaged(text, draw(EDITS))
 
 
 def _lines(section: str, found: dict[str, str]) -> list[str]:
-    indent = "  " if section else ""
-    return [*([f"{section}:"] if section else []), *(f"{indent}{key}: {value.replace(chr(10), ' ')}" for key, value in found.items())]
+    head, indent = ([f"{section}:"], "  ") if section else ([], "")
+    return [*head, *(f"{indent}{key}: {value}" for key, value in found.items())]
 
 
 def test_run_file(fuzzing):
@@ -58,31 +86,34 @@ def test_run_file_is_the_same_after_it_was_written(fuzzing):
     fuzzing.cases(run_files(), check, 40)
 
 
-OVERRIDES = st.lists(
-    st.tuples(st.sampled_from([".".join(filter(None, key)) for key in KEYS] + [key for _, key in KEYS]) | TEXTS, VALUES | TEXTS).map(
-        "=".join
-    ),
-    min_size=1,
-    max_size=4,
-).map(lambda words: [word.replace("\0", "").encode(errors="ignore").decode() for word in words])
+NAMES = st.sampled_from([".".join(filter(None, key)) for key in KEYS] + [key for _, key in KEYS])
+FITTING = st.sampled_from(KEYS).flatmap(lambda key: fitting(*key).map(lambda value: f"{key[1]}={value}"))
+OVERRIDES = FITTING | st.tuples(NAMES | TEXTS, VALUES | TEXTS).map(lambda pair: in_argument("=".join(pair)))
 
 
 def test_overrides(fuzzing):
-    def check(case: tuple[str, list[str], bool]) -> None:
-        name, words, search = case
-        extra = ["--search"] if search else ["--json"]
-        fuzzing.run({}, ["plan", *extra, "--", name, *(word if "=" in word else f"{word}=" for word in words)])
+    def check(case: tuple[str, list[str]]) -> None:
+        name, words = case
+        fuzzing.run({}, ["plan", "--json", "--", name, *words])
 
     names = st.sampled_from([file.stem for file in FILES])
-    fuzzing.cases(st.tuples(names, OVERRIDES, st.booleans()), check, 60)
+    fuzzing.cases(st.tuples(names, st.lists(OVERRIDES, min_size=1, max_size=4)), check, 60)
 
 
-NODES = st.one_of(TEXTS, st.tuples(st.integers() | st.integers(0, 10**6), st.integers() | st.integers(0, 200)).map(lambda p: f"{p[0]}..{p[1]}"))
+COUNTS = st.integers() | st.integers(0, 10**6)
+NODES = st.one_of(
+    TEXTS.map(in_argument),
+    st.tuples(COUNTS, COUNTS).map(lambda pair: f"{pair[0]}..{pair[1]}"),
+    st.tuples(COUNTS, st.integers(-1, 3)).map(lambda pair: f"{pair[0]}..{pair[0] + pair[1]}"),
+)
 
 
 def test_search(fuzzing):
-    def check(case: tuple[str, str]) -> None:
-        name, nodes = case
-        fuzzing.run({}, ["plan", name, "--search", "--json", "--nodes", nodes.replace("\0", "").encode(errors="ignore").decode()])
+    def check(case: tuple[str, str, str]) -> None:
+        name, nodes, override = case
+        numbers = [int(part) for part in nodes.split("..") if part.isdecimal()]
+        if len(numbers) < 2 or not 4 < numbers[1] - numbers[0] < 256:
+            fuzzing.run({}, ["plan", name, override, "--search", "--json", f"--nodes={nodes}"])
 
-    fuzzing.cases(st.tuples(st.sampled_from(["qwen3_8b", "qwen3_30b_a3b", "quickstart"]), NODES), check, 10)
+    runs = st.sampled_from(["qwen3_8b", "qwen3_8b_lora", "quickstart"])
+    fuzzing.cases(st.tuples(runs, NODES, OVERRIDES), check, 10)

@@ -33,7 +33,7 @@ ALLOWED = {
     "data": {"errors"},
     "observe": {"redaction", "errors", "files"},
     "rewards": {"redaction", "addresses", "errors", "files"},
-    "models": {"control", "errors", "algo.logprob", "algo.mixing"},
+    "models": {"control", "errors", "files", "algo.logprob", "algo.mixing"},
     "checkpoint": {"errors", "models", "train.megatron.platform"},
     "rollout": {
         "redaction",

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.files import read_text
 from grpo_hpc.models.families import family
-from grpo_hpc.models.shape import ModelShape
+from grpo_hpc.models.families.config_values import checked
+from grpo_hpc.models.shape import Experts, ModelShape
+
+_LARGEST = 1 << 24  # bytes of a config.json
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -20,10 +24,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     file = file / "config.json" if file.is_dir() else file
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(read_text(file, _LARGEST))
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no model configuration at {file}") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} holds a {type(config).__name__}, not a model configuration")
@@ -48,18 +52,28 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
     described = family(config.get("model_type", ""))
     _require_plain_weights(config)
     try:
-        shape = described.read(config)
+        shape = described.read(checked(config))
     except KeyError as error:
-        raise CheckpointError(f"{error.args[0]!r} is missing") from error
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"a size is not a positive number: {error}") from error
+        raise CheckpointError(f"{error.args[0]!r} is missing or null") from error
     for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_position"):
         size = getattr(shape, name)
         if not isinstance(size, int) or size < 1:
             raise CheckpointError(f"{name} is {size!r}, not a positive number")
     if shape.heads % shape.kv_heads:
         raise CheckpointError(f"{shape.heads} query heads cannot share {shape.kv_heads} key/value heads evenly")
+    if shape.experts is not None:
+        _require_choice(shape.experts)
     return shape
+
+
+def _require_choice(experts: Experts) -> None:
+    """Refuse routing that cannot be carried out."""
+    if experts.topk > experts.count:
+        raise CheckpointError(f"{experts.topk} experts for a token cannot be chosen from {experts.count}")
+    if experts.count % experts.groups or experts.topk_groups > experts.groups:
+        raise CheckpointError(
+            f"{experts.topk_groups} of {experts.groups} groups cannot be chosen from {experts.count} experts"
+        )
 
 
 def _require_plain_weights(config: dict[str, Any]) -> None:

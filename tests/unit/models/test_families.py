@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.families.counting import count_active, count_by_part, count_layer, count_parameters
-from grpo_hpc.models.families.read_shape import shape_of
+from grpo_hpc.models.families.read_shape import read_shape, shape_of
 from grpo_hpc.models.layouts import Copy, GateUp, Qkv, Rows, Shard, SplitColumns, Vocabulary
 from grpo_hpc.models.weight_map import entries
 
@@ -82,13 +82,54 @@ def test_no_torch_is_imported():
         ({"quantization_config": {"quant_method": "fp8"}}, r"quantization_config: the weights are quantised \(fp8\)"),
         ({"text_config": {"quantization_config": {"bits": 4}}}, "the weights are quantised, which cannot be trained"),
         ({"compression_config": {}}, "compression_config: the weights are quantised"),
-        ({"hidden_size": None}, "not a positive number"),
+        ({"hidden_size": None}, "'hidden_size' is missing or null"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary scaling"),
     ],
 )
 def test_what_a_family_cannot_do_is_refused(changed, said):
     with pytest.raises(CheckpointError, match=said):
         shape_of(PUBLISHED["Llama-3.2-1B"] | changed)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("num_experts", {}, "num_experts is {}, not a whole number from 1 to 8192"),
+        ("num_experts", "128", "num_experts is '128', not a whole number"),
+        ("num_experts", True, "num_experts is True, not a whole number"),
+        ("num_experts_per_tok", 129, "129 experts for a token cannot be chosen from 128"),
+        ("moe_intermediate_size", 768.0, "moe_intermediate_size is 768.0, not a whole number"),
+        ("num_hidden_layers", 10**7, "num_hidden_layers is 10000000, not a whole number from 1 to 1024"),
+        ("vocab_size", 10**310, r"vocab_size is 1000+\.\.\., not a whole number"),
+        ("mlp_only_layers", "1", "mlp_only_layers is '1', not a list of whole numbers"),
+        ("decoder_sparse_step", 0, "decoder_sparse_step is 0, not a whole number from 1"),
+        ("norm_topk_prob", "no", "norm_topk_prob is 'no', not true or false"),
+        ("rms_norm_eps", float("nan"), "rms_norm_eps is nan, not a positive number"),
+        ("rope_scaling", [], r"rope_scaling is \[\], not an object with keys"),
+    ],
+)
+def test_values_of_another_kind_are_refused(key, value, said):
+    with pytest.raises(CheckpointError, match=said):
+        shape_of(PUBLISHED["Qwen3-30B-A3B"] | {key: value})
+
+
+def test_parts_are_checked_too():
+    config = PUBLISHED["Qwen3-VL-8B"]
+    with pytest.raises(CheckpointError, match="depth is -1, not a whole number from 1 to 1024"):
+        shape_of(config | {"vision_config": config["vision_config"] | {"depth": -1}})
+
+
+def test_null_says_what_an_absent_key_says():
+    config = PUBLISHED["Qwen3-30B-A3B"]
+    shorter = {key: value for key, value in config.items() if key != "decoder_sparse_step"}
+    assert shape_of(config | {"decoder_sparse_step": None}) == shape_of(shorter)
+
+
+@pytest.mark.parametrize("content", [b"[" * 5000, b"\xff", b'{"vocab_size": ' + b"9" * 5000 + b"}", b"3"])
+def test_what_is_no_configuration_is_refused(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"cannot be read as JSON|not a model configuration"):
+        read_shape(tmp_path)
 
 
 def test_a_missing_size_is_named():

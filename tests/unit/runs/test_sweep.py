@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo_hpc.config import load_run
-from grpo_hpc.config.document import parse_value
+from grpo_hpc.config.plain_yaml import parse_value
 from grpo_hpc.jobs.array import array_script, create_sweep
 from grpo_hpc.jobs.prepare import TRAINER
 from grpo_hpc.plan.make import make_plan
