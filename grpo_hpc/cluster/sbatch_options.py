@@ -48,7 +48,7 @@ def gpus(gres: str) -> dict[str | None, int]:
         name, *rest = [word for word in re.sub("^gres[/:]", "", plain).split(":") if word != "no_consume"]
         if name != "gpu":
             continue
-        count = int(rest.pop()) if rest and rest[-1].isdigit() else 1
+        count = int(rest.pop()) if rest and re.fullmatch("[0-9]{1,9}", rest[-1]) else 1
         kind = rest[0] if rest and rest[0] else None
         found[kind] = found.get(kind, 0) + count
     return found
@@ -126,5 +126,5 @@ def _sum(name: str, value: str) -> int:
 
 
 def _count(value: str) -> int | None:
-    match = re.match(r"\d+", value)
+    match = re.match(r"[0-9]{1,9}(?![0-9])", value)
     return int(match[0]) if match else None

@@ -30,7 +30,7 @@ _SCALARS = {
     ),
 }
 _TAG = "tag:yaml.org,2002:"
-_UNWELCOME = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+_UNWELCOME = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 _ONLY_ESCAPED = re.compile(r"[\x85\u2028\u2029\ufeff]")  # an emitter would take them for ends of lines
 
 
@@ -112,9 +112,18 @@ def dump_yaml(values: dict[str, Any]) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
+def control_character(text: str) -> str:
+    """The first character of ``text`` that no text may hold, as in ``U+001B``; empty without one.
+
+    These are the control characters but tabs and ends of lines, and halves of characters.
+    """
+    found = _UNWELCOME.search(text)
+    return f"U+{ord(found[0]):04X}" if found else ""
+
+
 def _check_scalar(event: yaml.Event, node: ScalarNode) -> None:
-    if found := _UNWELCOME.search(node.value):
-        raise _mistake(event, f"the control character U+{ord(found[0]):04X} cannot stand in a text")
+    if found := control_character(node.value):
+        raise _mistake(event, f"the control character {found} cannot stand in a text")
     if node.tag in (_TAG + "int", _TAG + "float") and len(node.value) > _LONGEST_NUMBER:
         raise _mistake(event, f"a number of {len(node.value):,} characters; it may have {_LONGEST_NUMBER}")
 

@@ -9,13 +9,16 @@ from typing import Any
 
 from grpo_hpc.config.batch import steps_of_epochs
 from grpo_hpc.config.library import model_config
+from grpo_hpc.files import read_text
 from grpo_hpc.importing.fates import Converter, Fate, Result, Run
-from grpo_hpc.importing.source import Given
+from grpo_hpc.importing.source import Given, is_file
 
+_LARGEST = 1e15
+_LONGEST_TEXT = 1 << 18  # bytes
 _VISION = r"visual\."
 _TRUE, _FALSE = {"true", "yes", "t", "y", "1", "on"}, {"false", "no", "f", "n", "0", "off"}
 _BUILT_IN = {"accuracy", "format", "react_format", "cosine", "repetition", "soft_overlong", "toolbench", "math"}
-_ROWS = re.compile(r"(?P<name>.+?)(?:#(?P<rows>\d+))?")
+_ROWS = re.compile(r"(?P<name>.+?)(?:#(?P<rows>[0-9]{1,12}))?")
 
 
 def truth(value: Any) -> bool | None:
@@ -25,11 +28,12 @@ def truth(value: Any) -> bool | None:
 
 
 def number(value: Any) -> float | None:
-    """``value`` as a number; None when it is none."""
+    """``value`` as a number; None when it is none, or one that no run has a use for."""
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return found if abs(found) <= _LARGEST else None
 
 
 def whole(value: Any) -> int | None:
@@ -52,7 +56,14 @@ def model(given: Given, run: Run) -> Result:
 
 
 def _is_hub_id(path: str) -> bool:
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and path[0] not in "./~" and not Path(path).exists()
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and path[0] not in "./~" and not _exists(path)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def precision(given: Given, run: Run) -> Result:
@@ -94,11 +105,20 @@ def dataset(key: str) -> Converter:
 def system_message(given: Given, run: Run) -> Result:
     """A text, or a file that holds it."""
     file = Path(given.shown)
-    if "\n" not in given.shown and len(given.shown) < 256 and file.is_file():
-        return Result({"system": file.read_text(encoding="utf-8").strip()}, f"the text of {file}")
+    if "\n" not in given.shown and is_file(file):
+        return _text_of(file)
     if file.suffix == ".txt":
         return Result(note=f"{file} is not here: write its text as data.system", fate=Fate.UNSUPPORTED)
     return Result({"system": given.shown}, fate=Fate.TAKEN)
+
+
+def _text_of(file: Path) -> Result:
+    try:
+        text = read_text(file, _LONGEST_TEXT).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        return Result(note=f"{file} cannot be read: {why}", fate=Fate.UNSUPPORTED)
+    return Result({"system": text}, f"the text of {file}")
 
 
 def thinking(given: Given, run: Run) -> Result:
@@ -157,10 +177,13 @@ def _rows_of(name: str) -> int | None:
     if match["rows"]:
         return int(match["rows"])
     file = Path(match["name"])
-    if file.suffix != ".jsonl" or not file.is_file():
+    if file.suffix != ".jsonl" or not is_file(file):
         return None
-    with file.open("rb") as lines:
-        return sum(1 for line in lines if line.strip())
+    try:
+        with file.open("rb") as lines:
+            return sum(1 for line in lines if line.strip())
+    except OSError:
+        return None
 
 
 def steps(given: Given, run: Run) -> Result:

@@ -25,6 +25,9 @@ _OWN_FOLDER = re.compile(rf"{_DIRNAME}|\$\(cd (?:-- )?{_DIRNAME}(?: &?>(?:&1)? ?
 _DEPTH = {"if": 1, "while": 1, "until": 1, "fi": -1, "done": -1, "esac": -1}
 _COMMAND_FLAG = re.compile(r"-[a-z]*c")
 _RESERVED = {"if", "then", "else", "elif", "do", "while", "until", "{", "}", "!", "fi", "done", "esac"}
+_MOST = 1 << 21
+"""Characters that all expansions of a script may make together; a script that people read makes thousands."""
+_LONGEST_SUM = 1000  # characters
 _DECLARING = {"export", "readonly", "declare", "local", "typeset"}
 
 
@@ -67,19 +70,32 @@ def read_script(script: str, variables: dict[str, str] | None = None, folder: st
         folder: where the script lies, if it lies somewhere: what ``$(dirname "$0")`` and its like stand for.
 
     Raises:
-        ConfigError: a quote or bracket is never closed.
+        ConfigError: a quote or bracket is never closed, or the variables stand for more than a script can mean.
     """
+    known = {name: [Word(value)] for name, value in (variables or {}).items()}
     try:
-        return _Reader({name: [Word(value)] for name, value in (variables or {}).items()}, folder).run(script)
+        return _Reader(known, folder, _Budget(_MOST)).run(script)
     except RecursionError:
         raise ConfigError("expansions are nested too deeply to be read") from None
+
+
+class _Budget:
+    """What may still be made; shared by all readers of one script."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def spend(self, size: int) -> None:
+        self.left -= size + 1
+        if self.left < 0:
+            raise ConfigError(f"its variables stand for more than {_MOST:,} characters; write the values out")
 
 
 class _Reader:
     """Assigns variables and expands words, command by command."""
 
-    def __init__(self, variables: dict[str, list[Word]], folder: str | None) -> None:
-        self.variables, self.folder = variables, folder
+    def __init__(self, variables: dict[str, list[Word]], folder: str | None, budget: _Budget) -> None:
+        self.variables, self.folder, self.budget = variables, folder, budget
         self.exported: dict[str, Word] = {}
         self.uncertain: set[str] = set()
         self.depth = 0
@@ -115,8 +131,9 @@ class _Reader:
             self.uncertain |= set(prefix) if self.depth else set()
             if declared and raws[0].literal() == "export":
                 names = {raw.literal() for raw in rest} | set(prefix)
-                self.exported |= {n: v[0] for n, v in self.variables.items() if n in names and v}
+                self.exported |= {name: found[0] for name in names if name and (found := self.variables.get(name))}
             return []
+        self.budget.spend(len(self.exported))
         words = tuple(word for raw in rest for word in self._expand(raw.pieces))
         environment = self.exported | {name: value[0] for name, value in prefix.items() if value}
         return [Command(environment, words, line), *self._scripts(words, environment, line)] if words else []
@@ -132,7 +149,8 @@ class _Reader:
             if flag is None:
                 return []
             inner = texts[flag + 1]
-        found = _Reader(dict(self.variables), self.folder).run(inner).commands
+        self.budget.spend(len(self.variables))
+        found = _Reader(dict(self.variables), self.folder, self.budget).run(inner).commands
         return [replace(c, environment=environment | c.environment, line=line + c.line - 1) for c in found]
 
     def _assignment(self, raw: Raw, prefix: dict[str, list[Word]]) -> dict[str, list[Word]] | None:
@@ -144,11 +162,13 @@ class _Reader:
         name, append = match[1], bool(match[2])
         before = {**self.variables, **prefix}.get(name, []) if append else []
         if raw.items is not None:
+            self.budget.spend(len(before))
             return {name: [*before, *(word for item in raw.items for word in self._expand(item.pieces))]}
         pieces = [replace(first, text=first.text[match.end() :]), *raw.pieces[1:]]
         value = _joined(self._expand([replace(piece, quoted=True) for piece in pieces]))
         if before:
             value = Word(before[0].text + value.text, before[0].open + value.open)
+        self.budget.spend(len(value.text))
         return {name: [value]}
 
     def _expand(self, pieces: list[Piece]) -> list[Word]:
@@ -163,6 +183,7 @@ class _Reader:
                 for part in _split(value) if splits else [value]:
                     last = words.pop() if joins else Word("")
                     words.append(Word(last.text + part.text, last.open + part.open))
+                    self.budget.spend(len(words[-1].text))
                     joins = False
                 if value.text or not loose:
                     joins = bool(words) and not (loose and value.text[-1:].isspace())
@@ -175,6 +196,7 @@ class _Reader:
             if match is None or match[3] is None or self._has_value(match):
                 yield piece
             else:
+                self.budget.spend(len(piece.text))
                 inner = Scanner(match[4] or "", ends="").word().pieces
                 yield from self._with_defaults(
                     [replace(part, quoted=part.quoted or piece.quoted, loose=True) for part in inner]
@@ -223,11 +245,18 @@ def _whole_number(text: str) -> int | None:
 
     def value(node: ast.expr) -> int:
         if isinstance(node, ast.Constant) and type(node.value) is int:
-            return node.value
+            return bounded(node.value)
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
-            return _OPERATIONS[type(node.op)](value(node.left), value(node.right))
+            return bounded(_OPERATIONS[type(node.op)](value(node.left), value(node.right)))
         raise ValueError
 
+    def bounded(number: int) -> int:
+        if abs(number) >= 2**63:  # where a shell's numbers begin again from below
+            raise ValueError
+        return number
+
+    if not re.fullmatch(rf"[-+*/%() \t0-9]{{1,{_LONGEST_SUM}}}", text):
+        return None
     try:
         return value(ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):

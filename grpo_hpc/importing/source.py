@@ -11,11 +11,13 @@ from typing import Any
 
 from grpo_hpc.cluster.sbatch_options import Asked, asked, read_options, script_lines, split_words
 from grpo_hpc.config.document import read_yaml
+from grpo_hpc.config.plain_yaml import control_character
 from grpo_hpc.errors import ConfigError
+from grpo_hpc.files import read_text
 from grpo_hpc.importing.shell import Command, Word, read_script
 from grpo_hpc.redaction import HIDDEN, keep_secret, secret_paths, secrets_in
 
-_LARGEST = 1 << 20
+_LARGEST = 1 << 18  # bytes of a script
 _FLAG = re.compile(r"--?[A-Za-z_]")
 _VARIABLES = {
     **dict.fromkeys(("hub_token", "hf_token"), "HF_TOKEN"),
@@ -36,7 +38,8 @@ class Given:
 
     Attributes:
         name: without dashes in front, and with ``_`` inside, as in ``micro_batch_size``.
-        values: the words after a flag, or the items of a YAML value; ``(True,)`` for a flag without words.
+        values: the words after a flag, or the items of a YAML value; ``(True,)`` for a flag without words. Never
+            without items: an empty list, like null, is ``(None,)``, which is what ms-swift takes both for.
         open: what only a running shell knows of it, such as ``("$(hostname)",)``.
         place: where it stands, such as ``train.sh:12``.
     """
@@ -85,6 +88,7 @@ def from_words(words: Sequence[str]) -> Source:
         ConfigError: it is not a GRPO command.
     """
     source = Source("imported")
+    _require_text(" ".join(words), "the command line")
     _keep_secrets(" ".join(words))
     command = Command({}, tuple(Word(word) for word in words), 1)
     arguments = _after(command.words, "megatron", "rlhf")
@@ -217,7 +221,7 @@ def _ray_group(group: str, values: dict[str, Any], place: str) -> list[Given]:
 
 
 def _yaml_given(name: Any, value: Any, place: str) -> Given:
-    items = tuple(value) if isinstance(value, list) else (value,)
+    items = (tuple(value) or (None,)) if isinstance(value, list) else (value,)
     return Given(str(name).replace("-", "_"), items, (), place)
 
 
@@ -234,7 +238,7 @@ def _after(words: Sequence[Word], program: str, verb: str) -> tuple[Word, ...] |
     """The words after ``program verb`` or after the Python file behind it; None when that is not in ``words``."""
     for number, word in enumerate(words):
         text = word.text
-        if Path(text).name == program and number + 1 < len(words) and words[number + 1].text == verb:
+        if text.rpartition("/")[2] == program and number + 1 < len(words) and words[number + 1].text == verb:
             return tuple(words[number + 2 :])
         module = text.replace("/", ".").removesuffix(".py")
         if module.endswith(f"cli._megatron.{verb}" if program == "megatron" else f"swift.cli.{verb}"):
@@ -263,22 +267,32 @@ def _require_grpo(source: Source, where: str) -> None:
 
 def _find(name: str, folder: Path) -> Path:
     """A file that a script names: beside the script, or where we are."""
-    return next((path for path in (folder / name, Path(name)) if path.is_file()), Path(name))
+    return next((path for path in (folder / name, Path(name)) if is_file(path)), Path(name))
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > _LARGEST:
-            raise ConfigError(f"{path} has {path.stat().st_size:,} bytes; a script has at most {_LARGEST:,}")
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, _LARGEST)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as text: {error}") from None
-    if "\0" in text:
-        raise ConfigError(f"{path} is not a text file")
+        raise ConfigError(f"{path} cannot be read as text: {getattr(error, 'strerror', None) or error}") from None
+    _require_text(text, str(path))
     _keep_secrets(text)
     return text
+
+
+def _require_text(text: str, where: str) -> None:
+    if found := control_character(text):
+        raise ConfigError(f"{where} holds the control character {found}: it is not a text")
 
 
 def _keep_secrets(text: str) -> None:

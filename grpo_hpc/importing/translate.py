@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from grpo_hpc.config.fields import field_problems
 from grpo_hpc.config.keys import closest
-from grpo_hpc.config.plain_yaml import parse_value
+from grpo_hpc.config.plain_yaml import control_character, parse_value
 from grpo_hpc.config.sections import SECTION_OF, SECTIONS, TOP_LEVEL, RunConfig
 from grpo_hpc.importing.convert import as_given, number, run_name, truth
 from grpo_hpc.importing.fates import Fate, Flag, Result
@@ -104,7 +104,7 @@ def _translated(given: Sequence[Given], table: Iterable[Flag], run: _Run, values
         if place != later:
             yield Row(item.name, item.shown, item.place, Fate.IGNORED, note=f"given again at {given[later].place}")
         elif item.values == (None,):
-            yield Row(item.name, "null", item.place, Fate.NO_EFFECT, note="null is ms-swift's default")
+            yield Row(item.name, "null", item.place, Fate.NO_EFFECT, note="empty, as it is without it")
         elif flag is None and item.open:
             note = "only a running shell knows it; it may hold further flags"
             yield Row(item.name, item.shown, item.place, Fate.OPEN, note=note)
@@ -190,6 +190,8 @@ def field_of(key: str) -> Any:
 
 def coerced(key: str, value: Any) -> tuple[Any, str]:
     """``value`` (words of a shell or of YAML) as the type of ``key``, and what is wrong when it cannot be one."""
+    if found := control_character(str(value)):
+        return None, f"cannot hold the control character {found}"
     mistakes = [(candidate, _mistake(key, candidate)) for candidate in _candidates(value)]
     return next(((candidate, "") for candidate, mistake in mistakes if not mistake), (None, mistakes[0][1]))
 
@@ -233,5 +235,5 @@ def _yaml(text: str) -> Any:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

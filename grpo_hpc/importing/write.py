@@ -114,7 +114,7 @@ def _text(source: Source, translation: Translation, problems: list[Problem]) -> 
         for key in list(row.keys)[:1]
         if row.note
     }
-    lines = [f"# Imported from {source.name}: a `megatron rlhf --rlhf_type grpo` command of ms-swift."]
+    lines = [f"# Imported from {_one_line(source.name)}: a `megatron rlhf --rlhf_type grpo` command of ms-swift."]
     lines += _missing(problems)
     for key, value in _nested(translation.values).items():
         if key in SECTIONS:
@@ -133,7 +133,12 @@ def _text(source: Source, translation: Translation, problems: list[Problem]) -> 
 def _missing(problems: list[Problem]) -> list[str]:
     if not problems:
         return []
-    return ["#", "# To be mended before it can run:", *(f"#   {p.key}: {_one_line(p.text)}" for p in problems), "#"]
+    return [
+        "#",
+        "# To be mended before it can run:",
+        *(f"#   {_one_line(f'{p.key}: {p.text}')}" for p in problems),
+        "#",
+    ]
 
 
 def _entry(key: str, value: Any, comment: str, indent: str) -> list[str]:
@@ -141,9 +146,13 @@ def _entry(key: str, value: Any, comment: str, indent: str) -> list[str]:
     if comment and len(lines[0] + comment) < 100:
         lines = [f"{lines[0]}  # {_one_line(comment)}", *lines[1:]]
     elif comment:
-        lines = [*wrap(comment, 112, initial_indent="# ", subsequent_indent="# ", break_long_words=False), *lines]
+        lines = [
+            *wrap(_one_line(comment), 112, initial_indent="# ", subsequent_indent="# ", break_long_words=False),
+            *lines,
+        ]
     return [indent + line for line in lines]
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """``text`` for a comment, which nothing in it can end."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))

@@ -167,7 +167,12 @@ def _child(folder: Path, inside: Path, words: list[str]) -> None:
         os.chdir(inside)
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
-        os.environ |= {"HOME": str(folder), "GRPO_HPC_PROFILES": str(inside / "profiles"), "COLUMNS": "120"}
+        os.environ |= {
+            "PATH": "/usr/bin/none",
+            "HOME": str(folder),
+            "GRPO_HPC_PROFILES": str(inside / "profiles"),
+            "COLUMNS": "120",
+        }
         os.environ.pop("PYTEST_CURRENT_TEST", None)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + GIB, used + GIB))
@@ -185,17 +190,20 @@ def _child(folder: Path, inside: Path, words: list[str]) -> None:
 
 def _command(words: list[str]) -> int:
     """The exit code of the command line, or of one of our own checks, whose names begin with ``@``."""
-    if words[0].startswith("@"):
-        from tests.fuzz import checks
-
-        getattr(checks, words[0][1:])(*words[1:])
-        return 0
     from grpo_hpc.cli import main
+    from grpo_hpc.errors import GrpoHpcError
+    from tests.fuzz import checks
 
     try:
-        main(words)
+        if not words[0].startswith("@"):
+            main(words)
+        else:
+            getattr(checks, words[0][1:])(*words[1:])
     except SystemExit as end:
         return int(str(end.code))
+    except GrpoHpcError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

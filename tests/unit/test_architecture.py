@@ -128,7 +128,7 @@ ALLOWED = {
         "runs.attempt_hold",
     },
     "images": {"errors", "config", "shipped"},
-    "importing": {"redaction", "errors", "config", "cluster.sbatch_options", "rewards.registry"},
+    "importing": {"redaction", "errors", "files", "config", "cluster.sbatch_options", "rewards.registry"},
     "cli": {
         "algo.losses",
         "algo.estimators",

@@ -92,7 +92,7 @@ def test_scripts_inside_commands_are_read() -> None:
 
 def test_long_and_deep_scripts_are_read_or_refused() -> None:
     assert len(read_script("show a b c\n" * 5_000).commands) == 5_000
-    with pytest.raises(ConfigError, match="nested too deeply"):
+    with pytest.raises(ConfigError, match=r"nested too deeply|stand for more than"):
         read_script("show " + "${A:-" * 1000 + "}" * 1000)
 
 
@@ -136,3 +136,27 @@ def test_the_folder_of_a_script_is_known(said):
     assert [word.text for word in read_script(script, folder="/there").commands[0].words] == ["show", "/there/run.yaml"]
     assert read_script(script).commands[0].words[1].open, "a text that lies nowhere has no folder"
     assert read_script('show $(cd "$(dirname /etc)" && pwd)', folder="/there").commands[0].words[1].open
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "X=abcdefgh\n" + 'X="$X$X"\n' * 30,
+        "X=abcdefgh\n" + "X+=$X\n" * 30,
+        "X=(a b)\n" + 'X=("${X[@]}" "${X[@]}")\n' * 30,
+        "X=abcdefgh\nshow " + "$X" * 60_000,
+        "".join(f"X{n}='eval $X{n + 1}; eval $X{n + 1}'\n" for n in range(40)) + "X40=:\neval $X0",
+        "show " + "${A:-" * 300 + "x" * 100_000 + "}" * 300,
+        "".join(f"export A{n}=1\n" for n in range(10_000)) + "b\n" * 40_000,
+    ],
+    ids=["doubled", "appended", "array", "joined", "eval", "defaults", "exports"],
+)
+def test_what_stands_for_more_than_a_script_can_mean_is_refused(script: str) -> None:
+    with pytest.raises(ConfigError, match="stand for more than"):
+        read_script(script)
+
+
+def test_arithmetic_has_the_numbers_of_a_shell() -> None:
+    found = read_script("X=9\n" + "X=$((X*X))\n" * 30 + "show $X $((" + "9" * 5000 + ")) $((1 if 2 else 3))")
+    assert found.commands[0].words[0].text == "show"
+    assert all(word.open for word in found.commands[0].words[1:])

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from grpo_hpc.cli import main
 from grpo_hpc.config import load_run
+from grpo_hpc.config.plain_yaml import parse_value
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.importing.fates import Fate
 from grpo_hpc.importing.show_import import show_import, to_dict
@@ -408,9 +409,10 @@ def test_precision_and_order() -> None:
         (b"megatron rlhf --beta 1", "rlhf_type is not given"),
         (b"megatron rlhf --rlhf_type grpo 'x", "the quote ' is never closed"),
         (b"\xff\xfe\x00", "cannot be read as text"),
-        (b"megatron \0", "is not a text file"),
+        (b"megatron \0", "holds the control character U+0000"),
+        (b"megatron \x1b", "holds the control character U+001B"),
         (b"megatron rlhf nowhere.yaml", "nowhere.yaml does not exist"),
-        (b"#" * (1 << 21), "a script has at most"),
+        (b"#" * (1 << 21), "it is larger than 262,144 bytes"),
     ],
 )
 def test_unreadable_input_ends_with_2(
@@ -536,3 +538,55 @@ def test_options_of_sbatch_are_read_as_sbatch_reads_them(tmp_path: Path) -> None
     assert (values(result)["resources.nodes"], values(result)["resources.nproc_per_node"]) == (2, 4)
     said = "\n".join(result.notes)
     assert "--account belong into the cluster profile" in said and "not read by sbatch (line 5)" in said
+
+
+@pytest.mark.parametrize("empty", [[], None, "", {}, [None], [[]], [""]], ids=str)
+def test_no_value_is_as_good_as_any(empty: object, tmp_path: Path) -> None:
+    """args.json, which ms-swift writes beside a checkpoint, has every key, and many of them are empty."""
+    file = tmp_path / "args.json"
+    given = dict.fromkeys((flag.name for flag in FLAGS), empty)
+    file.write_text(json.dumps(given | {"rlhf_type": "grpo"}))
+    assert isinstance(parse_value(import_run(from_files([file])).text), dict)
+
+
+def test_an_empty_list_is_no_data_set(tmp_path: Path) -> None:
+    file = tmp_path / "args.json"
+    file.write_text(json.dumps({"rlhf_type": "grpo", "val_dataset": [], "eval_steps": 5}))
+    found = import_run(from_files([file]))
+    assert fate(found, "val_dataset") is Fate.NO_EFFECT
+    assert fate(found, "eval_steps") is Fate.IGNORED, "there is nothing to evaluate on"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e400", "9" * 400, "1e300", "-inf", "x"])
+@pytest.mark.parametrize(
+    "name",
+    ["warmup_ratio", "lr_warmup_fraction", "num_train_epochs", "train_iters", "ddp_timeout", "top_k", "max_epochs"],
+)
+def test_numbers_that_are_none_are_reported(name: str, value: str) -> None:
+    assert parse_value(imported(f"--{name}", value).text)
+
+
+@pytest.mark.parametrize("end", ["\x85", "\u2028", "\u2029", "\r", "\n", "\ufeff", "\uffff"])
+def test_nothing_ends_a_comment_of_the_run_file(end: str) -> None:
+    evil = f"x{end}output_dir: /evil"
+    found = imported("--nonsense", evil, "--sequence_parallel", evil, "--output_dir", f"a/{evil}", f"--a{evil}", "1")
+    assert "/evil" not in str(parse_value(found.text)["output_dir"]).removeprefix("a/x").partition(end)[0]
+    assert set(parse_value(found.text)) == set(parse_value(imported("--output_dir", "a/b").text))
+
+
+@pytest.mark.parametrize("char", ["\x00", "\x07", "\x1b", "\x7f", "\x98", "\udc80"])
+def test_control_characters_are_refused(char: str) -> None:
+    with pytest.raises(ConfigError, match=r"the command line holds the control character U\+"):
+        imported("--output_dir", f"a{char}b")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "é" * 200, "a/" * 3000, "~nosuchuser/x"])
+def test_names_that_no_file_can_have_name_none(name: str) -> None:
+    for flag in ("model", "dataset", "system", "output_dir", "external_plugins"):
+        assert parse_value(imported(f"--{flag}", name).text)
+
+
+def test_a_system_message_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
+    file = tmp_path / "system.txt"
+    file.write_bytes(b"\xff")
+    assert fate(imported("--system", str(file)), "system") is Fate.UNSUPPORTED
