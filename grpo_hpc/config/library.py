@@ -37,5 +37,5 @@ def purpose(file: Path) -> str:
 
 def model_config(name: str) -> Path | None:
     """The ``config.json`` that is shipped for the model ``name``, such as ``Qwen3-8B``."""
-    file = shipped("configs") / "models" / f"{name}.json"
-    return file if "/" not in name and file.is_file() else None
+    folder = shipped("configs") / "models"
+    return next((file for file in folder.glob("*.json") if file.stem == name), None)
