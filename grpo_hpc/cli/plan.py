@@ -66,7 +66,7 @@ def command(
             raise click.UsageError("--search takes one run file")
         _search(*files[0], average_completion, nodes, write, as_json)
         return
-    if nodes or write:
+    if nodes is not None or write:
         raise click.UsageError("--nodes and --write belong to --search")
     if dry_run and (as_json or html):
         raise click.UsageError("--dry-run belongs to the plan that is shown here, not to --json and --html")
@@ -135,7 +135,7 @@ def _search(
     from grpo_hpc.plan.search import changed_run, search_run
 
     cfg = load_run(file, changes)
-    results = search_run(cfg, average, _node_range(nodes) if nodes else None)
+    results = search_run(cfg, average, None if nodes is None else _node_range(nodes))
     if as_json:
         click.echo(json_text([result.to_dict() for result in results], indent=2))
     else:

@@ -85,11 +85,13 @@ class Floors(Section):
     """What the check at the start of every attempt demands of the nodes."""
 
     enabled: bool = Field(default=True, description="check the nodes before a model is loaded")
-    seconds: float = Field(default=180, gt=0, description="time that the whole check may take")
-    free_gib: float = Field(default=1, ge=0, description="free space in the run directory and in scratch")
-    clock_skew_s: float = Field(default=5, gt=0, description="largest difference between the clocks of two nodes")
+    seconds: float = Field(default=180, gt=0, le=1e6, description="time that the whole check may take")
+    free_gib: float = Field(default=1, ge=0, le=1e9, description="free space in the run directory and in scratch")
+    clock_skew_s: float = Field(
+        default=5, gt=0, le=1e6, description="largest difference between the clocks of two nodes"
+    )
     bandwidth_gbps: float = Field(
-        default=0, ge=0, description="least bus bandwidth of an all-reduce over all ranks, in GB/s; 0 takes any"
+        default=0, ge=0, le=1e6, description="least bus bandwidth of an all-reduce over all ranks, in GB/s; 0 takes any"
     )
     exclude_node: bool = Field(
         default=False, description="exclude a node that fails from the job and requeue, instead of ending it"
@@ -114,14 +116,20 @@ class Profile(Section):
         default="gpus-per-node", description="how GPUs are asked for: --gpus-per-node, --gres=gpu, or not at all"
     )
     gpu_type: GpuType | None = Field(default=None, description="type of GPU in that request")
-    gpus_per_node: int | None = Field(default=None, ge=1, description="GPUs that one node has")
-    cpus_per_node: int | None = Field(default=None, ge=1, description="CPU cores that a job asks for on each node")
+    gpus_per_node: int | None = Field(default=None, ge=1, le=1024, description="GPUs that one node has")
+    cpus_per_node: int | None = Field(
+        default=None, ge=1, le=65_536, description="CPU cores that a job asks for on each node"
+    )
     memory: Memory | None = Field(default=None, description="memory that a job asks for on each node; 0 is all of it")
     exclusive: bool = Field(default=False, description="whole nodes only")
     time_limit: WallTime | None = Field(default=None, description="wall time of one job")
-    save_before_s: int = Field(default=300, ge=1, description="seconds before the wall time at which a run saves")
+    save_before_s: int = Field(
+        default=300, ge=1, le=10**6, description="seconds before the wall time at which a run saves"
+    )
     requeue: bool = Field(default=True, description="the site lets a job requeue itself")
-    chain: int = Field(default=1, ge=1, description="jobs that are queued behind one another, where it does not")
+    chain: int = Field(
+        default=1, ge=1, le=1000, description="jobs that are queued behind one another, where it does not"
+    )
     modules: list[Module] = Field(default=[], description="environment modules that are loaded")
     binds: list[str] = Field(default=[], description="folders that are also seen in the container")
     scratch: NodeText | None = Field(
