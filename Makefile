@@ -1,5 +1,5 @@
 # The developer's interface: every target is a few lines; the work is done by scripts and the package.
-.PHONY: setup demo quickstart test test-gpu test-containers test-slurm lint
+.PHONY: setup demo quickstart test fuzz test-gpu test-containers test-slurm lint
 
 py := .venv/bin/python
 gpu_py ?= python3
@@ -19,6 +19,10 @@ quickstart: demo
 # Two at a time: much of a test's time is starting processes. The long ones begin first.
 test: setup
 	@$(py) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# New cases of every target for ten minutes; the account is written to build/fuzz.md.
+fuzz: setup
+	@$(py) -m pytest -n 2 --hypothesis-profile=long tests/fuzz
 
 # Four files at a time, on however many GPUs there are: most of it is starting processes here, too.
 test-gpu:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +96,24 @@ def _require_same(before: str, after: str, word: str) -> None:
         assert not (bare - known) & _GLOBS, f"{became!r} is not quoted"
         if _PLACE in text and " exec " in text:
             _require_same(text, became, word)
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def eat() -> None:
+    bytearray(1 << 31)
+
+
+def raise_an_error() -> None:
+    raise IndexError("list index out of range")
+
+
+def end_with(code: str) -> None:
+    raise SystemExit(int(code))
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

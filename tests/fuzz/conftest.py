@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,15 +20,13 @@ from hypothesis.strategies import SearchStrategy
 from tests.fuzz.forks import Forks, Outcome
 
 REPORT = Path(__file__).parents[2] / "build" / "fuzz.md"
-LONG_S = float(os.environ.get("FUZZ_S", "120"))  # seconds of each target
+LONG_S = 80  # seconds of each target, of which two run at a time
 ROUND = 100  # cases of one seed
 LONG_CPU_S = 2
 _SETTINGS = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 _PHASES = (Phase.explicit, Phase.generate, Phase.shrink)
 settings.register_profile("short", derandomize=True, max_examples=100, phases=_PHASES, **_SETTINGS)
 settings.register_profile("long", max_examples=ROUND, phases=_PHASES, **_SETTINGS)
-
-Check = Callable[[Any, Callable[..., list[Outcome]]], None]
 
 
 class Fuzzing:
@@ -71,13 +68,20 @@ def _once(check: Callable[[Any], None]) -> Callable[[Any], None]:
     return case
 
 
-@pytest.fixture
-def fuzzing(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[Fuzzing]:
-    """A server that is warm for the command in the mark ``fuzz``, and its account."""
-    long = request.config.getoption("--hypothesis-profile", None) == "long"
-    with Forks(request.param if hasattr(request, "param") else ["plan", "quickstart"]) as forks:
-        found = Fuzzing(forks, long)
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """A server."""
+    with Forks() as found:
         yield found
+
+
+@pytest.fixture
+def fuzzing(
+    forks: Forks, request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
+) -> Iterator[Fuzzing]:
+    """The server, and the account of what it is fed."""
+    found = Fuzzing(forks, request.config.getoption("--hypothesis-profile") == "long")
+    yield found
     record_property("fuzz", {"codes": dict(found.codes), "slowest": found.slowest})
 
 

@@ -57,7 +57,7 @@ class Outcome:
         """What breaks the rule: our own error or the right result, never a traceback, in bounds of time and memory."""
         found = []
         if self.code == -signal.SIGXCPU:
-            found.append(f"more than {KILLED_AFTER_CPU_S} s of CPU")
+            found.append("too much CPU")
         elif self.code == -signal.SIGALRM:
             found.append(f"hangs for {KILLED_AFTER_S} s")
         elif self.code not in allowed:
@@ -76,8 +76,8 @@ class Outcome:
 class Forks:
     """A server, and the pipe to it."""
 
-    def __init__(self, warm: Sequence[str]) -> None:
-        command = [sys.executable, __file__, *warm]
+    def __init__(self) -> None:
+        command = [sys.executable, __file__]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
         self.server = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
@@ -91,11 +91,17 @@ class Forks:
             self.server.stdin.close()
         self.server.wait(60)
 
-    def run(self, files: Mapping[str, bytes], *commands: Sequence[str]) -> list[Outcome]:
-        """The outcome of each of ``commands``, run one after the other in a folder that holds ``files``."""
+    def run(
+        self, files: Mapping[str, bytes], *commands: Sequence[str], cpu_s: int = KILLED_AFTER_CPU_S
+    ) -> list[Outcome]:
+        """The outcome of each of ``commands``, run one after the other in a folder that holds ``files``.
+
+        Args:
+            cpu_s: seconds of CPU after which a command is killed.
+        """
         packed = {name: base64.b64encode(content).decode() for name, content in files.items()}
         assert self.server.stdin is not None and self.server.stdout is not None
-        self.server.stdin.write(json.dumps({"files": packed, "commands": commands}) + "\n")
+        self.server.stdin.write(json.dumps({"files": packed, "commands": commands, "cpu_s": cpu_s}) + "\n")
         self.server.stdin.flush()
         found = json.loads(self.server.stdout.readline())
         return [Outcome(tuple(words), **one) for words, one in zip(commands, found, strict=True)]
@@ -109,7 +115,7 @@ def serve() -> None:
         import_module(name)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    _warm_up(sys.argv[1:])
+    _warm_up(["plan", "quickstart"])
     for line in sys.stdin:
         case = json.loads(line)
         folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
@@ -142,13 +148,13 @@ def _run_case(folder: Path, case: dict[str, Any]) -> list[dict[str, Any]]:
         file = inside / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(base64.b64decode(content))
-    return [_fork(folder, inside, words) for words in case["commands"]]
+    return [_fork(folder, inside, words, case["cpu_s"]) for words in case["commands"]]
 
 
-def _fork(folder: Path, inside: Path, words: list[str]) -> dict[str, Any]:
+def _fork(folder: Path, inside: Path, words: list[str], cpu_s: int) -> dict[str, Any]:
     child = os.fork()
     if child == 0:
-        _child(folder, inside, words)
+        _child(folder, inside, words, cpu_s)
     _, status, used = os.wait4(child, 0)
     shown = {name: _text(folder / name) for name in ("stdout", "stderr")}
     return {"code": os.waitstatus_to_exitcode(status), "cpu": used.ru_utime + used.ru_stime, **shown}
@@ -159,7 +165,7 @@ def _text(file: Path) -> str:
         return content.read(SHOWN).decode(errors="replace")
 
 
-def _child(folder: Path, inside: Path, words: list[str]) -> None:
+def _child(folder: Path, inside: Path, words: list[str], cpu_s: int) -> None:
     """Run one command with limits, and end as Python would."""
     code = 1
     try:
@@ -176,7 +182,7 @@ def _child(folder: Path, inside: Path, words: list[str]) -> None:
         os.environ.pop("PYTEST_CURRENT_TEST", None)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + GIB, used + GIB))
-        resource.setrlimit(resource.RLIMIT_CPU, (KILLED_AFTER_CPU_S, KILLED_AFTER_CPU_S + 5))
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 5))
         code = _command(words)
     except BaseException:
         traceback.print_exc()

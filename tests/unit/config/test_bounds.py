@@ -27,7 +27,9 @@ def numbers() -> Iterator[tuple[type[BaseModel], str, bool]]:
                 yield model, key, int in found
 
 
-@pytest.mark.parametrize(("model", "key", "whole"), [*numbers()], ids=lambda value: str(getattr(value, "__name__", value)))
+@pytest.mark.parametrize(
+    ("model", "key", "whole"), [*numbers()], ids=lambda value: str(getattr(value, "__name__", value))
+)
 def test_a_number_has_two_ends(model: type[BaseModel], key: str, whole: bool) -> None:
     huge: list[Any] = [10**18, 10**310] if whole else [1e300, 10**310]
     for value in (*huge, *(-number for number in huge)):
