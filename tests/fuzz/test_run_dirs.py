@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grpo_hpc.runs.launcher_note import note_launcher
 from hypothesis import strategies as st
 
 from grpo_hpc.config import load_run
@@ -17,6 +16,7 @@ from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.sinks import MetricSinks
 from grpo_hpc.plan.make import make_plan
 from grpo_hpc.runs.attempts import begin
+from grpo_hpc.runs.holder import LauncherNote
 from grpo_hpc.runs.submissions import note_submission
 from tests.fuzz.checks import strict_json
 from tests.fuzz.odd import EDITS, changed_json, damaged
@@ -45,7 +45,7 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]
         cfg = load_run("quickstart", [f"name={name}"])
         run = create_run(cfg, make_plan(cfg))
         attempt = begin(run, "local", ["n1"], note_submission(run, "local").number)
-        note_launcher(attempt.folder(run))
+        LauncherNote(attempt.folder(run)).write()
         log, sinks = EventLog(run.events), MetricSinks(run.metrics)
         for step in (1, 2):
             log.phase("rollout", step)
