@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -143,7 +143,8 @@ def patiently(ask: Callable[[], Answer], limit_s: float = PATIENCE_S) -> Answer:
         except EnvironmentProblem as problem:
             if time.monotonic() > deadline:
                 raise
-            print(f"asking again: {problem.message}", file=sys.stderr, flush=True)
+            with suppress(OSError):  # a full disk
+                print(f"asking again: {problem.message}", file=sys.stderr, flush=True)
             time.sleep(_AGAIN_S)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from grpo_hpc.cluster import slurm
 from grpo_hpc.cluster.profile import Executor, Profile
@@ -48,7 +49,8 @@ def tell_changes(run_dir: RunDir) -> None:
         ConfigError: the run cannot obey it any more.
     """
     for change in accept_changes(run_dir):
-        print(f"changed in {run_dir.run_file.name} since the last start: {change}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # a full disk
+            print(f"changed in {run_dir.run_file.name} since the last start: {change}", file=sys.stderr, flush=True)
 
 
 def queue(run_dir: RunDir, profile: Profile) -> Submission:

@@ -117,7 +117,8 @@ def _say_who_holds(path: Path, held: str, final: bool) -> None:
     what = f"the run {path.parent.name} is being started, cancelled or moved by {_owner(held) or 'somebody'}"
     if final:
         raise EnvironmentProblem(what, f"If that is not so any more, delete {path}.")
-    print(f"{what}; waiting for it", file=sys.stderr, flush=True)
+    with suppress(OSError):
+        print(f"{what}; waiting for it", file=sys.stderr, flush=True)
 
 
 def _made(path: Path, text: str) -> bool:
@@ -127,8 +128,13 @@ def _made(path: Path, text: str) -> bool:
         return False
     except OSError as error:
         raise EnvironmentProblem(f"{path} cannot be made: {error.strerror}") from None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
+    try:
+        os.write(descriptor, text.encode())
+    except OSError as error:  # a full disk
+        path.unlink(missing_ok=True)
+        raise EnvironmentProblem(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
     return True
 
 
