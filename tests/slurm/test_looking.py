@@ -136,6 +136,7 @@ def test_a_sweep_is_one_array_job_whose_points_are_runs(tmp_path: Path, executor
     assert rows == [(1e-6, "success", 30), (3e-6, "crash", 1)]
     assert "RuntimeError: the payload was told to fail" in found["points"][1]["last_error"]
     (second.path / "payload.json").write_text(json.dumps({"steps": 3, "pause": 0}))
+    wait_for(lambda: state(second) == "crash", "its job to end")
     start_sweep(sweep, [1])
     assert [attempt.state for attempt in ended(second, 2)] == ["crash", "success"], everything(second)
     assert grpo_hpc("list", sweep.path).count("success") == 2
