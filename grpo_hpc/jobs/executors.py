@@ -66,11 +66,17 @@ def queue(run_dir: RunDir, profile: Profile) -> Submission:
 def queue_one(run_dir: RunDir, profile: Profile, options: Sequence[str] = ()) -> str:
     """Put one more job of the latest submission into Slurm's queue and note its number, which is returned.
 
+    A job of which no note can be made is taken out of the queue: nobody would know of it.
+
     Args:
         options: of sbatch, besides those of the profile, as in ``--exclude=node7``.
     """
     job_id = _QUEUES[profile.executor](run_dir, profile, options)
-    note_jobs(run_dir, job_id)
+    try:
+        note_jobs(run_dir, job_id)
+    except BaseException:
+        slurm.call(["scancel", job_id])
+        raise
     return job_id
 
 

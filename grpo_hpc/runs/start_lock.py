@@ -18,15 +18,16 @@ from pathlib import Path
 from shlex import quote
 from uuid import uuid4
 
-from grpo_hpc.errors import EnvironmentProblem
+from grpo_hpc.errors import EnvironmentProblem, GrpoHpcError
 from grpo_hpc.runs.holder import Holder
+from grpo_hpc.runs.records import read_record
 from grpo_hpc.runs.run_dir import RunDir, short_path
 from grpo_hpc.runs.standing import LIVE, Records, Standing, standings
 
 FILE = ".start.lock"
 STALE_S = 300.0
 WAIT_S = STALE_S + 60
-_POLL_S = 0.1
+_POLL_S = 0.2
 _TELL_S = 3.0
 
 
@@ -102,7 +103,7 @@ def _lock(path: Path, wait_s: float) -> Iterator[None]:
     while not _made(path, mine):
         if (held := _read(path)) is not None:
             if time.monotonic() > min(deadline, tell):
-                _say_who_holds(path, held, final=time.monotonic() > deadline)
+                _say_who_holds(path, final=time.monotonic() > deadline)
                 tell = deadline
             _take_over(path, held)
         time.sleep(_POLL_S)
@@ -113,8 +114,8 @@ def _lock(path: Path, wait_s: float) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _say_who_holds(path: Path, held: str, final: bool) -> None:
-    what = f"the run {path.parent.name} is being started, cancelled or moved by {_owner(held) or 'somebody'}"
+def _say_who_holds(path: Path, final: bool) -> None:
+    what = f"the run {path.parent.name} is being started, cancelled or moved by {_owner(path) or 'somebody'}"
     if final:
         raise EnvironmentProblem(what, f"If that is not so any more, delete {path}.")
     with suppress(OSError):
@@ -139,19 +140,30 @@ def _made(path: Path, text: str) -> bool:
 
 
 def _read(path: Path) -> str | None:
-    """What the lock says, perhaps nothing yet; None when there is none."""
+    """What the lock says, perhaps nothing yet or nothing that can be read; None when there is none."""
     try:
         return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return None
     except OSError:
-        return None
+        return ""
 
 
-def _owner(text: str) -> Holder | None:
+def _owner(path: Path) -> Holder | None:
     try:
-        known = json.loads(text)
-        return Holder(known["host"], known["pid"], known["born"], known["boot"])
-    except (ValueError, TypeError, KeyError):
+        return read_record(path, Holder)
+    except GrpoHpcError:
         return None
+
+
+def _age(path: Path) -> float:
+    """Seconds since ``path`` was written, by the clock of its file system: that of this machine may be another one."""
+    now = path.with_name(f"{path.name}.{uuid4().hex}")
+    now.touch()
+    try:
+        return now.stat().st_mtime - path.stat().st_mtime
+    finally:
+        now.unlink()
 
 
 def _take_over(path: Path, held: str) -> None:
@@ -159,10 +171,9 @@ def _take_over(path: Path, held: str) -> None:
 
     Whoever renames it first has it; one who came too late, and has moved away the lock of the first, puts it back.
     """
-    owner = _owner(held)
+    owner = _owner(path)
     with suppress(OSError):
-        old = time.time() - path.stat().st_mtime > STALE_S
-        if old if owner is None or not owner.here else not owner.alive():
+        if not owner.alive() if owner and owner.here else _age(path) > STALE_S:
             aside = path.with_name(f"{path.name}.{uuid4().hex}")
             path.rename(aside)
             if _read(aside) == held:

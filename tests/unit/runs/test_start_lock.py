@@ -15,7 +15,7 @@ import pytest
 from grpo_hpc.errors import EnvironmentProblem
 from grpo_hpc.jobs.local import run_local
 from grpo_hpc.runs.attempts import begin, history
-from grpo_hpc.runs.holder import Holder
+from grpo_hpc.runs.holder import Holder, launcher_of
 from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.runs.standing import standing
 from grpo_hpc.runs.start_lock import FILE, STALE_S, locked, move_away, starting
@@ -140,3 +140,17 @@ def test_a_damaged_record_of_the_newest_start_says_nothing_of_its_end(run: RunDi
     record.unlink()
     with starting([run]):
         pass
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"host": 1}', '{"host": "a", "pid": "1\\u0000", "born": 1}', None])
+def test_a_damaged_lock_is_an_old_one_some_day(run: RunDir, text: str | None) -> None:
+    path = run.path / FILE
+    path.mkdir() if text is None else path.write_text(text)
+    with pytest.raises(EnvironmentProblem, match="by somebody"), locked([run], 0.3):
+        pass
+    os.utime(path, (time.time() - STALE_S - 60,) * 2)
+    with locked([run], 1):
+        assert path.is_file()
+    (run.path / "attempt_1").mkdir()
+    (run.path / "attempt_1" / "launcher.json").write_text(text or "[]")
+    assert launcher_of(run.path / "attempt_1") is None
