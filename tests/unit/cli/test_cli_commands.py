@@ -13,6 +13,7 @@ from grpo_hpc.config import load_run
 
 ROOT = Path(__file__).parents[3]
 QUICKSTART = "configs/quickstart.yaml"
+WRITTEN = {"run.yaml", ".started.yaml", "plan.json", "lock.json", "cluster.yaml", "job.sh"}
 HEAVY = {"torch", "vllm", "megatron", "transformers", "datasets", "numpy", "matplotlib"}
 
 
@@ -76,7 +77,7 @@ def test_dry_run_writes_the_run_directory_and_shows_its_script(
     folder = tmp_path / "quickstart"
     assert f"Run directory: {folder}" in out
     assert (folder / "job.sh").read_text() in out
-    assert {path.name for path in folder.iterdir()} == {"run.yaml", "plan.json", "lock.json", "cluster.yaml", "job.sh"}
+    assert {path.name for path in folder.iterdir()} == WRITTEN
 
 
 def test_what_the_plan_decides_stands_in_the_run_directory(tmp_path: Path) -> None:

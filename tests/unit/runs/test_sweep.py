@@ -155,7 +155,8 @@ def test_a_damaged_point_is_named_and_the_others_are_shown(sweep: Sweep, cli, ca
     assert cli("status", sweep.path) == 2
     assert "sweep.json is damaged" in capsys.readouterr().err
     assert cli("list") == 0
-    assert "runs/small: sweep.json is damaged" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "passed over runs/small: " in out and "sweep.json is damaged" in out
 
 
 def test_a_sweep_is_no_run(sweep: Sweep, cli, capsys) -> None:
