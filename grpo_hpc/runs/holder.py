@@ -27,13 +27,15 @@ class Holder:
 
     Attributes:
         born: clock ticks between the machine's boot and its start, field 22 of proc_pid_stat(5).
-        boot: the kernel's name for that boot; empty in notes that do not have it.
+        boot, space: the kernel's names for that boot, and for the processes that it could see, which are fewer in a
+            container; empty in notes that do not have them.
     """
 
     host: str
     pid: int
     born: int
     boot: str = ""
+    space: str = ""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -41,12 +43,13 @@ class Holder:
     @classmethod
     def present(cls) -> Holder:
         """This process."""
-        return cls(socket.gethostname(), os.getpid(), _born(os.getpid()) or 0, _boot())
+        return cls(socket.gethostname(), os.getpid(), _born(os.getpid()) or 0, _boot(), _space())
 
     @property
     def here(self) -> bool:
-        """It belongs to this machine."""
-        return self.host == socket.gethostname()
+        """It belongs to this machine, and could be seen from here if it still ran."""
+        hidden = self.boot == _boot() and self.space not in ("", _space())
+        return self.host == socket.gethostname() and not hidden
 
     def alive(self) -> bool:
         """It still runs; only its own machine can tell."""
@@ -100,6 +103,13 @@ def _born(pid: int) -> int | None:
     except OSError:
         return None
     return None if state == "Z" else int(fields[18])
+
+
+def _space() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
 
 
 def _boot() -> str:

@@ -92,7 +92,8 @@ def test_a_lock_that_nobody_holds_is_taken_over(run: RunDir, capsys) -> None:
 
 
 def test_one_that_somebody_may_hold_is_waited_for(run: RunDir, cli, capsys) -> None:
-    for holder in (Holder.present(), Holder("elsewhere", 1, 1, "b")):
+    in_a_container = replace(dead(), space="pid:[1]")  # of this machine, and not to be seen
+    for holder in (Holder.present(), Holder("elsewhere", 1, 1, "b"), in_a_container):
         path = lock_of(run, holder)
         with (
             pytest.raises(EnvironmentProblem, match=f"started, cancelled or moved by {holder}") as caught,
