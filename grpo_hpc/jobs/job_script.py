@@ -43,6 +43,7 @@ class Step:
         ranks: processes on each under torchrun; otherwise one process has the GPUs of all of them.
         torchrun: the program is started by torchrun, on every rank; such a step begins at the first node.
         before: what Python runs first, once on each node; when it fails, ``program`` is not started.
+        obeys: TERM or USR2 to the step ask the run to stop; other steps are deaf to them.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Step:
     first_node: int = 0
     torchrun: bool = True
     before: tuple[str, ...] = ()
+    obeys: bool = False
 
 
 @dataclass(frozen=True)
@@ -233,13 +235,23 @@ def _processes(job: Job, step: Step) -> str:
     if step.before:
         body = Bash(f"{line(python, *step.before, _RUN_DIR)} && {body}")
     if job.profile.executor != "local":
-        # Slurm signals the processes of a step, or the first one alone, which is this shell: it asks for a stop, as a
-        # person's file does. torchrun must not die of the signal: the ranks save, then end. The second at the end is
-        # for what failed: srun, told to end the step, drops what it has not read.
-        quiet = f'(trap "" TERM USR2; {body})'
-        body = Bash(f"{_ASK_TO_STOP}; {quiet} & {_AWAIT}; [ $code = 0 ] || sleep 1; exit $code")
+        body = _obeying(body) if step.obeys else _deaf(body)
     inside = [] if job.profile.runtime == "none" else [Bash('"$inside"')]
     return line("bash", "-c", word(*inside, str(body)), job.run_dir)
+
+
+def _deaf(body: Bash) -> Bash:
+    """A program that does not die of what Slurm signals to every process of a step.
+
+    The second at its end is for what did not even start: srun, told to end the step, drops what it has not read.
+    """
+    return Bash(f'trap "" TERM USR2; shopt -s execfail; {body}; code=$?; sleep 1; exit $code')
+
+
+def _obeying(body: Bash) -> Bash:
+    """The same, beside a shell that asks the run to stop: Slurm may signal the first process of a step alone."""
+    quiet = f'(trap "" TERM USR2; {body})'
+    return Bash(f"{_ASK_TO_STOP}; {quiet} & {_AWAIT}; [ $code = 0 ] || sleep 1; exit $code")
 
 
 def _rendezvous(job: Job, step: Step) -> list[str]:

@@ -39,7 +39,8 @@ def make_job(
     """
     cfg = with_absolute_paths(cfg)
     nodes, ranks, servers = cfg.resources.nodes, cfg.resources.nproc_per_node, server_nodes(cfg)
-    steps = [Step("check", _MEET, nodes + servers, ranks, before=_LOOK), Step("train", program, nodes, ranks)]
+    steps = [Step("check", _MEET, nodes + servers, ranks, before=_LOOK)]
+    steps.append(Step("train", program, nodes, ranks, obeys=True))
     if servers:
         steps.append(Step("serve", (*_SERVE, *server), servers, ranks, first_node=nodes, torchrun=False))
     run_dir, binds = RunDir.of(cfg), _read_by(cfg)

@@ -81,7 +81,9 @@ def test_an_end_that_was_asked_for(tmp_path):
 def test_a_reason_never_denies_a_save(tmp_path):
     killed_after_it = judged(tmp_path, 137, asked="timeout", event=lambda events: events.stopped(8))
     assert killed_after_it == End("timeout", "saved and stopped after step 8")
-    (tmp_path / "checkpoints" / "step_00000006").mkdir(parents=True)
+    checkpoint = tmp_path / "checkpoints" / "step_00000006"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text('{"files": {}}')
     late = judged(tmp_path, None, asked="timeout")
     assert late.reason.startswith("ended before it had saved what came after step 6; a step or a rollout took longer")
 

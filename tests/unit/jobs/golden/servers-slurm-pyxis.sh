@@ -37,7 +37,7 @@ environment() {
 
 check() {
   exec srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --gpus-per-node=4 --kill-on-bad-exit=1 --overlap --mpi=none --export=ALL --container-image=/images/grpo.sqsh --container-mounts=/runs/run:/runs/run,/models/m:/models/m,/data/t.jsonl:/data/t.jsonl --container-workdir=/runs/run --no-container-mount-home --no-container-entrypoint \
-    bash -c "$inside"'trap '"'"'[ -e "$0/stop" ] || echo signalled > "$0/stop" || rm -f "$0/stop"'"'"' TERM USR2; (trap "" TERM USR2; python3 -m grpo_hpc.jobs.checks.check_node "$0" && exec python3 -m torch.distributed.run --nnodes=4 --node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --signals-to-handle=SIGINT --nproc-per-node=4 -m grpo_hpc.jobs.checks.check_rank "$0") & while kill -0 $! 2>/dev/null; do wait $!; done; wait $!; code=$?; [ $code = 0 ] || sleep 1; exit $code' /runs/run
+    bash -c "$inside"'trap "" TERM USR2; shopt -s execfail; python3 -m grpo_hpc.jobs.checks.check_node "$0" && exec python3 -m torch.distributed.run --nnodes=4 --node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --signals-to-handle=SIGINT --nproc-per-node=4 -m grpo_hpc.jobs.checks.check_rank "$0"; code=$?; sleep 1; exit $code' /runs/run
 }
 
 train() {
@@ -47,7 +47,7 @@ train() {
 
 serve() {
   exec srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --relative=2 --gpus-per-node=4 --kill-on-bad-exit=1 --overlap --mpi=none --export=ALL --container-image=/images/grpo.sqsh --container-mounts=/runs/run:/runs/run,/models/m:/models/m,/data/t.jsonl:/data/t.jsonl --container-workdir=/runs/run --no-container-mount-home --no-container-entrypoint \
-    bash -c "$inside"'trap '"'"'[ -e "$0/stop" ] || echo signalled > "$0/stop" || rm -f "$0/stop"'"'"' TERM USR2; (trap "" TERM USR2; exec python3 -m grpo_hpc.jobs.serving.node_servers -m grpo_hpc.rollout.server "$0") & while kill -0 $! 2>/dev/null; do wait $!; done; wait $!; code=$?; [ $code = 0 ] || sleep 1; exit $code' /runs/run
+    bash -c "$inside"'trap "" TERM USR2; shopt -s execfail; exec python3 -m grpo_hpc.jobs.serving.node_servers -m grpo_hpc.rollout.server "$0"; code=$?; sleep 1; exit $code' /runs/run
 }
 
 case "${1-}" in

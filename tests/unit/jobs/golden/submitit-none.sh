@@ -27,7 +27,7 @@ environment() {
 
 check() {
   exec srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --gpus-per-node=4 --kill-on-bad-exit=1 --overlap --mpi=none --export=ALL \
-    bash -c 'trap '"'"'[ -e "$0/stop" ] || echo signalled > "$0/stop" || rm -f "$0/stop"'"'"' TERM USR2; (trap "" TERM USR2; /env/bin/python -m grpo_hpc.jobs.checks.check_node "$0" && exec /env/bin/python -m torch.distributed.run --nnodes=2 --node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --signals-to-handle=SIGINT --nproc-per-node=4 -m grpo_hpc.jobs.checks.check_rank "$0") & while kill -0 $! 2>/dev/null; do wait $!; done; wait $!; code=$?; [ $code = 0 ] || sleep 1; exit $code' /runs/run
+    bash -c 'trap "" TERM USR2; shopt -s execfail; /env/bin/python -m grpo_hpc.jobs.checks.check_node "$0" && exec /env/bin/python -m torch.distributed.run --nnodes=2 --node-rank="$SLURM_NODEID" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --signals-to-handle=SIGINT --nproc-per-node=4 -m grpo_hpc.jobs.checks.check_rank "$0"; code=$?; sleep 1; exit $code' /runs/run
 }
 
 train() {
