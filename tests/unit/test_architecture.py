@@ -104,6 +104,7 @@ ALLOWED = {
     "jobs.serving": {
         "addresses",
         "files",
+        "redaction",
         "config",
         "runs.run_dir",
         "runs.crash",
