@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from grpo_hpc.checkpoint import manifest
 from grpo_hpc.checkpoint.copies import Check
 from grpo_hpc.checkpoint.megatron_folder import read_checkpoint
-from grpo_hpc.errors import CheckpointError
+from grpo_hpc.config.document import read_yaml
+from grpo_hpc.errors import CheckpointError, ConfigError
 from grpo_hpc.models.on_disk.model_folder import INDEX, read_model
 from grpo_hpc.models.on_disk.stored import Stored
 
@@ -112,8 +111,8 @@ def _trained_from(place: Path) -> Path | None:
     for parent in list(place.parents)[:4]:
         if (parent / "run.yaml").exists():
             try:
-                model = Path(yaml.safe_load((parent / "run.yaml").read_text(encoding="utf-8"))["model"]["path"])
+                model = Path(read_yaml(parent / "run.yaml", "run file", "name: my-run").values["model"]["path"])
                 return model if (model / "config.json").exists() else None
-            except (OSError, ValueError, TypeError, LookupError, RecursionError, yaml.YAMLError):
+            except (ConfigError, OSError, ValueError, TypeError, LookupError):
                 return None  # not a run of ours
     return None

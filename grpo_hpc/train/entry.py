@@ -25,6 +25,7 @@ from grpo_hpc.observe.completions import CompletionLog
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.reporters import Report, open_reporters
 from grpo_hpc.observe.sinks import MetricSinks
+from grpo_hpc.redaction import keep_secret
 from grpo_hpc.rollout.collect import Collector, start_rewards
 from grpo_hpc.rollout.engine import ColocateEngine, Engine
 from grpo_hpc.rollout.exchange import Exchange
@@ -179,7 +180,7 @@ def _engine(run_dir: RunDir, cfg: RunConfig, platform: Platform, control: Contro
     attempt = run_dir.latest_attempt()
     servers = json.loads(RunDir.servers_file(attempt).read_text())["servers"]
     urls = [server["url"] for server in servers]
-    return ServerEngine(cfg, platform, urls, RunDir.api_key(attempt).read_text(), control)
+    return ServerEngine(cfg, platform, urls, keep_secret(RunDir.api_key(attempt).read_text()), control)
 
 
 def _prompts(path: str, cfg: RunConfig, run_dir: RunDir, tokenizer: Tokenizer, control: Control) -> PromptSet:

@@ -35,7 +35,7 @@ ALLOWED = {
     "observe": {"redaction", "errors", "files"},
     "rewards": {"redaction", "addresses", "errors", "files"},
     "models": {"control", "errors", "files", "algo.logprob", "algo.mixing"},
-    "checkpoint": {"errors", "models", "train.megatron.platform"},
+    "checkpoint": {"errors", "config.document", "models", "train.megatron.platform"},
     "rollout": {
         "redaction",
         "addresses",
@@ -104,6 +104,7 @@ ALLOWED = {
     "jobs.serving": {
         "addresses",
         "files",
+        "redaction",
         "config",
         "runs.run_dir",
         "runs.crash",

@@ -22,6 +22,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 from grpo_hpc.files import write_atomically
 from grpo_hpc.jobs.serving.node_servers import END
 from grpo_hpc.jobs.steps import Steps, wait
+from grpo_hpc.redaction import keep_secret
 from grpo_hpc.runs.log_ends import ends_of
 from grpo_hpc.runs.run_dir import RunDir
 
@@ -78,7 +79,7 @@ class Servers:
 
     def _ask(self, url: str) -> str | None:
         """What is wrong with a server; None when it is healthy and takes our key, so that it is ours."""
-        key = RunDir.api_key(self.folder).read_text()
+        key = keep_secret(RunDir.api_key(self.folder).read_text())
         for path in ("/health", "/v1/models"):
             request = Request(url + path, headers={"Authorization": f"Bearer {key}"})
             try:
