@@ -155,7 +155,7 @@ def test_a_damaged_point_is_named_and_the_others_are_shown(sweep: Sweep, cli, ca
     assert cli("status", sweep.path) == 2
     assert "sweep.json is damaged" in capsys.readouterr().err
     assert cli("list") == 0
-    assert "runs/small: sweep.json is damaged" in capsys.readouterr().out
+    assert "small/sweep.json is damaged: KeyError" in capsys.readouterr().out
 
 
 def test_a_sweep_is_no_run(sweep: Sweep, cli, capsys) -> None:
