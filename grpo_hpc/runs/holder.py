@@ -11,7 +11,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from grpo_hpc.errors import GrpoHpcError
 from grpo_hpc.files import write_atomically
+from grpo_hpc.runs.records import read_record
 
 _LAUNCHER = "launcher.json"
 _BEAT_S = 30.0
@@ -77,8 +79,8 @@ class LauncherNote:
 def launcher_of(attempt: Path) -> Holder | None:
     """Who runs ``attempt``; None when nobody wrote it down."""
     try:
-        return Holder(**json.loads((attempt / _LAUNCHER).read_text()))
-    except (OSError, ValueError, TypeError):
+        return read_record(attempt / _LAUNCHER, Holder)
+    except GrpoHpcError:
         return None
 
 
