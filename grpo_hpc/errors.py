@@ -75,7 +75,7 @@ def of_system(error: OSError) -> EnvironmentProblem:
     said = (error.strerror or str(error) or type(error).__name__).lower()
     if error.filename is None and error.errno == errno.ENOENT and _nowhere():
         return EnvironmentProblem("the working directory does not exist any more", "Change to another one: cd.")
-    place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    place = "" if error.filename is None or isinstance(error.filename, int) else f"{os.fsdecode(error.filename)}: "
     place += "" if error.filename2 is None else f"to {os.fsdecode(error.filename2)}: "
     return EnvironmentProblem(f"{place}{said}", _WHAT_TO_DO.get(error.errno or 0, ""))
 

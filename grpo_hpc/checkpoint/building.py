@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
-import warnings
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +59,7 @@ def _locked(journal: TextIO) -> bool:
         if error.errno not in _NO_LOCKS:
             raise
         said = "has no locks: nothing keeps a second process from the same folder"
-        warnings.warn(f"the file system of {journal.name} {said}", stacklevel=2)
+        print(f"the file system of {journal.name} {said}", file=sys.stderr)
     return True
 
 

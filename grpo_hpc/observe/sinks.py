@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from grpo_hpc.observe.history import is_step
 from grpo_hpc.observe.jsonl import JsonLines
 
 
@@ -49,7 +50,7 @@ class MetricSinks:
 
         Call this before the first :meth:`log`.
         """
-        self._lines.keep(lambda row: step > 0 and row["step"] <= step)
+        self._lines.keep(lambda row: is_step(row.get("step")) and step > 0 and row["step"] <= step)
         self._each(lambda reporter: reporter.rewind(step))
 
     def close(self) -> None:

@@ -168,7 +168,7 @@ def _is_whole(checkpoint: Path) -> bool:
         files = json.loads((checkpoint / "manifest.json").read_text())["files"]
         sizes = {name: listed["size"] if isinstance(listed, dict) else listed for name, listed in files.items()}
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
 
 

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from grpo_hpc.errors import ConfigError, GrpoHpcError, of_system
+from grpo_hpc.files import read_text
 
 Record = TypeVar("Record")
+_LARGEST = 2**24  # bytes
 DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, GrpoHpcError)
 """What reading a file raises that holds something else than was written there."""
 
@@ -25,9 +27,11 @@ def read_record(path: Path, kind: type[Record]) -> Record:
     """
     wanted: Any = kind
     try:
-        found: Record = _adapter(wanted).validate_json(path.read_bytes(), strict=True)
+        found: Record = _adapter(wanted).validate_json(read_text(path, _LARGEST), strict=True)
     except OSError as error:
         raise of_system(error) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is damaged: it is not UTF-8") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         at = "".join(f"{part}: " for part in first["loc"])

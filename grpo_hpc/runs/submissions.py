@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import asdict, dataclass
 
@@ -39,7 +40,9 @@ def submissions(run_dir: RunDir) -> list[Submission]:
     Raises:
         ConfigError: the record is damaged; without it nobody knows whether the run waits somewhere.
     """
-    return read_record(run_dir.job_file, _Submissions).submissions if run_dir.job_file.is_file() else []
+    if not os.path.lexists(run_dir.job_file):
+        return []
+    return read_record(run_dir.job_file, _Submissions).submissions
 
 
 def note_submission(run_dir: RunDir, executor: str) -> Submission:

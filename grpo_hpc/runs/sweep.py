@@ -21,10 +21,11 @@ from grpo_hpc.config import RunConfig, dump_run, load_run
 from grpo_hpc.config.plain_yaml import parse_value
 from grpo_hpc.config.sections import SECTION_OF
 from grpo_hpc.errors import ConfigError, GrpoHpcError
-from grpo_hpc.files import write_atomically
+from grpo_hpc.files import read_text, write_atomically
 from grpo_hpc.runs.run_dir import RunDir
 
 FILE = "sweep.json"
+_LARGEST = 2**24  # bytes
 _FIXED = {
     "name": "The sweep itself names its runs: NAME-0, NAME-1, ...",
     "output_dir": "All runs of a sweep lie in one folder.",
@@ -86,7 +87,7 @@ class Sweep:
         if not (folder / FILE).is_file():
             return None
         try:
-            found = json.loads((folder / FILE).read_text())
+            found = json.loads(read_text(folder / FILE, _LARGEST))
             points = found["points"]
             values = [{key: point["values"][key] for key in found["keys"]} for point in points]
             names = [str(point["run"]) for point in points]

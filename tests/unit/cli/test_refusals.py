@@ -390,3 +390,29 @@ def test_one_unreadable_thing_does_not_take_a_folder(here):
     assert {"closed", "yaml", "events"} <= passed_over
     assert all("denied" in one["reason"] for one in found["passed_over"])
     assert told("status", without_privileges).code == 0
+
+
+@pytest.mark.parametrize("name", [name for name, (_, place) in READERS.items() if "." in place])
+def test_something_else_in_the_place_of_a_file(name, here):
+    command, place = READERS[name]
+    path = Path(place)
+    path.unlink()
+    for put, take in (
+        (path.mkdir, path.rmdir),
+        (lambda: path.symlink_to(path.name), path.unlink),
+        (lambda: path.write_bytes(b"\xff\xfe\x00\x80" * 3), path.unlink),
+        (path.touch, path.unlink),
+    ):
+        put()
+        said = told(command)
+        take()
+        if said.code:
+            said.refused()
+
+
+@pytest.mark.parametrize("put", [Path.mkdir, lambda path: path.symlink_to(path.name)], ids=["a folder", "a loop"])
+def test_what_takes_the_place_of_the_jobs_is_not_no_jobs(put, here):
+    Path("runs/small/job.json").unlink()
+    put(Path("runs/small/job.json"))
+    for command in ("status runs/small", "resume runs/small", "cancel runs/small"):
+        told(command).refused("job.json")

@@ -81,7 +81,7 @@ def test_list_and_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert run("config", "copy", "qwen3_0.7b") == 2
     assert "Did you mean qwen3_0.6b?" in capsys.readouterr().err
     assert run("config", "copy", "qwen3_0.6b", "no/where.yaml") == 2
-    assert "no such file or directory" in capsys.readouterr().err
+    assert "no/where.yaml: no such file or directory" in capsys.readouterr().err
 
 
 def test_a_file_of_that_name_comes_before_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

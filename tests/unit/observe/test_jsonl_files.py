@@ -7,6 +7,8 @@ import math
 import subprocess
 import sys
 
+import pytest
+
 from grpo_hpc.observe.events import EventLog, read_events
 from grpo_hpc.observe.history import History
 from grpo_hpc.observe.sinks import MetricSinks
@@ -115,3 +117,11 @@ def test_a_row_that_does_not_fit_is_not_there_at_all(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL_DISK, path], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("refused"), done.stderr
     assert path.read_text() == '{"n": 1}\n{"n": 3}\n'
+
+
+@pytest.mark.parametrize("row", ['{"a": 1}', '{"step": null}', '{"step": "2"}', '{"step": NaN}', "[1]", "{"])
+def test_rewinding_drops_rows_that_are_none(row, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + row + '\n{"step": 3}\n')
+    MetricSinks(path).rewind(2)
+    assert path.read_text() == '{"step": 1}\n'
