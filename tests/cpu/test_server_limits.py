@@ -147,7 +147,7 @@ def test_a_server_that_hangs_while_weights_come_is_known_long_before_the_limit(c
     joined, sent = [], []
 
     def joins(told):
-        place = told["host"], told["port"], told["first_rank"], told["size"]
+        place = told["host"], told["port"], told["first_rank"], told["size"], told["nonce"]
         joined.append(Link(*place, torch.device("cpu"), told["timeout_s"]))
 
     def tensors():

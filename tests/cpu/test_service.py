@@ -10,6 +10,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from grpo_hpc.rollout.engine_worker import JOIN
 from grpo_hpc.rollout.server import Service, serving
@@ -76,6 +77,13 @@ def test_weights_that_do_not_arrive_harm_nothing_else(error, said, joined):
         assert ask("/weights", nonce="one", **WEIGHTS) == DONE
         assert engine.calls[-2] == JOIN, "the ends that failed are not ends any more"
         assert thread.is_alive()
+
+
+def test_a_dead_engine_ends_the_service():
+    with pytest.raises(EngineDeadError):
+        service = Service(Engine(EngineDeadError()))
+        threading.Thread(target=service.ask, args=("/weights", {"nonce": "one", **WEIGHTS}), daemon=True).start()
+        service.run()
 
 
 def test_workers_join_once_for_a_nonce():
