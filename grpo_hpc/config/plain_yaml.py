@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-LARGEST = 1 << 20  # bytes of a document
+LARGEST = 1 << 18  # bytes of a document
 _DEEPEST = 40  # lists and mappings within each other
-_MOST_NODES = 20_000  # with what aliases stand for
+_MOST_NODES = 5_000  # with what aliases stand for
+_TOO_MANY = f"more than {_MOST_NODES:,} values, aliases counted as what they stand for"
 _LONGEST_NUMBER = 100  # characters
 
 _SCALARS = {
@@ -39,7 +40,7 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.depth = 0
+        self.depth = self.made = 0
         self.sizes: dict[Node, int] = {}
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
@@ -48,7 +49,9 @@ class _Loader(yaml.SafeLoader):
             raise _mistake(event, f"the tag {event.tag} is not read; write the value itself, or text in quotes")
         if self.depth == _DEEPEST:
             raise _mistake(event, f"more than {_DEEPEST} lists or mappings are within each other")
-        self.depth += 1
+        if self.made == _MOST_NODES:
+            raise _mistake(event, _TOO_MANY)
+        self.depth, self.made = self.depth + 1, self.made + 1
         node = super().compose_node(parent, index)
         self.depth -= 1
         if node is not None and node not in self.sizes:
@@ -66,7 +69,7 @@ class _Loader(yaml.SafeLoader):
         parts = [part for pair in node.value for part in pair] if isinstance(node, MappingNode) else node.value
         self.sizes[node] = 1 + sum(self.sizes[part] for part in parts)
         if self.sizes[node] > _MOST_NODES:
-            raise _mistake(event, f"more than {_MOST_NODES:,} values, aliases counted as what they stand for")
+            raise _mistake(event, _TOO_MANY)
 
 
 class _Dumper(yaml.SafeDumper):

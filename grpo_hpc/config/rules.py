@@ -355,7 +355,7 @@ def _tuner(cfg: RunConfig) -> list[Problem]:
             found.append(Problem("moe.moe_router_bias_update_rate", text))
     try:
         re.compile(cfg.tuner.freeze_parameters_regex or "")
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         found.append(Problem("tuner.freeze_parameters_regex", f"is no regular expression: {error}"))
     return found
 

@@ -28,6 +28,7 @@ _RESERVED = {"if", "then", "else", "elif", "do", "while", "until", "{", "}", "!"
 _MOST = 1 << 21
 """Characters that all expansions of a script may make together; a script that people read makes thousands."""
 _LONGEST_SUM = 1000  # characters
+_COMMAND = 16  # characters that a command counts as
 _DECLARING = {"export", "readonly", "declare", "local", "typeset"}
 
 
@@ -133,7 +134,7 @@ class _Reader:
                 names = {raw.literal() for raw in rest} | set(prefix)
                 self.exported |= {name: found[0] for name in names if name and (found := self.variables.get(name))}
             return []
-        self.budget.spend(len(self.exported))
+        self.budget.spend(len(self.exported) + _COMMAND)
         words = tuple(word for raw in rest for word in self._expand(raw.pieces))
         environment = self.exported | {name: value[0] for name, value in prefix.items() if value}
         return [Command(environment, words, line), *self._scripts(words, environment, line)] if words else []

@@ -17,7 +17,8 @@ from grpo_hpc.files import read_text
 from grpo_hpc.importing.shell import Command, Word, read_script
 from grpo_hpc.redaction import HIDDEN, keep_secret, secret_paths, secrets_in
 
-_LARGEST = 1 << 18  # bytes of a script
+_LARGEST = 1 << 17  # bytes of a script
+_MOST = 1000  # flags and variables; ms-swift knows hundreds
 _FLAG = re.compile(r"--?[A-Za-z_]")
 _VARIABLES = {
     **dict.fromkeys(("hub_token", "hf_token"), "HF_TOKEN"),
@@ -256,6 +257,9 @@ def _kind(command: Command) -> str | None:
 
 
 def _require_grpo(source: Source, where: str) -> None:
+    count = len(source.flags) + len(source.environment) + sum(map(len, source.servers))
+    if count > _MOST:
+        raise ConfigError(f"{where}: {count:,} flags and variables are more than {_MOST:,}")
     if not source.flags:
         other = next((note for note in source.notes if "swift rlhf" in note), "")
         raise ConfigError(f"{where}: there is no `megatron rlhf --rlhf_type grpo` command", other)

@@ -61,12 +61,12 @@ def run_files(draw: Any) -> bytes:
         inside, leaves = (key, value) if isinstance(value, dict) else ("", {key: value})
         sections.setdefault(inside, {}).update({leaf: json.dumps(item) for leaf, item in leaves.items()})
     for section, key in draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=3)):
-        sections.setdefault(section, {})[key] = draw(fitting(section, key) if draw(st.booleans()) else VALUES)
+        sections.setdefault(section, {})[key] = draw(fitting(section, key) if draw(st.integers(0, 3)) else VALUES)
     lines = [line for section, found in sections.items() for line in _lines(section, found)]
-    if not draw(st.integers(0, 4)):
+    if not draw(st.integers(0, 7)):
         lines.insert(draw(st.integers(0, len(lines))), draw(st.sampled_from(SYNTAX) | VALUES | TEXTS))
     text = "\n".join(lines).encode(errors="surrogatepass")
-    return text if draw(st.integers(0, 4)) else damaged(text, draw(EDITS))
+    return text if draw(st.integers(0, 7)) else damaged(text, draw(EDITS))
 
 
 def _lines(section: str, found: dict[str, str]) -> list[str]:

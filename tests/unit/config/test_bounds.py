@@ -53,6 +53,7 @@ def no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["global_batch_size=720720", "tensor_model_parallel_size=7"], "nearest values that fit"),
         (["nodes=4093", "pipeline_model_parallel_size=3"], "nearest values that fit"),
         (["generation_batch_size=1048576", "global_batch_size=3"], "nearest values that fit"),
+        ([f"freeze_parameters_regex={'(' * 30_000}"], "is no regular expression"),
         (["vllm_mode=server", "vllm_server_nodes=32768"], "are 262144 ranks, more than 32768; at most 4096"),
     ],
 )

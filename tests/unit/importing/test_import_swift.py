@@ -412,7 +412,7 @@ def test_precision_and_order() -> None:
         (b"megatron \0", "holds the control character U+0000"),
         (b"megatron \x1b", "holds the control character U+001B"),
         (b"megatron rlhf nowhere.yaml", "nowhere.yaml does not exist"),
-        (b"#" * (1 << 21), "it is larger than 262,144 bytes"),
+        (b"#" * (1 << 21), "it is larger than 131,072 bytes"),
     ],
 )
 def test_unreadable_input_ends_with_2(
@@ -590,3 +590,8 @@ def test_a_system_message_that_cannot_be_read_is_reported(tmp_path: Path) -> Non
     file = tmp_path / "system.txt"
     file.write_bytes(b"\xff")
     assert fate(imported("--system", str(file)), "system") is Fate.UNSUPPORTED
+
+
+def test_more_flags_than_there_are_are_refused() -> None:
+    with pytest.raises(ConfigError, match="1,205 flags and variables are more than 1,000"):
+        imported(*["--lr", "1"] * 1200)
