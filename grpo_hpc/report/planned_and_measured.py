@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -11,7 +10,6 @@ from grpo_hpc.observe.history import finite
 from grpo_hpc.observe.state import STEP_PHASES
 from grpo_hpc.report.recorded_run import RecordedRun
 
-_GIB = 2**30
 _WARM_UP = 0.1  # share of the steps, at the beginning, in which kernels are compiled and caches filled
 _FAR, _FREE, _FULL = 1.25, 0.15, 0.03
 _SEEN = 0.05  # of a step; what is shorter is no reason to change anything
@@ -38,7 +36,7 @@ class Line:
 
 def time_lines(run: RecordedRun) -> list[Line]:
     """Seconds of one optimizer step, its share of the rollout included; the first steps are not counted."""
-    planned = _planned_seconds(run.plan)
+    planned = run.planned.seconds
     steps = list(run.course("time/step"))
     counted = steps[int(len(steps) * _WARM_UP) + (len(steps) > 1) :]
     measured = {
@@ -52,8 +50,7 @@ def time_lines(run: RecordedRun) -> list[Line]:
 
 def memory_lines(run: RecordedRun) -> list[Line]:
     """GiB of the fullest GPU as planned, and the most that the first rank has held."""
-    phases = ((run.plan.get("estimate") or {}).get("memory") or {}).get("phases") or {}
-    planned = {name: sum(term["bytes"] for term in terms) / _GIB for name, terms in phases.items()}
+    planned = run.planned.gib
     peaks = {name: run.history.last(name) for name in run.history.names("memory/peak_gib")}
     measured = {name.removeprefix("memory/peak_gib").lstrip("/"): found[1] for name, found in peaks.items() if found}
     names = [name for name in dict.fromkeys([*planned, *measured]) if name]
@@ -66,23 +63,14 @@ def advice(run: RecordedRun, times: list[Line], memory: list[Line]) -> list[str]
     return [*_about_lengths(run), *_about_time(times), *_about_memory(run, memory[-1])]
 
 
-def _planned_seconds(plan: Mapping[str, Any]) -> dict[str, float]:
-    found = (plan.get("estimate") or {}).get("time")
-    if not found or not found["step"]:
-        return {}
-    steps = found["cycle"] / found["step"]
-    phases = {name: sum(part["seconds"] for part in parts) / steps for name, parts in found["phases"].items()}
-    return {**phases, "step": found["step"]}
-
-
 def _about_lengths(run: RecordedRun) -> list[str]:
-    planned = (run.plan.get("estimate") or {}).get("average_completion")
+    planned = run.planned.average_completion
     lengths = finite(run.course("completions/mean_length").values())
     if not planned or not lengths or 1 / _FAR < fmean(lengths) / planned < _FAR:
         return []
     mean = round(fmean(lengths))
     return [
-        f"Completions had {mean:,} tokens on average, and the plan counted with {planned:,}: plan the next run with "
+        f"Completions had {mean:,} tokens on average, and the plan counted with {planned:,.0f}: plan the next run with "
         f"--average-completion {mean}."
     ]
 
@@ -103,7 +91,7 @@ def _about_time(lines: list[Line]) -> list[str]:
 
 
 def _about_memory(run: RecordedRun, peak: Line) -> list[str]:
-    room = ((run.plan.get("estimate") or {}).get("hardware") or {}).get("memory_gib")
+    room = run.planned.memory_gib
     if not room or not peak.measured:
         return []
     free = 1 - peak.measured / room

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from grpo_hpc.config.document import read_yaml
 from grpo_hpc.errors import ConfigError, GrpoHpcError
 from grpo_hpc.observe.history import History, Value
 from grpo_hpc.observe.jsonl import parse
+from grpo_hpc.report.planned_figures import PlannedFigures
 from grpo_hpc.runs.attempts import Attempt
-from grpo_hpc.runs.records import damage
+from grpo_hpc.runs.records import DAMAGE, damage
 from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.runs.standing import Records, Standing, judged
 from grpo_hpc.runs.sweep import Sweep, runs_at
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class RecordedRun:
     Attributes:
         label: its name, with as much of its path as tells it from the others.
         settings: the resolved run file, every value as YAML would be written, by dotted key.
-        plan: ``plan.json``.
+        planned: figures of the plan.
         environment: code, platform and packages by dotted name.
         damaged: what is wrong with records that were passed over.
     """
@@ -38,7 +41,7 @@ class RecordedRun:
     history: History
     attempts: list[Attempt]
     settings: dict[str, str]
-    plan: dict[str, Any]
+    planned: PlannedFigures
     environment: dict[str, str]
     damaged: list[str]
 
@@ -55,11 +58,11 @@ def read_runs(paths: Sequence[str]) -> tuple[list[RecordedRun], list[tuple[str, 
         ConfigError: a path is neither run nor sweep, or no run can be read.
     """
     asked = list({run.path: run for path in paths for run in runs_at(path)}.values())
-    found: list[tuple[Records, dict[str, dict[str, Any]]]] = []
+    found: list[tuple[Records, dict[str, str]]] = []
     damaged: list[tuple[str, str]] = []
     for run_dir in asked:
         try:
-            found.append((Records.read(RunDir.open(run_dir.path)), _files(run_dir)))
+            found.append((Records.read(RunDir.open(run_dir.path)), _settings(run_dir)))
         except (GrpoHpcError, OSError) as error:
             damaged.append((str(run_dir.path), " ".join(damage(run_dir.path, error).message.split())))
     stands = judged([records for records, _ in found])
@@ -100,30 +103,32 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def _recorded(label: str, stand: Standing, records: Records, files: dict[str, dict[str, Any]]) -> RecordedRun:
+def _recorded(label: str, stand: Standing, records: Records, settings: dict[str, str]) -> RecordedRun:
+    run_dir, damaged = records.run_dir, list(records.damaged)
     return RecordedRun(
         label,
-        records.run_dir,
+        run_dir,
         stand,
-        History.read(records.run_dir.metrics),
+        History.read(run_dir.metrics),
         records.attempts,
-        flat(files["run file"]),
-        files["plan"],
-        flat(files["environment"]),
-        records.damaged,
+        settings,
+        _read(run_dir.plan_file, PlannedFigures.of, PlannedFigures(), damaged),
+        _read(run_dir.lock_file, flat, {}, damaged),
+        damaged,
     )
 
 
-def _files(run_dir: RunDir) -> dict[str, dict[str, Any]]:
-    return {
-        "run file": read_yaml(run_dir.run_file, "run file", "name: my-run").values,
-        "plan": _mapping(run_dir.plan_file),
-        "environment": _mapping(run_dir.lock_file),
-    }
+def _settings(run_dir: RunDir) -> dict[str, str]:
+    return flat(read_yaml(run_dir.run_file, "run file", "name: my-run").values)
 
 
-def _mapping(path: Path) -> dict[str, Any]:
-    found = parse(path.read_bytes())
-    if found is None:
-        raise ConfigError(f"{path} is damaged: it holds no JSON object")
-    return found
+def _read(path: Path, use: Callable[[dict[str, Any]], Read], without: Read, damaged: list[str]) -> Read:
+    """What ``use`` makes of the object in a file; ``without`` where it is damaged, which is noted."""
+    try:
+        found = parse(path.read_bytes())
+        if found is None:
+            raise ConfigError(f"{path} is damaged: it holds no JSON object")
+        return use(found)
+    except DAMAGE as error:
+        damaged.append(damage(path, error).message)
+        return without

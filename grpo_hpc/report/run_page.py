@@ -67,7 +67,7 @@ def write_run_page(
     beside = file.with_name(f"{file.name}.completions") if all_completions else None
     title = ", ".join(run.label for run in runs[:4]) + (f" and {len(runs) - 4} more" if len(runs) > 4 else "")
     notes = [f"{path} is left out: {reason}" for path, reason in damaged]
-    notes += [text for run in runs for text in run.damaged]
+    notes += [f"{run.label}: {text}" for run in runs for text in run.damaged]
     if beside is not None:
         clear(beside)
     each = math.ceil(completions / len(runs))

@@ -194,7 +194,7 @@ def test_runs_over_each_other(tmp_path: Path, opened: Open) -> None:
     points = [record(tmp_path, f"s-{k}", steps=20, rate=0.05 * (k + 1), changed=[f"lr={k + 1}e-6"]) for k in range(4)]
     entries = [{"run": run.path.name, "values": {"optimizer.lr": (k + 1) * 1e-6}} for k, run in enumerate(points)]
     (tmp_path / FILE).write_text(json.dumps({"keys": ["optimizer.lr"], "points": entries}))
-    points[3].plan_file.write_text("{")
+    points[3].run_file.write_text("{")
     driver = opened(write(tmp_path / "page.html", tmp_path, record(tmp_path / "other", "s-0", steps=30, rate=0.3)))
     assert [line.split()[0] for line in rows_of(driver, "#runs table")][1:] == [
         f"{tmp_path.name}/s-0",

@@ -30,6 +30,8 @@ def command(runs: tuple[str, ...], step: int | None, as_json: bool) -> None:
     found, damaged = read_runs(runs)
     for path, reason in damaged:
         click.echo(f"passed over {path}: {reason}", err=True)
+    for text in (text for run in found for text in run.damaged):
+        click.echo(f"passed over: {text}", err=True)
     if len(found) < 2:
         raise ConfigError("there is only one run to compare", "Name two run directories or more, or a sweep.")
     result = differences(found, step)

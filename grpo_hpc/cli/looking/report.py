@@ -50,4 +50,6 @@ def command(runs: tuple[str, ...], output: Path, completions: int, all_completio
     )
     for path, reason in damaged:
         click.echo(f"passed over {path}: {reason}", err=True)
+    for text in (text for run in found for text in run.damaged):
+        click.echo(f"passed over: {text}", err=True)
     click.echo(f"wrote {output}" + (f" and {beside}; keep them side by side" if beside else ""))

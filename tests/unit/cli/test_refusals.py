@@ -57,8 +57,8 @@ READERS = {
     "logs log": ("logs runs/small", "runs/small/attempt_1/rank_0.log"),
     "logs attempt": ("logs runs/small", "runs/small/attempt_1"),
     "report": ("report runs/small", "runs/small/run.yaml"),
-    "report plan": ("report runs/small", "runs/small/plan.json"),
-    "compare": ("compare runs/small runs/small", "runs/small/lock.json"),
+    "report environment": ("report runs/small", "runs/small/lock.json"),
+    "compare": ("compare runs/small runs/small", "runs/small/run.yaml"),
     "completions": ("completions runs/small", "runs/small/completions"),
     "cluster list": ("cluster list", "profiles/own.yaml"),
     "cluster list folder": ("cluster list", "profiles"),
@@ -86,7 +86,7 @@ WRITERS = {
     "image": "image render cpu --write new",
     "convert": "checkpoint convert model new/megatron --workers 1",
 }
-SILENT = ("cluster list",)
+SILENT = ("cluster list", "report environment")
 """Readers to which what cannot be read is one thing among others, which they name."""
 
 

@@ -48,12 +48,44 @@ def test_a_page_holds_what_was_recorded(tmp_path: Path, cli: Cli) -> None:
 
 def test_a_damaged_run_is_named_and_passed_over(tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = record(tmp_path, "good", steps=2), record(tmp_path, "bad", steps=2)
-    bad.lock_file.write_text("[]")
+    bad.run_file.write_text("[]")
     assert cli("report", good.path, bad.path, "-o", tmp_path / "page.html") == 0
     assert "passed over" in capsys.readouterr().err
-    assert "lock.json is damaged" in data_of(tmp_path / "page.html")["notes"][0]
+    assert "run.yaml" in data_of(tmp_path / "page.html")["notes"][0]
     assert cli("report", bad.path, "-o", tmp_path / "page.html") == 2
     assert cli("report", good.path, tmp_path / "goof", "-o", tmp_path / "page.html") == 2
+
+
+NOISE = {
+    "empty": b"",
+    "list": b"[]",
+    "numbers": b'{"estimate": 7, "packages": [1], "step": {}, "t": 1, "event": "phase"}\n',
+    "empty parts": b'{"estimate": {"memory": {"phases": {"a": 1}}, "time": {}}, "": {"": {}}}\n',
+    "zero": b'{"estimate": {"memory": {"phases": {}}, "time": {"step": 0, "cycle": 0, "phases": {}}}}\n',
+    "bytes": b"\xff\xfe\x00\xd8",
+    "deep": b"[" * 100_000 + b"\n",
+    "large": b'{"step": 1, "event": "metrics", "t": 1e999, "values": {"time/step": 1e999}, "time/step": 1e999}\n',
+}
+
+
+READABLE = {("lock.json", noise) for noise in ("numbers", "empty parts", "zero", "large")}  # of any keys
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_damage_costs_what_is_damaged(tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str], noise: str) -> None:
+    """Every file of a run in turn: the page is written, beside a whole run, and names what it lacks."""
+    whole, hurt = record(tmp_path, "whole", steps=2), record(tmp_path, "hurt", steps=2)
+    for name in ("plan.json", "lock.json", "run.yaml", "job.json", "metrics.jsonl", "events.jsonl"):
+        good = (hurt.path / name).read_bytes()
+        (hurt.path / name).write_bytes(NOISE[noise])
+        assert cli("report", hurt.path, whole.path, "-o", tmp_path / "page.html") == 0
+        said = capsys.readouterr().err
+        assert name.endswith("jsonl") or name in said or "records in" in said or (name, noise) in READABLE, (name, said)
+        labels = [run["label"] for run in data_of(tmp_path / "page.html")["runs"]]
+        assert labels == (["whole"] if name in ("run.yaml", "job.json") else ["hurt", "whole"])
+        assert cli("compare", hurt.path, whole.path) in (0, 2)
+        capsys.readouterr()
+        (hurt.path / name).write_bytes(good)
 
 
 def test_a_damaged_file_of_completions_is_named(tmp_path: Path, cli: Cli) -> None:
@@ -115,7 +147,7 @@ def test_plan_beside_measurement(tmp_path: Path) -> None:
     assert [line.what for line in times] == ["sync", "rollout", "reward", "offload", "logprob", "train", "step"]
     by = {line.what: line for line in times}
     assert by["rollout"].measured == 4.0 and by["reward"].planned is None and by["offload"].measured is None
-    step = run.plan["estimate"]["time"]["step"]
+    step = json.loads(run.run_dir.plan_file.read_text())["estimate"]["time"]["step"]
     assert sum(line.planned or 0 for line in times[:-1]) == pytest.approx(step) == by["step"].planned
     assert by["step"].to_dict()["ratio"] == pytest.approx(by["step"].measured / step)
     assert (memory[-1].what, memory[-1].measured) == ("peak", 60.2)
