@@ -56,11 +56,13 @@ def files_of(path: str | Path) -> list[Path]:
     """The files that rows of ``path`` are read from, in order.
 
     Raises:
-        ConfigError: it does not exist.
+        ConfigError: it does not exist, or is a pipe or a device, which could be read once at most.
     """
     path = Path(path)
     if not path.exists():
         raise ConfigError(f"the data file {path} does not exist", _files_beside(path))
+    if not path.is_file() and not path.is_dir():
+        raise ConfigError(f"the data file {path} is no regular file")
     return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -220,3 +221,9 @@ def test_a_datasets_folder_gives_the_same_rows(tmp_path):
     assert "several splits: train" in text and str(tmp_path / "split" / "train") in text
     (tmp_path / "other").mkdir()
     assert "not a folder written by datasets" in message_of(tmp_path / "other")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(ConfigError, match="is no regular file"):
+        count_rows(tmp_path / "rows.jsonl")
