@@ -21,7 +21,7 @@ from tests.fuzz.forks import Forks, Outcome
 
 REPORT = Path(__file__).parents[2] / "build" / "fuzz.md"
 LONG_S = 80  # seconds of each target, of which two run at a time
-ROUND = 100  # cases of one seed
+ROUND = 25  # cases of one seed
 LONG_CPU_S = 2
 _SETTINGS = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 _PHASES = (Phase.explicit, Phase.generate, Phase.shrink)

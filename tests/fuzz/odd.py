@@ -154,14 +154,14 @@ _DAMAGE: dict[str, Callable[[bytes, int, bytes], bytes]] = {
 
 
 @st.composite
-def changed_json(draw: Any, value: Any, keys: SearchStrategy[Any] | None = None) -> Any:
+def changed_json(draw: Any, value: Any) -> Any:
     """``value``, a JSON document, with one to three of its parts replaced, removed or added."""
     for _ in range(draw(st.integers(1, 3))):
-        value = _changed(draw, value, keys or JSON_VALUES)
+        value = _changed(draw, value)
     return value
 
 
-def _changed(draw: Any, value: Any, news: SearchStrategy[Any]) -> Any:
+def _changed(draw: Any, value: Any) -> Any:
     if isinstance(value, dict) and value and draw(st.integers(0, 9)):
         key = draw(st.sampled_from(sorted(value)))
         what = draw(st.integers(0, 9))
@@ -170,8 +170,10 @@ def _changed(draw: Any, value: Any, news: SearchStrategy[Any]) -> Any:
             return rest
         if what == 1:
             return {**rest, draw(TEXTS): value[key]}
-        return {**value, key: _changed(draw, value[key], news)}
+        return {**value, key: _changed(draw, value[key])}
     if isinstance(value, list) and value and draw(st.integers(0, 9)):
         at = draw(st.integers(0, len(value) - 1))
-        return [*value[:at], _changed(draw, value[at], news), *value[at + 1 :]]
-    return draw(news)
+        return [*value[:at], _changed(draw, value[at]), *value[at + 1 :]]
+    if type(value) is int and draw(st.booleans()):
+        return draw(st.sampled_from([value * 2, max(1, value // 2), value + 1, 1]))
+    return draw(JSON_VALUES)

@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
 from hypothesis import strategies as st
 
+from grpo_hpc.config.plain_yaml import parse_value
 from grpo_hpc.config.sections import SECTIONS, TOP_LEVEL, RunConfig
 from tests.fuzz.odd import EDITS, TEXTS, damaged, in_argument, yaml_values
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml")) + sorted(CONFIGS.glob("recipes/*.yaml"))
-SHIPPED = [yaml.safe_load(file.read_text()) for file in FILES]
+SHIPPED = [parse_value(file.read_text()) for file in FILES]
 KEYS = [(section, key) for section, model in SECTIONS.items() for key in model.model_fields]
 KEYS += [("", key) for key in TOP_LEVEL]
 WORDS = ("local", "cuda", "cpu", "lora", "server", "colocate", "full", "selective", "float32", "gspo", "none", "block")
