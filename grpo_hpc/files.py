@@ -77,9 +77,10 @@ def read_text(path: str | Path, most: int) -> str:
         UnicodeDecodeError: it is not UTF-8.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        known = os.fstat(file.fileno())
+        if not stat.S_ISREG(known.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
-        content = file.read(most + 1)
-    if len(content) > most:
+        content = file.read(min(most, max(known.st_size, 2**20)) + 1)  # all of that is allocated first
+    if max(known.st_size, len(content)) > most:
         raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
     return content.decode("utf-8")

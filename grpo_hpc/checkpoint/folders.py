@@ -12,6 +12,7 @@ from grpo_hpc.checkpoint.copies import Check
 from grpo_hpc.checkpoint.megatron_folder import read_checkpoint
 from grpo_hpc.config.document import read_yaml
 from grpo_hpc.errors import CheckpointError, ConfigError
+from grpo_hpc.files import read_text
 from grpo_hpc.models.on_disk.model_folder import INDEX, read_model
 from grpo_hpc.models.on_disk.stored import Stored
 
@@ -96,7 +97,10 @@ def _checkpoint_in(path: Path) -> Path:
 
 def _iteration(file: Path) -> str:
     """The folder that Megatron-LM's file of the latest iteration names: a number, or ``release``."""
-    said = file.read_bytes()[:100].decode(errors="replace").strip()
+    try:
+        said = read_text(file, 2**10).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
     if re.fullmatch(r"[0-9]{1,18}", said):
         return f"iter_{int(said):07d}"
     if said == "release":

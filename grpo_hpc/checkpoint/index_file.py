@@ -77,6 +77,8 @@ def read_index(folder: Path) -> Any:
     """
     file = folder / METADATA
     try:
+        if not file.is_file():
+            raise ValueError("it is no regular file")
         data = file.read_bytes()
         _require_bounded(data)
         return _IndexUnpickler(io.BytesIO(data)).load()

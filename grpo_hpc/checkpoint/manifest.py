@@ -11,8 +11,10 @@ from typing import Any
 
 from grpo_hpc.checkpoint.copies import Check
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.files import read_text
 
 NAME = "manifest.json"
+_LARGEST = 2**30  # bytes
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         CheckpointError: it cannot be read, or a file is missing or of another size than it says.
     """
     try:
-        manifest = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        manifest = json.loads(read_text(folder / NAME, _LARGEST))
         if not isinstance(manifest, dict) or "digest" not in manifest:
             return None
         for name, listed in manifest["files"].items():

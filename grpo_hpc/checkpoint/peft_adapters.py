@@ -24,6 +24,7 @@ from grpo_hpc.checkpoint.reshard import recut
 from grpo_hpc.checkpoint.run import Plan
 from grpo_hpc.checkpoint.to_megatron import check_tensors, hf_names
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.files import read_text
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.on_disk.companions import TEMPLATE, companions
@@ -35,6 +36,7 @@ from grpo_hpc.models.weight_map import Rule, fused_experts
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+_LARGEST = 2**24  # bytes of a configuration
 
 
 # Settings that say nothing about the product, or that are read below.
@@ -113,7 +115,7 @@ def read_adapter(folder: Path) -> Adapter:
         CheckpointError: it is no LoRA adapter, or has parts that cannot be merged.
     """
     try:
-        config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        config = dict(json.loads(read_text(folder / CONFIG, _LARGEST)))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from error
     _require_plain(folder, config)

@@ -35,7 +35,7 @@ ALLOWED = {
     "observe": {"redaction", "errors", "files"},
     "rewards": {"redaction", "addresses", "errors", "files"},
     "models": {"control", "errors", "files", "algo.logprob", "algo.mixing"},
-    "checkpoint": {"errors", "config.document", "models", "train.megatron.platform"},
+    "checkpoint": {"errors", "files", "config.document", "models", "train.megatron.platform"},
     "rollout": {
         "redaction",
         "addresses",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.files import read_text
 from grpo_hpc.models.families import family, weight_map
 from grpo_hpc.models.families.family import HEAD
 from grpo_hpc.models.on_disk.safetensors_file import read_tensors
@@ -14,6 +15,7 @@ from grpo_hpc.models.on_disk.stored import FLOATING, Size, Stored, is_file_name
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.weight_map import Rule, entries
 
+_LARGEST = 2**28  # bytes of an index
 INDEX = "model.safetensors.index.json"
 _PART = 8 * 2**20  # bytes that are compared at a time
 _SINGLE = "model.safetensors"
@@ -49,7 +51,7 @@ def read_places(folder: Path) -> dict[str, str]:
     if not file.exists():
         return {}
     try:
-        places = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        places = json.loads(read_text(file, _LARGEST))["weight_map"]
         found = {str(name): str(place) for name, place in places.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error

@@ -41,6 +41,8 @@ def read_tensors(file: Path) -> dict[str, Stored]:
         CheckpointError: the file is truncated, longer than it says, a pointer of git-lfs, or its header is damaged.
     """
     try:
+        if not file.is_file():  # a pipe would be waited for
+            raise CheckpointError(f"{file} is {'no regular file' if file.exists() else 'missing'}")
         size = file.stat().st_size
         with file.open("rb") as handle:
             head = handle.read(len(_POINTER))

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import resource
+import signal
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -179,3 +180,17 @@ def test_a_manifest_of_another_form(text, megatron):
     (megatron / NAME).write_text(text)
     with pytest.raises(CheckpointError, match="cannot be read"):
         open_folder(megatron)
+
+
+@pytest.mark.parametrize("name", [METADATA, NAME, "model.safetensors", INDEX, "latest_checkpointed_iteration.txt"])
+def test_a_pipe_is_not_waited_for(name, model, megatron):
+    folder = megatron if (megatron / name).exists() else model
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+
+    def look():
+        signal.alarm(20)
+        with pytest.raises(CheckpointError):
+            open_folder(folder)
+
+    bounded(look)
