@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from grpo_hpc.config.sections import Rollout
 from grpo_hpc.control import Control
 from grpo_hpc.errors import RolloutError, ServersLost
 from grpo_hpc.rollout import server_engine
@@ -78,15 +79,12 @@ def answering(**answers):
 
 
 def engine(control, *urls, rollout_minutes=FOR_EVER, minutes=FOR_EVER):
-    rollout = SimpleNamespace(
+    rollout = Rollout(
         rollout_timeout_minutes=rollout_minutes,
+        vllm_mode="server",
         vllm_dtype="float32",
-        vllm_tensor_parallel_size=1,
         sync_bucket_mib=1.0,
         max_completion_length=4,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=-1,
     )
     cfg = SimpleNamespace(rollout=rollout, resources=SimpleNamespace(distributed_timeout_minutes=minutes), seed=1)
     made = ServerEngine(cfg, SimpleNamespace(device=torch.device("cpu")), urls, "a key", control)

@@ -66,8 +66,10 @@ def test_a_step_longer_than_the_time_to_save_is_ended_recorded_and_requeued(subm
     """The ranks never obey: at the limit Slurm would kill them with the supervisor, and nobody would know."""
     limit = {"time_limit": "1:00", "save_before_s": 20}
     run = submit(profile=limit, sections=ON_SERVERS, steps=300, pause=0.3, deaf="attempt_1", save_at=3)
-    first, second = ended(run, 2, 150)
-    assert (first.state, second.state) == ("timeout", "success"), everything(run)
+    (first,) = ended(run, 1, 150)
+    assert first.state == "timeout", everything(run)
+    wait_for(lambda: len(history(run)) == 2, "the next start")
+    second = history(run)[1]  # it may be told to stop, too: Slurm's warning comes up to a minute early
     assert first.reason.startswith("ended before it had saved what came after step 3; a step or a rollout took longer")
     assert (first.job_id, first.restart + 1) == (second.job_id, second.restart)
     assert first.last_step == second.first_step == 3
