@@ -91,7 +91,8 @@ def _require_same(before: str, after: str, word: str) -> None:
     for one, other in zip(ones, others, strict=True):
         text, became = ("".join(piece.text for piece in raw.pieces) for raw in (one, other))
         within = _PLACE in text and " exec " in text  # a script in a word, where the word may be quoted once more
-        assert one.end == other.end and (within or text.replace(_PLACE, word) == became), f"{text!r} became {became!r}"
+        spelt = {text.replace(_PLACE, said) for said in (word, word.replace('"', '""'))}  # as mounts are written
+        assert one.end == other.end and (within or became in spelt), f"{text!r} became {became!r}"
         bare = {char for piece in other.pieces if not (piece.quoted or piece.expand) for char in piece.text}
         known = {char for piece in one.pieces if not (piece.quoted or piece.expand) for char in piece.text}
         assert not (bare - known) & _GLOBS, f"{became!r} is not quoted"
