@@ -80,7 +80,7 @@ def launch(run: RunDir, command: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -174,7 +174,7 @@ log.stopped(3)
     launcher = launch(run, stand_in(body))
     wait_for((run.path / "ready").exists)
     launcher.send_signal(number)
-    out, _ = launcher.communicate(timeout=10)
+    out, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 0
     assert "press Ctrl-C again to kill" in out
     assert "Stopped after step 3" in out
@@ -196,7 +196,7 @@ time.sleep(60)
     launcher.send_signal(signal.SIGINT)
     wait_for(run.stop.exists)
     launcher.send_signal(signal.SIGINT)
-    out, _ = launcher.communicate(timeout=10)
+    out, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 130
     assert "Killed." in out
     assert not any(runs(pid) for pid in pids)
@@ -218,7 +218,7 @@ def test_the_trainer_does_not_outlive_a_killed_launcher(run: RunDir, stand_in: S
     wait_for((run.path / "pid").exists)
     pid = int((run.path / "pid").read_text())
     launcher.kill()
-    launcher.communicate(timeout=10)
+    launcher.communicate(timeout=60)
     wait_for(lambda: not runs(pid))
 
 
