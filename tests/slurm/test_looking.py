@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from shlex import join
 from typing import Any
 
 import pytest
@@ -46,12 +45,6 @@ def test_a_run_from_the_queue_to_its_end(submit):
     found = facts(run)
     assert (found["state"], found["attempt"], found["job_ids"]) == ("queued", None, [job(run)])
     assert "Resources" in found["detail"] or "Priority" in found["detail"], found["detail"]
-    unread = submit("unread", start=False)
-    for outlet in ("| true", ">&-"):  # whoever reads no more is told nothing, and the job is queued
-        words = [*COMMAND, "resume", str(unread.path)]
-        assert subprocess.run(["bash", "-o", "pipefail", "-c", f"{join(words)} {outlet}"]).returncode == 0
-        assert facts(unread)["state"] == "queued"
-        grpo_hpc("cancel", unread.path)
     slurm.call(["scancel", "--name=blocker"])
     wait_for(lambda: standing(run).step >= 2, f"step 2 of {run.path}")
     found = facts(run)
