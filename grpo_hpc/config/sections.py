@@ -479,7 +479,7 @@ class Rewards(Section):
 class Optimizer(Section):
     """Adam and its learning rate."""
 
-    lr: float = Field(default=1e-6, gt=0, le=1e6, description="highest learning rate")
+    lr: float = Field(default=1e-6, gt=0, le=1e38, description="highest learning rate")
     min_lr: float = Field(default=0.0, ge=0, le=1e6, description="learning rate that the decay ends at")
     lr_decay_style: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="shape of the decay"
