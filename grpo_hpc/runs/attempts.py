@@ -158,8 +158,13 @@ def saved_step(run_dir: RunDir) -> int:
 
 def newest_checkpoint(run_dir: RunDir) -> Path | None:
     """Folder of the newest checkpoint of which nothing is missing, as a resume would look for it."""
+    return next(filter(_is_whole, named_checkpoints(run_dir)), None)
+
+
+def named_checkpoints(run_dir: RunDir) -> list[Path]:
+    """Folders of all checkpoints, the newest first, whole or not."""
     found = [path for path in run_dir.checkpoints.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
-    return next((path for path in sorted(found, key=_step, reverse=True) if _is_whole(path)), None)
+    return sorted(found, key=_step, reverse=True)
 
 
 def _is_whole(checkpoint: Path) -> bool:

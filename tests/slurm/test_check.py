@@ -112,7 +112,7 @@ def test_no_healthy_node_is_left_out_where_nobody_got_through(submit, tmp_path):
     """A network that none of them has: the check names no node, and the next job may have the same ones."""
     check = CHECK | {"exclude_node": True, "seconds": 60}
     broken = {"environment": {"GLOO_SOCKET_IFNAME": "nothere0"}}
-    run = submit(run={"max_failures": 1}, profile={"preflight": check, **broken})
+    run = submit(run={"max_failures": 2}, profile={"preflight": check, **broken})
     first, second = ended(run, 2)
     assert first.state == second.state == "preflight", everything(run)
     assert first.reason.startswith("no node by itself: the all-reduce over all ranks failed")

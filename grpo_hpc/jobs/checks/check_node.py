@@ -20,7 +20,7 @@ from grpo_hpc.files import write_atomically
 from grpo_hpc.jobs.checks.node_reports import report_path, this_node
 from grpo_hpc.models.on_disk.model_folder import weight_files
 from grpo_hpc.rollout.engine_arguments import unknown_arguments
-from grpo_hpc.runs.attempts import newest_checkpoint
+from grpo_hpc.runs.attempts import named_checkpoints
 from grpo_hpc.runs.run_dir import RunDir
 
 _GIB = 2**30
@@ -58,8 +58,8 @@ def _read_paths(cfg: RunConfig, run_dir: RunDir) -> list[str]:
     """What training begins with: the model, the rows, and the newest checkpoint, file by file."""
     model = [cfg.model.path, f"{cfg.model.path}/config.json", *map(str, weight_files(Path(cfg.model.path)))]
     rows = [path for path in (cfg.data.train, cfg.data.eval) if path]
-    newest = newest_checkpoint(run_dir)
-    saved = [] if newest is None else [newest, *newest.rglob("*")]
+    newest = named_checkpoints(run_dir)[:1]  # what is missing in it is for the trainer to find, not for one blind node
+    saved = [path for folder in newest for path in (folder, *folder.rglob("*"))]
     return [*model, *rows, *map(str, saved)]
 
 
