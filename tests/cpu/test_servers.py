@@ -9,18 +9,27 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import run_ranks
 from runfiles import write_run
 
 from grpo_hpc.config import load_run
+from grpo_hpc.control import Control
+from grpo_hpc.errors import ServersLost
 from grpo_hpc.jobs.ports import claimed_port
 from grpo_hpc.jobs.serving.node_servers import options
+from grpo_hpc.rollout import server_engine
+from grpo_hpc.rollout.engine import Request as Ask
+from grpo_hpc.rollout.server_engine import ServerEngine
 
 KEY = "a key of this test"
 ROOT = Path(__file__).parents[2]
@@ -52,8 +61,8 @@ def run(layout, tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def servers(layout, run, tmp_path_factory):
-    """Addresses of the servers."""
+def processes(layout, run, tmp_path_factory):
+    """The servers by their addresses."""
     cfg, folder = load_run(run), tmp_path_factory.mktemp("logs")
     env = os.environ | {"VLLM_API_KEY": KEY, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "PYTHONPATH": str(ROOT)}
     env |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -69,7 +78,7 @@ def servers(layout, run, tmp_path_factory):
         try:
             for url, process in zip(urls, started, strict=True):
                 wait_for(url, process, folder)
-            yield urls
+            yield dict(zip(urls, started, strict=True))
         finally:
             for process in started:
                 process.terminate()
@@ -78,6 +87,12 @@ def servers(layout, run, tmp_path_factory):
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
         assert ended == [0] * len(started)
+
+
+@pytest.fixture(scope="module")
+def servers(processes):
+    """Addresses of the servers."""
+    return list(processes)
 
 
 def wait_for(url: str, process: subprocess.Popen, folder: Path) -> None:
@@ -154,3 +169,23 @@ def test_refusals_say_why(outcome):
         assert "sampled from weights of step 0, not 7" in said["of another step"]
         assert "400" in said["too long"] and "128" in said["too long"]
         assert "sampled tensors changed on their way to a vLLM server: ['" in said["damaged"]
+
+
+def test_a_server_that_was_stopped_is_lost_long_before_the_limit_of_a_rollout(run, processes, monkeypatch):
+    monkeypatch.setattr(server_engine, "_PROBE_S", 0.5)
+    monkeypatch.setattr(server_engine, "_PROBE_LIMIT_S", 2.0)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    asked = Ask(np.array([256, 60, 61]), 0)
+    try:
+        platform, control = SimpleNamespace(device=torch.device("cpu")), Control(timedelta(minutes=1))
+        engine = ServerEngine(load_run(run), platform, list(processes), KEY, control)
+        engine.version = 0
+        for process in processes.values():
+            os.killpg(process.pid, signal.SIGSTOP)
+        with pytest.raises(ServersLost, match="has not answered /health within 2 s"):
+            engine.generate([asked] * len(processes))
+    finally:
+        for process in processes.values():
+            os.killpg(process.pid, signal.SIGCONT)
+        dist.destroy_process_group()
+    assert [ask(f"{url}/v1/models")["data"][0]["max_model_len"] for url in processes] == [128] * len(processes)
