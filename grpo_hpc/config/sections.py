@@ -299,10 +299,14 @@ class Rollout(Section):
         default=0.0,
         ge=0,
         le=1,
-        description="tokens are sampled from that have this share of the likeliest one's; 0: all",
+        description="tokens less likely than this share of the likeliest one are not sampled; 0 keeps all",
     )
     repetition_penalty: float = Field(
-        default=1.0, gt=0, le=10, description="logits of tokens of prompt and completion are divided by it; 1: none"
+        default=1.0,
+        gt=0,
+        le=10,
+        description="logits of tokens that prompt or completion hold are divided by it, negative ones multiplied; "
+        "1 leaves them",
     )
     presence_penalty: float = Field(
         default=0.0, ge=-2, le=2, description="taken from the logits of tokens that the completion has already"
