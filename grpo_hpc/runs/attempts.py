@@ -14,6 +14,7 @@ from grpo_hpc.files import write_atomically
 from grpo_hpc.redaction import redacted
 from grpo_hpc.runs.records import read_record
 from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.saved_files import what_is_missing
 
 State = Literal[
     "running",
@@ -168,12 +169,9 @@ def named_checkpoints(run_dir: RunDir) -> list[Path]:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Every file that its manifest names is there in its size."""
     try:
-        files = json.loads((checkpoint / "manifest.json").read_text())["files"]
-        sizes = {name: listed["size"] if isinstance(listed, dict) else listed for name, listed in files.items()}
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return not what_is_missing(checkpoint)
+    except OSError:
         return False
 
 

@@ -26,11 +26,11 @@ from grpo_hpc.control import Control
 from grpo_hpc.digests import ALGORITHM, Piece, digest, pieces_of
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.rollout.collect import Collected, nothing_collected
+from grpo_hpc.saved_files import GONE, MANIFEST, NONE, listed_files, what_is_missing
 from grpo_hpc.train.experience import Experience
 from grpo_hpc.train.megatron.distributed_checkpoint import DistributedCheckpoint
 from grpo_hpc.train.rollout_files import Place, write_rollout
 
-MANIFEST = "manifest.json"
 _BUILDING, _DAMAGED = ".tmp", ".damaged"
 
 
@@ -126,6 +126,7 @@ def newest_whole(folder: Path, control: Control, say: Callable[[str], None]) -> 
 
     Raises:
         CheckpointError: there are checkpoints, and none of them is whole.
+        OSError: one cannot be read here and now, which is no damage.
     """
     what = "the first rank to look for checkpoints"
     while (found := control.from_first(lambda: _newest(folder), what)) is not None:
@@ -144,30 +145,40 @@ def _newest(folder: Path) -> tuple[Path, str] | None:
 
 
 def _missing(checkpoint: Path) -> str:
-    """What is missing of a checkpoint by its manifest, by names and sizes alone; empty when nothing is."""
+    """What is missing of a checkpoint by its manifest, or of that; empty when nothing is."""
+    if missing := what_is_missing(checkpoint):
+        return missing
     try:
-        for name, size in _sizes(checkpoint).items():
-            if (found := (checkpoint / name).stat().st_size) != size:
-                return f"{name} has {found:,} bytes instead of {size:,}"
         _pieces(checkpoint)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except NONE as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
 
 def _fault(checkpoint: Path, control: Control) -> str:
-    """The first piece that is not what was written; empty when there is none. The ranks read a part of all each."""
+    """The first piece that is not what was written; empty when there is none. The ranks read a part of all each.
+
+    Raises:
+        OSError: on all ranks: one of them may not or cannot read, and says nothing about the checkpoint.
+    """
     pieces = control.from_first(lambda: _pieces(checkpoint), "the first rank to read a manifest")
     mine = (_changed(checkpoint, *piece) for piece in pieces[control.rank :: control.size])
-    first = next(filter(None, mine), "")
-    return next(filter(None, control.gather(first, "all ranks to compare a checkpoint with its digests")), "")
+    first, refused = "", ""
+    try:
+        first = next(filter(None, mine), "")
+    except OSError as error:
+        refused = f"{error.filename} cannot be read by rank {control.rank}: {error.strerror}; nothing was set aside"
+    told = control.gather((first, refused), "all ranks to compare a checkpoint with its digests")
+    if why := next(filter(None, (refused for _, refused in told)), ""):
+        raise OSError(why)
+    return next(filter(None, (first for first, _ in told)), "")
 
 
 def _changed(checkpoint: Path, name: str, offset: int, nbytes: int, noted: str) -> str:
     try:
         found = digest(checkpoint / name, offset, nbytes)
-    except OSError as error:
-        return f"{name} cannot be read: {error.strerror}"
+    except GONE:
+        return f"{name} is gone"
     same = found == noted
     return "" if same else f"bytes {offset:,} to {offset + nbytes:,} of {name} are not what was written"
 
@@ -215,21 +226,9 @@ def _checkpoints(folder: Path) -> list[Path]:
 # -- the manifest ----------------------------------------------------------------------------------------------------
 
 
-def _manifest(checkpoint: Path) -> dict[str, Any]:
-    return dict(json.loads((checkpoint / MANIFEST).read_text()))
-
-
-def _sizes(checkpoint: Path) -> dict[str, int]:
-    """Bytes of every file; of older versions the manifest says nothing else."""
-    files = _manifest(checkpoint)["files"]
-    if outside := [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]:
-        raise ValueError(f"the manifest names {outside[0]!r}, which is not in the checkpoint")
-    return {name: listed["size"] if isinstance(listed, dict) else listed for name, listed in files.items()}
-
-
 def _pieces(checkpoint: Path) -> list[tuple[str, int, int, str]]:
     """Name of a file, offset, bytes and digest of everything of which a digest was noted."""
-    listed = {name: file for name, file in _manifest(checkpoint)["files"].items() if isinstance(file, dict)}
+    listed = {name: file for name, file in listed_files(checkpoint).items() if isinstance(file, dict)}
     pieces = [(name, piece) for name, file in listed.items() for piece in file["pieces"]]
     return [(name, int(offset), int(nbytes), str(noted)) for name, (_, offset, nbytes, noted) in pieces]
 

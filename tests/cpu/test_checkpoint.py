@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -89,6 +91,23 @@ def test_a_manifest_that_is_none_is_a_damaged_checkpoint(tmp_path, control, list
     (strange / "manifest.json").write_text(json.dumps({"files": listed}))
     said = []
     assert newest_whole(tmp_path, control, said.append) == whole and len(said) == 1
+
+
+@pytest.mark.parametrize("refused", ["manifest.json", "state.json"])
+def test_what_a_machine_cannot_read_now_is_no_damage(tmp_path, control, monkeypatch, refused):
+    path = fake_checkpoint(tmp_path, 4)
+    real = Path.open
+
+    def stale(file, *given, **named):
+        if file.name == refused:
+            raise OSError(errno.ESTALE, "Stale file handle", str(file))
+        return real(file, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", stale)
+        with pytest.raises(OSError, match="Stale file handle"):
+            newest_whole(tmp_path, control, pytest.fail)
+    assert newest_whole(tmp_path, control, pytest.fail) == path
 
 
 def test_a_run_of_damaged_checkpoints_alone_does_not_begin_anew(tmp_path, control):

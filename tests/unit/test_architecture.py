@@ -18,6 +18,7 @@ ALLOWED = {
     "digests": set(),
     "files": {"errors"},
     "redaction": set(),
+    "saved_files": set(),
     "shipped": set(),
     "html_page": set(),
     "config": {
@@ -61,6 +62,7 @@ ALLOWED = {
     "cluster": {"redaction", "errors", "files", "shipped", "config"},
     "runs": {
         "redaction",
+        "saved_files",
         "errors",
         "files",
         "config",
@@ -120,6 +122,7 @@ ALLOWED = {
         "redaction",
         "control",
         "digests",
+        "saved_files",
         "errors",
         "config",
         "algo",
@@ -164,6 +167,7 @@ TORCH_FREE = [
     "runs",
     "report",
     "html_page",
+    "saved_files",
     "jobs",
     "cli",
 ]
