@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from grpo_hpc.errors import RewardError
@@ -71,8 +72,9 @@ class Batched:
         return None
 
     def _scores(self, offered: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
-        """One score per completion; ``offered`` has lists of length 1."""
-        merged = {name: [entry[name][0] for entry in offered] for name in offered[0]}
+        """One score per completion; ``offered`` has lists of length 1. A column that a row lacks is null there."""
+        names = dict.fromkeys(chain(*offered))
+        merged = {name: [entry.get(name, [None])[0] for entry in offered] for name in names}
         scores = self._model(**wanted(self._column, self._model, merged))
         if not isinstance(scores, list | tuple) or len(scores) != len(offered):
             got = f"{len(scores)} scores" if isinstance(scores, list | tuple) else f"a {type(scores).__name__}"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from grpo_hpc.rewards.names import column_of
 from grpo_hpc.rewards.registry import check_names, is_model
 from grpo_hpc.rewards.worker_pool import Outcome, Task, WorkerPool
+
+_Part = TypeVar("_Part")
+_Whole = TypeVar("_Whole")
 
 
 class RewardRunner:
@@ -34,8 +38,6 @@ class RewardRunner:
             own = {column: given[column] for column in columns if column in given}
             pool = WorkerPool(group, own, run, model=group is not functions, **options)
             self._pool_of |= dict.fromkeys(columns, pool)
-        # Threads that last: a worker process is killed when the thread that started it ends.
-        self._threads = ThreadPoolExecutor(len(self._pools()))
 
     def start(self) -> None:
         """Load all functions and models, so that what is wrong with them is known at once.
@@ -43,21 +45,54 @@ class RewardRunner:
         Raises:
             ConfigError, EnvironmentProblem: one cannot be loaded.
         """
-        list(self._threads.map(WorkerPool.start, self._pools()))
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(WorkerPool.start, self._pools()))
+
+    def submit(self, tasks: Sequence[Task]) -> Future[list[Outcome]]:
+        """The outcomes of ``tasks``, in order. Cancelled, it takes back what no worker has begun."""
+        return together([self._pool_of[task.column].submit(task) for task in tasks], list)
 
     def run(self, tasks: Sequence[Task]) -> list[Outcome]:
-        """The outcome of every task, in order; the pools work at the same time."""
-        shares = {pool: [n for n, t in enumerate(tasks) if self._pool_of[t.column] is pool] for pool in self._pools()}
-        done = self._threads.map(lambda pool, share: pool.run([tasks[n] for n in share]), shares, shares.values())
-        pairs = zip(shares.values(), done, strict=True)
-        found = {n: outcome for share, outcomes in pairs for n, outcome in zip(share, outcomes, strict=True)}
-        return [found[n] for n in range(len(tasks))]
+        """The outcome of every task, in order. Returns when all have one."""
+        return self.submit(tasks).result()
 
     def close(self) -> None:
-        """End all workers."""
+        """End all workers, whatever they do; who waits for an outcome gets ``CancelledError``."""
         for pool in self._pools():
             pool.close()
-        self._threads.shutdown()
 
     def _pools(self) -> list[WorkerPool]:
         return list(dict.fromkeys(self._pool_of.values()))
+
+
+def together(parts: Sequence[Future[_Part]], made: Callable[[list[_Part]], _Whole]) -> Future[_Whole]:
+    """What ``made`` makes of all results, in order, or the first error; who cancels it cancels the ``parts``."""
+    whole = Future[_Whole]()
+    lock, left = threading.Lock(), len(parts)
+
+    def end() -> None:
+        if not whole.set_running_or_notify_cancel():
+            return
+        try:
+            whole.set_result(made([part.result() for part in parts]))
+        except Exception as error:
+            whole.set_exception(error)
+
+    def count(_: Future[_Part]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = not left
+        if last:
+            end()
+
+    def pass_on(ended: Future[_Whole]) -> None:
+        for part in parts if ended.cancelled() else ():
+            part.cancel()
+
+    whole.add_done_callback(pass_on)
+    for part in parts:
+        part.add_done_callback(count)
+    if not parts:
+        end()
+    return whole

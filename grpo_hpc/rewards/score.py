@@ -4,68 +4,68 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from grpo_hpc.errors import RewardError
 from grpo_hpc.rewards.registry import OFFERED
-from grpo_hpc.rewards.runner import RewardRunner
-from grpo_hpc.rewards.worker_pool import Outcome, Task, WorkerPool
+from grpo_hpc.rewards.runner import RewardRunner, together
+from grpo_hpc.rewards.worker_pool import Outcome, Task
 
 Policy = Literal["zero", "nan", "fail"]
 
 
 @dataclass(frozen=True)
-class RewardBatch:
-    """What reward functions may ask for; every list has one entry per completion.
+class Answer:
+    """What reward functions may ask for about one completion.
 
     Attributes:
-        completions: texts.
-        prompts: chats that the completions answer.
+        completion: its text.
+        prompt: the chat that it answers.
         columns: the data set's columns by name.
-        finish_reasons: ``stop`` or ``length``.
+        finish_reason: ``stop`` or ``length``.
         completion_ids: token ids.
-        assistant_turns: texts with what the chat template began the answers with in front.
+        assistant_turn: the text with what the chat template began the answer with in front.
     """
 
-    completions: list[str]
-    prompts: list[list[dict[str, Any]]]
-    columns: dict[str, list[Any]]
-    finish_reasons: list[str]
-    completion_ids: list[list[int]]
-    assistant_turns: list[str]
+    completion: str
+    prompt: list[dict[str, Any]]
+    columns: dict[str, Any]
+    finish_reason: str
+    completion_ids: list[int]
+    assistant_turn: str
 
-    def only(self, index: int) -> dict[str, list[Any]]:
-        """Everything about one completion, by the name a reward function knows it by."""
-        everything = self.columns | {name: getattr(self, name) for name in OFFERED}
-        return {name: values[index : index + 1] for name, values in everything.items()}
+    def offered(self) -> dict[str, list[Any]]:
+        """All of it in lists of length 1, by the name that a reward function knows it by."""
+        own = (self.completion, self.prompt, self.finish_reason, self.completion_ids, self.assistant_turn)
+        everything = self.columns | dict(zip(OFFERED, own, strict=True))
+        return {name: [value] for name, value in everything.items()}
 
 
 @dataclass(frozen=True)
-class RewardTable:
-    """Scores of a batch.
+class Score:
+    """What reward functions said of a completion.
 
     Attributes:
-        columns: by function name, one score per completion; None where the function gave none.
-        totals: weighted sum per completion over the functions that gave a score; NaN where none did.
-        failures: per completion, by function name: ``error``, ``timeout`` or ``killed``, a colon, and what happened.
-        first: by function name, its first failure in words.
+        rewards: by function name; None where the function gave none.
+        total: their weighted sum over the functions that gave one; NaN where none did.
+        failures: by function name: ``error``, ``timeout`` or ``killed``, a colon, and what happened.
     """
 
-    columns: dict[str, list[float | None]]
-    totals: list[float]
-    failures: list[dict[str, str]]
-    first: dict[str, str]
+    rewards: dict[str, float | None]
+    total: float
+    failures: dict[str, str]
 
 
 def score(
-    pool: WorkerPool | RewardRunner,
+    runner: RewardRunner,
     names: Sequence[str],
     weights: Sequence[float] | None,
     policies: Mapping[str, Policy],
-    batch: RewardBatch,
-) -> RewardTable:
-    """Call every function on every completion of ``batch`` and add up what they return.
+    answer: Answer,
+) -> Future[Score]:
+    """Let workers call every function on ``answer``, and add up what they return.
 
     Args:
         names: of the functions' columns.
@@ -73,26 +73,27 @@ def score(
         policies: by name, what becomes of a completion that a function fails on: score 0, no score (``nan``, the
             default), or the end of the run.
 
-    Raises:
-        RewardError: a function failed whose policy is ``fail``.
+    Returns:
+        A future. Its error is a ``RewardError`` where a function failed whose policy is ``fail``.
     """
-    count = len(batch.completions)
-    outcomes = iter(pool.run([Task(name, batch.only(index)) for name in names for index in range(count)]))
-    table = {name: [next(outcomes) for _ in range(count)] for name in names}
-    first = {name: index for name in names if (index := _first_failure(table[name])) is not None}
-    for name, index in first.items():
-        if policies.get(name) == "fail":
-            raise RewardError(_sentence(name, table[name][index], batch, index), table[name][index].hint)
-    columns = {name: [_score(o, policies.get(name, "nan")) for o in column] for name, column in table.items()}
-    return RewardTable(
-        columns,
-        [_total([column[index] for column in columns.values()], weights) for index in range(count)],
-        [
-            {name: f"{o.failure}: {_told(o, batch, index)}" for name in names if (o := table[name][index]).failure}
-            for index in range(count)
-        ],
-        {name: _sentence(name, table[name][index], batch, index) for name, index in first.items()},
-    )
+    offered = answer.offered()
+
+    def added_up(outcomes: Sequence[Outcome]) -> Score:
+        outcome_of = dict(zip(names, outcomes, strict=True))
+        for name, outcome in outcome_of.items():
+            if outcome.failure and policies.get(name) == "fail":
+                raise RewardError(f"the reward function {name!r} failed; {_told(outcome, answer)}", outcome.hint)
+        rewards = {name: _reward(outcome, policies.get(name, "nan")) for name, outcome in outcome_of.items()}
+        failures = {name: f"{_told(o, answer)} {o.hint}".strip() for name, o in outcome_of.items() if o.failure}
+        return Score(rewards, _total(list(rewards.values()), weights), failures)
+
+    return together([runner.submit([Task(name, offered) for name in names])], lambda made: added_up(made[0]))
+
+
+def first_failures(failures: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """By function, a sentence about the first completion that it failed on."""
+    first = {name: text for failed in reversed(failures) for name, text in failed.items()}
+    return {name: f"the reward function {name!r} failed; {text}" for name, text in first.items()}
 
 
 def require_scores(
@@ -129,25 +130,14 @@ def _total(scores: Sequence[float | None], weights: Sequence[float] | None) -> f
     return sum(w * value for w, value in zip(chosen, scores, strict=True) if value is not None)
 
 
-def _score(outcome: Outcome, policy: Policy) -> float | None:
+def _reward(outcome: Outcome, policy: Policy) -> float | None:
     return 0.0 if outcome.failure and policy == "zero" else outcome.score
 
 
-def _first_failure(outcomes: Sequence[Outcome]) -> int | None:
-    return next((index for index, outcome in enumerate(outcomes) if outcome.failure), None)
-
-
-def _told(outcome: Outcome, batch: RewardBatch, index: int) -> str:
-    return f"{outcome.text} ({_sample(batch, index)}) {outcome.hint}".strip()
-
-
-def _sentence(name: str, outcome: Outcome, batch: RewardBatch, index: int) -> str:
-    return f"the reward function {name!r} failed on completion {index} ({_sample(batch, index)}): {outcome.text}"
-
-
-def _sample(batch: RewardBatch, index: int) -> str:
-    prompt = " ".join(str(batch.prompts[index][-1]["content"]).split())
-    return f"prompt {_short(prompt)!r}, completion {_short(batch.completions[index])!r}"
+def _told(outcome: Outcome, answer: Answer) -> str:
+    prompt = " ".join(str(answer.prompt[-1]["content"]).split())
+    where = f"prompt {_short(prompt)!r}, completion {_short(answer.completion)!r}"
+    return f"{outcome.failure}: {outcome.text} ({where})"
 
 
 def _short(text: str) -> str:

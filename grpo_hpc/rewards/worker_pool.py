@@ -3,6 +3,9 @@
 A worker that takes too long or dies is killed with its whole process group and replaced; the completions that it was
 working on count as failed, and the others go on. The processes are started afresh (no fork of a trainer that has
 threads and a GPU) and import no torch by themselves.
+
+A thread of the pool speaks with them. It lasts as long as they do: a worker is killed when the thread that started it
+ends.
 """
 
 from __future__ import annotations
@@ -12,14 +15,18 @@ import os
 import pickle
 import selectors
 import signal
+import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +34,7 @@ from grpo_hpc.errors import ConfigError, EnvironmentProblem
 
 _START_SECONDS = 300.0  # user files may import much
 _GRACE_SECONDS = 2.0  # for an event loop to report its own time-outs
+_START = 0  # among the numbers of tasks
 
 
 @dataclass(frozen=True)
@@ -53,15 +61,32 @@ class Outcome:
     hint: str = ""
 
 
-@dataclass
+@dataclass(eq=False)
+class _Asked:
+    """A task without an answer: ``alone`` where it needs a worker to itself."""
+
+    task: Task
+    answer: Future[Outcome] = field(default_factory=Future)
+    tries: int = 0
+    alone: bool = False
+
+    def settle(self, outcome: Outcome | BaseException) -> None:
+        if not self.answer.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, Outcome):
+            self.answer.set_result(outcome)
+        else:
+            self.answer.set_exception(outcome)
+
+
+@dataclass(eq=False)
 class _Worker:
     process: subprocess.Popen[bytes]
     requests: int
     replies: int
-    ready: bool = False
     incoming: bytearray = field(default_factory=bytearray)
     outgoing: bytearray = field(default_factory=bytearray)
-    deadlines: dict[int, float] = field(default_factory=dict)  # by number of the task
+    deadlines: dict[int, float] = field(default_factory=dict)  # by number of the task, _START too
 
     def send(self, message: object) -> None:
         data = pickle.dumps(message)
@@ -128,6 +153,15 @@ class WorkerPool:
         self._workers: list[_Worker] = []
         self._looping: _Worker | None = None
         self._async: frozenset[str] = frozenset()
+        self._new, self._plain, self._waiting = deque[_Asked](), deque[_Asked](), deque[_Asked]()
+        self._given: dict[int, _Asked] = {}
+        self._numbers = count(_START + 1)
+        self._thread: threading.Thread | None = None
+        self._loaded = Future[None]()
+        self._lock, self._closing = threading.Lock(), False
+        self._bell, self._ear = socket.socketpair()
+        self._bell.setblocking(False)
+        self._ear.setblocking(False)
 
     def start(self) -> None:
         """Start the first worker, so that functions that cannot be loaded are known at once.
@@ -136,115 +170,186 @@ class WorkerPool:
             ConfigError: as for :func:`grpo_hpc.rewards.registry.resolve`.
             EnvironmentProblem: the worker died, or this machine lacks what a function needs.
         """
-        if self._model and self._looping is None:
-            self._looping = self._spawn()
-        elif not self._all():
-            self._workers.append(self._spawn())
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="rewards", daemon=True)
+            self._thread.start()
+        self._loaded.result()
+
+    def submit(self, task: Task) -> Future[Outcome]:
+        """The outcome of ``task``; first come, first served. One that is cancelled before its turn is not computed.
+
+        Its error is one that :meth:`start` could raise, of a worker in place of one that died, or ``CancelledError``
+        when the pool is closed.
+        """
+        self.start()
+        asked = _Asked(task)
+        with self._lock:
+            if self._closing:
+                asked.settle(CancelledError())
+            else:
+                self._new.append(asked)
+        self._ring()
+        return asked.answer
 
     def run(self, tasks: Sequence[Task]) -> list[Outcome]:
         """The outcome of every task, in order. Returns when all have one."""
-        self.start()
-        outcomes: dict[int, Outcome] = {}
-        tries = [0] * len(tasks)
-        alone = {n for n, task in enumerate(tasks) if task.column not in self._async}
-        plain = deque(alone)
-        waiting = deque(n for n in range(len(tasks)) if n not in alone)
-        while len(outcomes) < len(tasks):
-            self._hand_out(tasks, plain, waiting)
-            for number, outcome in self._collect():
-                if outcome is None:
-                    alone.add(number)
-                    plain.append(number)
-                    continue
-                tries[number] += 1
-                if outcome.failure and tries[number] <= self._retries:
-                    (plain if number in alone else waiting).append(number)
-                else:
-                    outcomes[number] = outcome
-        return [outcomes[number] for number in range(len(tasks))]
+        return [answer.result() for answer in [self.submit(task) for task in tasks]]
 
     def close(self) -> None:
-        """End all workers."""
+        """End all workers, whatever they do."""
+        with self._lock:
+            self._closing = True
+        self._ring()
+        if self._thread is not None:
+            self._thread.join()
+        self._bell.close()
+        self._ear.close()
+
+    def _ring(self) -> None:
+        with suppress(OSError):  # it rings already, or nobody is there
+            self._bell.send(b"!")
+
+    def _serve(self) -> None:
+        try:
+            self._load()
+            self._loaded.set_result(None)
+        except Exception as error:
+            self._give_up(error)
+            return self._loaded.set_exception(error)
+        while not self._closing:
+            try:
+                self._hand_out()
+                self._collect()
+            except Exception as error:
+                self._give_up(error)
+        return self._give_up(CancelledError())
+
+    def _load(self) -> None:
+        first = self._spawn()
+        if self._model:
+            self._looping = first
+        else:
+            self._workers.append(first)
+        while first.deadlines and not self._closing:
+            self._collect()
+
+    def _give_up(self, error: BaseException) -> None:
+        """No worker is left, and who waits for an answer gets ``error``."""
         for worker in self._all():
             worker.kill()
         self._workers, self._looping = [], None
+        asked = [*self._given.values(), *self._plain, *self._waiting]
+        for left in (self._given, self._plain, self._waiting):
+            left.clear()
+        while self._new:
+            asked.append(self._new.popleft())
+        for one in asked:
+            one.settle(error)
 
     def _all(self) -> list[_Worker]:
         return self._workers + ([self._looping] if self._looping else [])
 
-    def _hand_out(self, tasks: Sequence[Task], plain: deque[int], waiting: deque[int]) -> None:
-        while plain and (idle := self._idle()) is not None:
-            self._give(idle, plain.popleft(), tasks, 0.0)
-        if waiting and self._looping is None:
-            self._looping = self._spawn()
-        while waiting and self._looping and len(self._looping.deadlines) < self._concurrency:
-            self._give(self._looping, waiting.popleft(), tasks, _GRACE_SECONDS)
-
-    def _idle(self) -> _Worker | None:
+    def _hand_out(self) -> None:
+        while self._new:
+            self._put(self._new.popleft())
         for worker in self._workers:
-            if not worker.deadlines:
-                return worker
-        if len(self._workers) == self._limit:
-            return None
-        self._workers.append(self._spawn())
-        return self._workers[-1]
+            if not worker.deadlines and (asked := _next(self._plain)):
+                self._give(worker, asked, 0.0)
+        while self._looping and self._has_room(self._looping) and (asked := _next(self._waiting)):
+            self._give(self._looping, asked, _GRACE_SECONDS)
+        starting = sum(_START in worker.deadlines for worker in self._workers)
+        for _ in range(min(len(self._plain) - starting, self._limit - len(self._workers))):
+            self._workers.append(self._spawn())
+        if self._waiting and self._looping is None:
+            self._looping = self._spawn()
 
-    def _give(self, worker: _Worker, number: int, tasks: Sequence[Task], grace: float) -> None:
+    def _put(self, asked: _Asked) -> None:
+        together = asked.task.column in self._async and not asked.alone
+        (self._waiting if together else self._plain).append(asked)
+
+    def _has_room(self, worker: _Worker) -> bool:
+        return _START not in worker.deadlines and len(worker.deadlines) < self._concurrency
+
+    def _give(self, worker: _Worker, asked: _Asked, grace: float) -> None:
+        number = next(self._numbers)
+        self._given[number] = asked
         worker.deadlines[number] = time.monotonic() + self._timeout + grace
-        worker.send((number, tasks[number].column, dict(tasks[number].offered)))
+        worker.send((number, asked.task.column, dict(asked.task.offered)))
 
-    def _collect(self) -> list[tuple[int, Outcome | None]]:
-        """Wait until something happens; what has ended by then. None: one of several calls broke the loop of all."""
-        busy = [worker for worker in self._all() if worker.deadlines]
-        ended: list[tuple[int, Outcome | None]] = []
-        for worker in _woken(busy):
+    def _collect(self) -> None:
+        """Wait until something happens, and see to it."""
+        for worker in _woken(self._all(), self._ear):
             worker.write()
             messages = worker.read()
             if messages is None:
-                ended += self._lost(worker, Outcome(None, "killed", "its worker process died"))
-                continue
-            for message in messages:
-                if worker.deadlines.pop(message["number"], None) is not None:
-                    ended.append((message["number"], _outcome(message)))
+                self._lose(worker, Outcome(None, "killed", "its worker process died"))
+            for message in messages or ():
+                self._hear(worker, message)
         now = time.monotonic()
-        for worker in busy:
+        for worker in self._all():
             if any(deadline <= now for deadline in worker.deadlines.values()):
-                ended += self._lost(worker, Outcome(None, "timeout", f"it took more than {self._timeout:g} s"))
-        return ended
+                self._lose(worker, Outcome(None, "timeout", f"it took more than {self._timeout:g} s"))
 
-    def _lost(self, worker: _Worker, outcome: Outcome) -> list[tuple[int, Outcome | None]]:
+    def _hear(self, worker: _Worker, message: dict[str, Any]) -> None:
+        if "broken" in message:
+            kind = EnvironmentProblem if message["kind"] == "EnvironmentProblem" else ConfigError
+            raise kind(message["broken"], message["hint"])
+        if "ready" in message:
+            del worker.deadlines[_START]
+            self._async = frozenset(message["ready"])
+            self._concurrency = message["at_once"] or self._concurrency
+        elif worker.deadlines.pop(message["number"], None) is not None:
+            self._end(message["number"], _outcome(message))
+
+    def _end(self, number: int, outcome: Outcome) -> None:
+        asked = self._given.pop(number)
+        asked.tries += 1
+        if outcome.failure and asked.tries <= self._retries:
+            self._put(asked)
+        else:
+            asked.settle(outcome)
+
+    def _lose(self, worker: _Worker, outcome: Outcome) -> None:
         """Give ``worker`` up. Its task ends with ``outcome``; of several nobody knows which was at fault."""
         numbers = list(worker.deadlines)
-        worker.deadlines.clear()
         worker.kill()
         if worker is self._looping:
             self._looping = None
         else:
             self._workers.remove(worker)
-        return [(number, outcome if len(numbers) == 1 else None) for number in numbers]
+        if _START in numbers:
+            raise _not_started(outcome)
+        if len(numbers) == 1:
+            self._end(numbers[0], outcome)
+        else:
+            self._ask_alone([self._given.pop(number) for number in numbers])
+
+    def _ask_alone(self, asked: Sequence[_Asked]) -> None:
+        for one in asked:
+            one.alone = True
+            self._put(one)
 
     def _spawn(self) -> _Worker:
         worker = _start(gpus=self._model)
+        worker.deadlines[_START] = time.monotonic() + _START_SECONDS
         worker.send(self._setup)
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline:
-            for _ in _woken([worker], deadline):
-                worker.write()
-                messages = worker.read()
-                if messages is None:
-                    worker.kill()
-                    hint = "Its messages are in the log of this process; a file of reward functions may end it."
-                    raise EnvironmentProblem("the worker process of the reward functions died at its start", hint)
-                for message in messages:
-                    if "broken" in message:
-                        worker.kill()
-                        kind = EnvironmentProblem if message["kind"] == "EnvironmentProblem" else ConfigError
-                        raise kind(message["broken"], message["hint"])
-                    self._async = frozenset(message["ready"])
-                    self._concurrency = message["at_once"] or self._concurrency
-                    return worker
-        worker.kill()
-        raise EnvironmentProblem(f"loading the reward functions took more than {_START_SECONDS:g} s")
+        return worker
+
+
+def _next(asked: deque[_Asked]) -> _Asked | None:
+    """The first that somebody still waits for."""
+    while asked:
+        if not (first := asked.popleft()).answer.cancelled():
+            return first
+        first.settle(CancelledError())
+    return None
+
+
+def _not_started(outcome: Outcome) -> EnvironmentProblem:
+    if outcome.failure == "timeout":
+        return EnvironmentProblem(f"loading the reward functions took more than {_START_SECONDS:g} s")
+    hint = "Its messages are in the log of this process; a file of reward functions may end it."
+    return EnvironmentProblem("the worker process of the reward functions died at its start", hint)
 
 
 def _start(gpus: bool) -> _Worker:
@@ -267,18 +372,22 @@ def _start(gpus: bool) -> _Worker:
     return _Worker(process, requests, replies)
 
 
-def _woken(workers: Sequence[_Worker], deadline: float = float("inf")) -> list[_Worker]:
-    """Those that can be read from, or written to where something is left to write; at the first deadline none."""
-    if not workers:
-        return []
-    first = min([deadline, *(d for worker in workers for d in worker.deadlines.values())])
+def _woken(workers: Sequence[_Worker], ear: socket.socket) -> list[_Worker]:
+    """Those that can be read from, or written to where something is left to write.
+
+    None of them at the first deadline, or when ``ear`` hears that something else has changed.
+    """
+    first = min((d for worker in workers for d in worker.deadlines.values()), default=None)
     with selectors.DefaultSelector() as selector:
+        selector.register(ear, selectors.EVENT_READ)
         for worker in workers:
             selector.register(worker.replies, selectors.EVENT_READ, worker)
             if worker.outgoing:
                 selector.register(worker.requests, selectors.EVENT_WRITE, worker)
-        events = selector.select(max(0.0, first - time.monotonic()))
-    return list({id(key.data): key.data for key, _ in events}.values())
+        events = selector.select(None if first is None else max(0.0, first - time.monotonic()))
+    with suppress(BlockingIOError):
+        ear.recv(1 << 16)
+    return list({id(key.data): key.data for key, _ in events if key.data is not None}.values())
 
 
 def _outcome(message: dict[str, Any]) -> Outcome:

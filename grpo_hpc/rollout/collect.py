@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from grpo_hpc.errors import RewardError, ServersLost
 from grpo_hpc.rewards.columns import lacking
 from grpo_hpc.rewards.registry import needed_columns
 from grpo_hpc.rewards.runner import RewardRunner
-from grpo_hpc.rewards.score import RewardBatch, require_scores, score
+from grpo_hpc.rewards.score import Answer, Score, first_failures, require_scores, score
 from grpo_hpc.rollout.engine import Completion, Engine, Request
 from grpo_hpc.rollout.sample import FAILURES, Key, Sample, in_order, summaries, summary_type
 from grpo_hpc.rollout.spread import spread
@@ -168,28 +169,32 @@ class Collector:
         given_up = [Scored(sample, "", dict.fromkeys(self._columns)) for sample in sampled if not sample.answers]
         if not answers:
             return given_up
-        positions = [sample.key.position for sample in answers]
-        row_of = {position: asked.row(position) for position in positions}
+        row_of = {position: asked.row(position) for position in {sample.key.position for sample in answers}}
         opening_of = {position: self._tokenizer.opening(row) for position, row in row_of.items()}
-        rows = [row_of[position] for position in positions]
-        tokens = [sample.response.tolist() for sample in answers]
-        texts = [self._tokenizer.decode(ids) for ids in tokens]
-        batch = RewardBatch(
-            completions=texts,
-            prompts=[row.messages for row in rows],
-            columns=_columns(rows),
-            finish_reasons=[sample.reason for sample in answers],
-            completion_ids=tokens,
-            assistant_turns=[opening_of[position] + text for position, text in zip(positions, texts, strict=True)],
+        texts = [self._tokenizer.decode(sample.response.tolist()) for sample in answers]
+        futures = [
+            self._score(sample, text, opening_of[sample.key.position], row_of[sample.key.position])
+            for sample, text in zip(answers, texts, strict=True)
+        ]
+        scores = [future.result() for future in futures]
+        for sentence in first_failures([each.failures for each in scores]).values():
+            print(sentence, file=sys.stderr, flush=True)
+        return given_up + [
+            Scored(sample, text, each.rewards, each.failures, each.total)
+            for sample, text, each in zip(answers, texts, scores, strict=True)
+        ]
+
+    def _score(self, sample: Sample, text: str, opening: str, row: Row) -> Future[Score]:
+        answer = Answer(
+            completion=text,
+            prompt=row.messages,
+            columns=dict.fromkeys(chain(*self._needed.values())) | row.columns,
+            finish_reason=sample.reason,
+            completion_ids=sample.response.tolist(),
+            assistant_turn=opening + text,
         )
         r = self._rewards
-        scores = score(self._runner, self._columns, r.reward_weights, r.reward_failure, batch)
-        for sentence in scores.first.values():
-            print(sentence, file=sys.stderr, flush=True)
-        each = [{name: column[n] for name, column in scores.columns.items()} for n in range(len(answers))]
-        return given_up + [
-            Scored(*made) for made in zip(answers, texts, each, scores.failures, scores.totals, strict=True)
-        ]
+        return score(self._runner, self._columns, r.reward_weights, r.reward_failure, answer)
 
     def _summaries(self, scored: Sequence[Scored]) -> np.ndarray:
         table = summaries([s.sample for s in scored], self._control.rank, len(self._columns))
@@ -244,8 +249,3 @@ def start_rewards(cfg: RunConfig) -> RewardRunner:
     )
     runner.start()
     return runner
-
-
-def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    names = {name for row in rows for name in row.columns}
-    return {name: [row.columns.get(name) for row in rows] for name in sorted(names)}

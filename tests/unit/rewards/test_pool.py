@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,22 @@ async def slow(completions, folder):
     if completions[0] == "hang":
         await asyncio.sleep(1000)
     return [together]
+"""
+
+
+FICKLE = """
+import os
+from pathlib import Path
+
+loaded = Path(__file__).parent / "loaded"
+if loaded.exists():
+    raise ValueError("only once")
+loaded.touch()
+
+def f(completions):
+    if completions[0] == "die":
+        os._exit(1)
+    return [1.0]
 """
 
 
@@ -144,6 +163,71 @@ def test_a_call_that_blocks_the_loop_does_not_take_its_neighbours_with_it(own, t
         pool.close()
     assert [outcome.score for outcome in outcomes] == [None if text == "hang" else 1.0 for text in texts]
     assert outcomes[1].failure == "timeout"
+
+
+def test_what_is_asked_later_does_not_wait_for_all_that_was_asked_before(pool_of, own):
+    pool = pool_of("mine", workers=2, timeout=1.5)
+    hanging = pool.submit(*tasks("mine", ["hang"], own))
+    answers = [pool.submit(task) for task in tasks("mine", ["a", "bb", "ccc"], own)]
+    assert [answer.result(timeout=60).score for answer in answers] == [1.0, 2.0, 3.0] and not hanging.done()
+    assert hanging.result(timeout=60).failure == "timeout"
+
+
+def test_tasks_of_many_threads_that_end_before_their_answers(pool_of, own):
+    pool, answers = pool_of("mine", workers=1), dict[str, Future]()
+    texts = ["a" * n for n in range(1, 9)]
+    for text in texts:
+        asking = threading.Thread(
+            target=lambda text=text: answers.update({text: pool.submit(*tasks("mine", [text], own))})
+        )
+        asking.start()
+        asking.join()
+    assert [answers[text].result(timeout=60).score for text in texts] == list(range(1, 9))
+    assert len(pool._workers) == 1
+
+
+def test_closing_while_something_runs(pool_of, own):
+    pool = pool_of("mine", workers=1)
+    answers = [pool.submit(task) for task in tasks("mine", ["hang", "a"], own)]
+    while not (pid := Path(own).parent / "hanging").exists() or not pid.read_text():
+        time.sleep(0.01)
+    pool.close()
+    late = pool.submit(*tasks("mine", ["a"], own))
+    for answer in [*answers, late]:
+        assert isinstance(answer.exception(timeout=0), CancelledError)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+def test_what_is_cancelled_in_time_is_not_computed(pool_of, own):
+    pool = pool_of("mine", workers=1, timeout=0.5)
+    hanging, unwanted, wanted = (pool.submit(task) for task in tasks("mine", ["hang", "once", "a"], own))
+    assert unwanted.cancel()
+    assert wanted.result(timeout=60).score == 1.0 and hanging.result().failure == "timeout"
+    assert not (Path(own).parent / "again").exists()
+
+
+def test_a_worker_that_died_while_it_had_nothing_to_do_costs_nothing(pool_of, own):
+    pool = pool_of("mine", workers=1)
+    pool.start()
+    first = pool._workers[0].process
+    os.killpg(first.pid, signal.SIGKILL)
+    while pool._workers:
+        time.sleep(0.01)
+    assert pool.run(tasks("mine", ["a"], own))[0].score == 1.0
+
+
+def test_functions_that_cannot_be_loaded_again_end_who_waits(tmp_path):
+    (tmp_path / "fickle.py").write_text(FICKLE)
+    pool = WorkerPool([f"{tmp_path}/fickle.py:f"], workers=1)
+    try:
+        dying, waiting = (pool.submit(Task("f", {"completions": [text]})) for text in ("die", "a"))
+        assert dying.result(timeout=60).failure == "killed"
+        assert isinstance(waiting.exception(timeout=60), ConfigError)
+        (tmp_path / "loaded").unlink()
+        assert pool.run([Task("f", {"completions": ["a"]})])[0].score == 1.0
+    finally:
+        pool.close()
 
 
 LEAKS = """

@@ -10,17 +10,13 @@ import pytest
 from grpo_hpc.errors import RewardError
 from grpo_hpc.rewards.calling import only_score, wanted
 from grpo_hpc.rewards.registry import OFFERED
-from grpo_hpc.rewards.score import RewardBatch, require_scores, score
-from grpo_hpc.rewards.worker_pool import WorkerPool
+from grpo_hpc.rewards.runner import RewardRunner
+from grpo_hpc.rewards.score import Answer, first_failures, require_scores, score
 
-BATCH = RewardBatch(
-    completions=["one", "two"],
-    prompts=[[{"role": "user", "content": f"question {n}"}] for n in (1, 2)],
-    columns={"answer": [1, 2]},
-    finish_reasons=["stop", "length"],
-    completion_ids=[[5], [6, 7]],
-    assistant_turns=["<think>one", "<think>two"],
-)
+ANSWERS = [
+    Answer("one", [{"role": "user", "content": "question 1"}], {"answer": 1}, "stop", [5], "<think>one"),
+    Answer("two", [{"role": "user", "content": "question 2"}], {"answer": 2}, "length", [6, 7], "<think>two"),
+]
 OWN = """
 def first(completions):
     return [1.0 if completions[0] == "one" else None]
@@ -37,9 +33,9 @@ def broken(completions):
 def own(tmp_path_factory):
     path = tmp_path_factory.mktemp("own") / "own.py"
     path.write_text(OWN)
-    pool = WorkerPool([f"{path}:{name}" for name in ("first", "second", "broken")], workers=1)
-    yield pool
-    pool.close()
+    runner = RewardRunner([f"{path}:{name}" for name in ("first", "second", "broken")], {}, {}, workers=1)
+    yield runner
+    runner.close()
 
 
 def test_functions_get_what_they_declare():
@@ -47,7 +43,7 @@ def test_functions_get_what_they_declare():
 
     def wide(*, answer=3, **everything): ...
 
-    offered = BATCH.only(1)
+    offered = ANSWERS[1].offered()
     assert wanted("narrow", narrow, offered) == {"completions": ["two"], "answer": [2]}
     assert set(wanted("wide", wide, offered)) == {*OFFERED}
     assert offered["completion_ids"] == [[6, 7]] and offered["finish_reasons"] == ["length"]
@@ -58,17 +54,27 @@ def test_functions_get_what_they_declare():
     [("nan", [-1.0, None], [2.0 - 10.0, None]), ("zero", [-1.0, 0.0], [2.0 - 10.0, 0.0])],
 )
 def test_weights_absent_scores_and_policies(own, policy, column, totals):
-    table = score(own, ["first", "second"], [2.0, 10.0], {"second": policy}, BATCH)
-    assert table.columns == {"first": [1.0, None], "second": column}
-    assert [None if math.isnan(total) else total for total in table.totals] == totals
-    assert table.failures[0] == {} and table.failures[1]["second"].startswith("error: ZeroDivisionError: ")
-    assert "completion 1 (prompt 'question 2', completion 'two'): ZeroDivisionError" in table.first["second"]
+    futures = [score(own, ["first", "second"], [2.0, 10.0], {"second": policy}, answer) for answer in ANSWERS]
+    scores = [future.result() for future in futures]
+    assert [s.rewards for s in scores] == [{"first": a, "second": b} for a, b in zip([1.0, None], column, strict=True)]
+    assert [None if math.isnan(s.total) else s.total for s in scores] == totals
+    assert scores[0].failures == {} and scores[1].failures["second"].startswith("error: ZeroDivisionError: ")
+    said = first_failures([s.failures for s in scores])["second"]
+    assert "'second' failed; error: ZeroDivisionError" in said and "(prompt 'question 2', completion 'two')" in said
 
 
 def test_a_failure_can_end_the_run(own):
-    with pytest.raises(RewardError, match="'second' failed on completion 1") as caught:
-        score(own, ["first", "second"], None, {"second": "fail"}, BATCH)
+    with pytest.raises(RewardError, match=r"'second' failed; error: Zero.*completion 'two'") as caught:
+        score(own, ["first", "second"], None, {"second": "fail"}, ANSWERS[1]).result()
     assert "own.py:" in caught.value.hint
+
+
+def test_the_first_completion_that_a_function_failed_on():
+    failures = [{}, {"a": "error: 1"}, {"a": "error: 2", "b": "timeout: 3"}]
+    assert first_failures(failures) == {
+        "a": "the reward function 'a' failed; error: 1",
+        "b": "the reward function 'b' failed; timeout: 3",
+    }
 
 
 def test_a_whole_rollout_must_teach_something():
@@ -112,5 +118,5 @@ def test_no_score():
 
 
 def test_long_texts_are_cut(own):
-    batch = RewardBatch(["x" * 1000], [[{"role": "user", "content": "y" * 1000}]], {}, ["stop"], [[1]], ["x"])
-    assert len(score(own, ["broken"], None, {}, batch).first["broken"]) < 300
+    answer = Answer("x" * 1000, [{"role": "user", "content": "y" * 1000}], {}, "stop", [1], "x")
+    assert len(score(own, ["broken"], None, {}, answer).result().failures["broken"]) < 300
