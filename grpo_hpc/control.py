@@ -95,6 +95,32 @@ class Control:
         groups = [dist.new_group(ranks, backend="gloo", timeout=self._limit) for ranks in members]
         return groups[number]
 
+    def shared_by(self, group: dist.ProcessGroup, first: int) -> Callable[[_Message | None], _Message]:
+        """A function that gives all ranks of ``group`` the message of the rank ``first``; collective among them."""
+
+        def share(mine: _Message | None) -> _Message:
+            told: list[Any] = [mine]
+            with self.waiting(f"rank {first}, the first of its replica"):
+                dist.broadcast_object_list(told, src=first, group=group)
+            found: _Message = told[0]
+            return found
+
+        return share
+
+    # -- without waiting for anybody -------------------------------------------------------------------------------
+
+    def claim(self, what: str) -> int:
+        """The next number of ``what``, from 0: no two ranks get the same. Not collective."""
+        return int(_store().add(f"grpo_hpc/{what}", 1)) - 1
+
+    def say(self, what: str) -> None:
+        """Let every rank that asks know of ``what``. Not collective."""
+        _store().set(f"grpo_hpc/{what}", "said")
+
+    def said(self, what: str) -> bool:
+        """Whether some rank has said ``what``. Not collective."""
+        return bool(_store().check([f"grpo_hpc/{what}"]))
+
     def wait(self, what: str) -> None:
         """Until every rank has come here."""
         self.any(False, what)
@@ -112,3 +138,10 @@ class Control:
             yield
         except RuntimeError as error:  # gloo: a rank is gone, or later than the limit
             raise RuntimeError(f"rank {self.rank} waited for {what}, at most {self._limit}: {error}") from None
+
+
+def _store() -> Any:
+    """Where the ranks of this process group have met."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()

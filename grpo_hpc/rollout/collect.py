@@ -7,26 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from grpo_hpc.config import RunConfig
+from grpo_hpc.config.batch import sequences_of
 from grpo_hpc.control import Control
 from grpo_hpc.data.prompts import PromptSet
 from grpo_hpc.data.rows import Row
-from grpo_hpc.data.tokenizer import Tokenizer
 from grpo_hpc.errors import RewardError, ServersLost
 from grpo_hpc.rewards.columns import lacking
 from grpo_hpc.rewards.registry import needed_columns
 from grpo_hpc.rewards.runner import RewardRunner
-from grpo_hpc.rewards.score import Answer, Score, first_failures, require_scores, score
-from grpo_hpc.rollout.engine import Completion, Engine, Request
-from grpo_hpc.rollout.sample import FAILURES, Key, Sample, in_order, summaries, summary_type
-from grpo_hpc.rollout.spread import spread
+from grpo_hpc.rewards.score import first_failures, require_scores
+from grpo_hpc.rollout.claims import Deal, deal
+from grpo_hpc.rollout.engine import Completion, Engine, Request, complete, sampling, whole_distribution
+from grpo_hpc.rollout.episodes import EventThread, Playing
+from grpo_hpc.rollout.replica_loop import Decisions, Desk, ReplicaLoop
+from grpo_hpc.rollout.sample import FAILURES, Key, Sample, in_order, keys_of, summaries, summary_type
+from grpo_hpc.rollout.scoring import Decoder, Scored, Scorer
 
 
 @dataclass(frozen=True)
@@ -41,83 +44,120 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A completion on the rank that scored it.
+class Collected:
+    """What was sampled: summaries of all of it on every rank, and the completions of this rank.
 
     Attributes:
-        text: what was sampled, without special tokens.
-        rewards: by reward function; None where it gave no score.
-        failures: by reward function that failed on it, ``error``, ``timeout`` or ``killed``, a colon, and why.
-        reward: the weighted total; NaN where no function gave a score.
+        cut: whether somebody asked to stop, or servers were lost, before it was all that was asked for.
+        lost: why, where servers were lost.
     """
-
-    sample: Sample
-    text: str
-    rewards: dict[str, float | None] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    reward: float = float("nan")
-
-
-@dataclass(frozen=True)
-class Collected:
-    """What was sampled: summaries of all of it on every rank, and the completions of this rank."""
 
     table: np.ndarray
     scored: dict[Key, Scored]
+    cut: bool = False
+    lost: ServersLost | None = None
 
     @property
     def samples(self) -> dict[Key, Sample]:
         return {key: scored.sample for key, scored in self.scored.items()}
+
+    def only(self, chosen: np.ndarray) -> Collected:
+        """Rows of the table that are ``chosen``, and their completions."""
+        table = self.table[chosen]
+        return Collected(table, {key: self.scored[key] for key in keys_of(table) if key in self.scored})
+
+    def __or__(self, other: Collected) -> Collected:
+        """Both, in the order of their keys; cut short where ``other`` is."""
+        table = in_order(np.concatenate([part.table for part in (self, other) if len(part.table)] or [other.table]))
+        return Collected(table, self.scored | other.scored, other.cut, other.lost)
 
 
 def nothing_collected() -> Collected:
     return Collected(np.zeros(0, summary_type(0)), {})
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """A rollout whose sampling is over, on one rank; rewards may still be missing.
+
+    Attributes:
+        playing: on the first rank of a replica, what became of its episodes.
+        lost: servers that were lost meanwhile.
+    """
+
+    playing: Playing[Sample, Scored] | None
+    lost: ServersLost | None
+
+
 class Collector:
     """Samples and scores completions. Every method is collective.
 
-    Work is split over all replicas of the engine, so no rank of a model-parallel group is idle. The ranks of a replica
-    get the same completions; each of them owns a part, which it alone decodes and scores.
+    Work is spread over all replicas of the engine, so no rank of a model-parallel group is idle. The first rank of a
+    replica holds what it has sampled, decodes it and scores it.
+
+    Args:
+        runner: calls reward functions; None on all ranks of a replica but the first.
+        stop: whether somebody has asked this rank to stop.
     """
 
     def __init__(
-        self, cfg: RunConfig, engine: Engine, tokenizer: Tokenizer, runner: RewardRunner, control: Control
+        self,
+        cfg: RunConfig,
+        engine: Engine,
+        tokenizer: Decoder,
+        runner: RewardRunner | None,
+        control: Control,
+        stop: Callable[[], bool],
     ) -> None:
-        self._seed = cfg.seed
-        self._engine, self._tokenizer, self._control = engine, tokenizer, control
-        self._rewards, self._runner = cfg.rewards, runner
-        self._columns, self._longest = cfg.rewards.columns, cfg.rollout.max_completion_length
+        self._seed, self._rollout = cfg.seed, cfg.rollout
+        self._engine, self._control, self._stop, self._runner = engine, control, stop, runner
+        self._columns, self._places = cfg.rewards.columns, sequences_of(cfg)
         self._needed = needed_columns(cfg.rewards.reward_funcs, cfg.rewards.reward_params)
-        self._size = cfg.rollout.ranks_of_engine
-        self._replica, self._part = divmod(control.rank, self._size)
-        self.replicas = control.size // self._size
+        size = cfg.rollout.ranks_of_engine
+        self._replica, part = divmod(control.rank, size)
+        self.replicas = control.size // size
+        self._loop = ReplicaLoop(engine, self._shared(size))
+        self._events, self._scorer = None, None
+        if part == 0:
+            assert runner is not None, "the first rank of a replica scores"
+            self._events = EventThread()
+            names = {column for columns in self._needed.values() for column in columns}
+            self._scorer = Scorer(cfg.rewards, tokenizer, runner, names)
+        self._number = 0  # of the rollout in this process
 
-    def collect(self, asked: Asked, samples: int, *, greedy: bool = False) -> list[Sample] | ServersLost:
-        """This rank's part of ``samples`` completions of each row, or why there are none."""
+    def collect(self, asked: Asked, samples: int, known: Collection[Key] = (), *, greedy: bool = False) -> Sampling:
+        """Sample ``samples`` completions of each row, without those that are ``known``; they are scored meanwhile."""
         wanted = [Key(position, number) for position in asked.places for number in range(samples)]
-        lengths = [len(asked.prompts.tokens(place)) for place in asked.places.values()]
-        engine_of = spread(lengths, samples, self.replicas, self._longest)
-        mine = [wanted[n] for n in np.flatnonzero(engine_of == self._replica)]
-        requests = [Request(asked.prompts.tokens(asked.places[key.position]), self._request_seed(key)) for key in mine]
+        wanted = [key for key in wanted if key not in known]
+        lengths = [len(asked.prompts.tokens(asked.places[key.position])) for key in wanted]
+        dealt = deal(wanted, lengths, self.replicas, self._places, self._rollout.max_completion_length)
+        self._number += 1
+        playing = self._begin(dealt, asked, greedy)
         try:
-            completions = self._engine.generate(requests, greedy=greedy) if requests else []
+            self._loop.run(playing.desk if playing else None)
         except ServersLost as error:
-            return error
-        return self._owned([self._sample(*made) for made in zip(mine, requests, completions, strict=True)])
+            if playing:
+                playing.lose()
+            return Sampling(playing, error)
+        return Sampling(playing, None)
 
-    def score(self, sampled: list[Sample] | ServersLost, asked: Asked) -> Collected:
-        """Call the reward functions on this rank's completions, and let every rank know how all of them did.
+    def score(self, sampling: Sampling, asked: Asked) -> Collected:
+        """Wait for the rewards, and let every rank know how all completions did.
 
         Raises:
             RewardError: a reward function failed, or nothing got a score.
-            ServersLost: of some rank; raised on all of them, so that they can save together.
         """
-        scored = [] if isinstance(sampled, ServersLost) else self._scored(sampled, asked)
-        self._raise_together(sampled if isinstance(sampled, ServersLost) else None, "the slowest rollout")
+        scored = list[Scored]()
+        if sampling.playing and self._events:
+            scored = sampling.playing.result(self._events)
+        self._say_failures(scored)
+        cut = bool(sampling.playing and sampling.playing.cut)
+        told = self._control.gather((cut, sampling.lost), "the slowest rollout")
         table = in_order(self._control.gather_rows(self._summaries(scored), "rewards of the other ranks"))
-        found = Collected(table, {s.sample.key: s for s in scored})
-        self._require_scores(found, asked)
+        lost = next((error for _, error in told if error), None)
+        found = Collected(table, {s.sample.key: s for s in scored}, any(cut for cut, _ in told) or bool(lost), lost)
+        if not found.cut and len(table):
+            self._require_scores(found, asked)
         return found
 
     def probe(self, asked: Asked, tokens: int) -> Collected:
@@ -126,75 +166,62 @@ class Collector:
         Raises:
             ServersLost: of some rank; raised on all of them.
         """
+        options = whole_distribution(self._rollout, tokens)
         keys = [Key(position, self._replica) for position in asked.places]
-        requests = [Request(asked.prompts.tokens(asked.places[key.position]), self._request_seed(key)) for key in keys]
+        requests = [self._request(key, asked, options) for key in keys]
         completions, lost = list[Completion](), None
         try:
-            completions = self._engine.probe(requests, tokens)
+            completions = complete(self._engine, requests)
+            self._engine.forget()  # the run samples as if nothing had been asked before
         except ServersLost as error:
             lost = error
-        self._raise_together(lost, "the first answers of the engines")
-        owned = self._owned([self._sample(*made) for made in zip(keys, requests, completions, strict=True)])
-        scored = [Scored(sample, "") for sample in owned]
+        for told in self._control.gather(lost, "the first answers of the engines"):
+            if told is not None:
+                raise told
+        sampled = [_single_turn(*made) for made in zip(keys, requests, completions, strict=True)]
+        scored = [Scored(sample, "") for sample in sampled] if self._scorer else []
         table = in_order(self._control.gather_rows(self._summaries(scored), "the first answers of the engines"))
         return Collected(table, {s.sample.key: s for s in scored})
 
     def close(self) -> None:
-        """End the processes that call reward functions."""
-        self._runner.close()
+        """End the thread of the episodes, and the processes that call reward functions."""
+        if self._events:
+            self._events.close()
+        if self._runner:
+            self._runner.close()
 
-    def _raise_together(self, mine: ServersLost | None, what: str) -> None:
-        """What some rank has lost is lost for all: they go on together or not at all."""
-        for error in self._control.gather(mine, what):
-            if error is not None:
-                raise error
+    def _begin(self, dealt: Deal, asked: Asked, greedy: bool) -> Playing[Sample, Scored] | None:
+        """Set this replica's episodes going; nothing on all of its ranks but the first."""
+        if self._events is None or self._scorer is None:
+            return None
+        desk, scorer, options = Desk(self._events.loop), self._scorer, sampling(self._rollout, greedy)
 
-    def _owned(self, sampled: list[Sample]) -> list[Sample]:
-        return sampled[self._part :: self._size]
+        async def play(key: Key) -> Sample:
+            request = self._request(key, asked, options)
+            return _single_turn(key, request, await desk.sample(request))
 
-    def _sample(self, key: Key, request: Request, completion: Completion) -> Sample:
-        return Sample.single_turn(
-            key,
-            request.prompt_tokens,
-            completion.tokens,
-            completion.logprobs,
-            self._engine.version or 0,
-            completion.finish_reason,
-            completion.routing,
-        )
+        async def score(sample: Sample) -> Scored:
+            return await scorer.score(sample, asked.row(sample.key.position))
 
-    def _scored(self, sampled: list[Sample], asked: Asked) -> list[Scored]:
-        """``sampled`` with text and rewards; what the engine gave up has none."""
-        answers = [sample for sample in sampled if sample.answers]
-        given_up = [Scored(sample, "", dict.fromkeys(self._columns)) for sample in sampled if not sample.answers]
-        if not answers:
-            return given_up
-        row_of = {position: asked.row(position) for position in {sample.key.position for sample in answers}}
-        opening_of = {position: self._tokenizer.opening(row) for position, row in row_of.items()}
-        texts = [self._tokenizer.decode(sample.response.tolist()) for sample in answers]
-        futures = [
-            self._score(sample, text, opening_of[sample.key.position], row_of[sample.key.position])
-            for sample, text in zip(answers, texts, strict=True)
-        ]
-        scores = [future.result() for future in futures]
-        for sentence in first_failures([each.failures for each in scores]).values():
+        keys = dealt.claimed(self._replica, partial(self._control.claim, f"rollout {self._number}"))
+        playing = Playing(desk, keys, self._places, play, score, self._stop)
+        playing.begin(self._events)
+        return playing
+
+    def _request(self, key: Key, asked: Asked, options: Mapping[str, Any]) -> Request:
+        return Request(asked.prompts.tokens(asked.places[key.position]), self._request_seed(key), options)
+
+    def _shared(self, size: int) -> Callable[[Decisions | None], Decisions] | None:
+        """How the first rank of this replica tells the others what it decides; None where there are none."""
+        if size == 1:
+            return None
+        members = [list(range(first, first + size)) for first in range(0, self._control.size, size)]
+        group = self._control.subgroup(members, self._replica)
+        return self._control.shared_by(group, members[self._replica][0])
+
+    def _say_failures(self, scored: Sequence[Scored]) -> None:
+        for sentence in first_failures([s.failures for s in scored]).values():
             print(sentence, file=sys.stderr, flush=True)
-        return given_up + [
-            Scored(sample, text, each.rewards, each.failures, each.total)
-            for sample, text, each in zip(answers, texts, scores, strict=True)
-        ]
-
-    def _score(self, sample: Sample, text: str, opening: str, row: Row) -> Future[Score]:
-        answer = Answer(
-            completion=text,
-            prompt=row.messages,
-            columns=dict.fromkeys(chain(*self._needed.values())) | row.columns,
-            finish_reason=sample.reason,
-            completion_ids=sample.response.tolist(),
-            assistant_turn=opening + text,
-        )
-        r = self._rewards
-        return score(self._runner, self._columns, r.reward_weights, r.reward_failure, answer)
 
     def _summaries(self, scored: Sequence[Scored]) -> np.ndarray:
         table = summaries([s.sample for s in scored], self._control.rank, len(self._columns))
@@ -242,10 +269,22 @@ def start_rewards(cfg: RunConfig) -> RewardRunner:
         r.reward_funcs,
         r.reward_params,
         {"max_completion_length": cfg.rollout.max_completion_length, "reward_timeout": r.reward_timeout},
-        workers=r.reward_workers,
+        workers=r.reward_workers * cfg.rollout.ranks_of_engine,  # one rank of a replica scores for all of them
         concurrency=r.reward_concurrency,
         timeout=r.reward_timeout,
         retries=r.reward_retries,
     )
     runner.start()
     return runner
+
+
+def _single_turn(key: Key, request: Request, completion: Completion) -> Sample:
+    return Sample.single_turn(
+        key,
+        request.prompt_tokens,
+        completion.tokens,
+        completion.logprobs,
+        completion.version,
+        completion.finish_reason,
+        completion.routing,
+    )

@@ -1,9 +1,9 @@
-"""Sampling completions: what the trainer asks of an inference engine, and vLLM inside the trainer's processes."""
+"""What a rollout asks of an inference engine, and vLLM inside the trainer's processes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -41,10 +41,16 @@ given: rows are text."""
 
 @dataclass(frozen=True)
 class Request:
-    """One completion wanted. Its seed makes it independent of what else is in the batch."""
+    """One completion wanted. Its seed makes it independent of what else is in the batch.
+
+    Attributes:
+        prompt_tokens: int32 [T], what is continued.
+        options: how, as :func:`sampling` says.
+    """
 
     prompt_tokens: np.ndarray
     seed: int
+    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,14 @@ class Completion:
 
     Attributes:
         tokens, logprobs: int32 and float32 [n].
+        version: optimizer steps behind the weights that it was sampled with.
         routing: experts of all tokens that were read, uint8 or int16 [at least T - 1, L * k]; None if not asked for.
     """
 
     tokens: np.ndarray
     logprobs: np.ndarray
     finish_reason: str
+    version: int = 0
     routing: np.ndarray | None = None
 
 
@@ -76,7 +84,7 @@ class Synced:
 
 
 class Engine(Protocol):
-    """An inference engine holding the policy's weights.
+    """An inference engine holding the policy's weights. It works as long as it is stepped.
 
     ``version`` is the number of optimizer steps behind the weights it holds; None until weights were synchronised,
     and then it must not be asked to sample.
@@ -92,9 +100,21 @@ class Engine(Protocol):
     def max_model_len(self) -> int:
         """Most tokens of prompt and completion together."""
 
-    def generate(self, requests: Sequence[Request], *, greedy: bool = False) -> list[Completion]: ...
+    def submit(self, name: str, request: Request) -> None:
+        """Begin with one completion; no other that has not ended has its name.
 
-    def probe(self, requests: Sequence[Request], tokens: int) -> list[Completion]: ...
+        Raises:
+            RolloutError: the engine holds no weights of this run yet.
+        """
+
+    def abort(self, name: str) -> None:
+        """Give up one completion; it never ends then. One that has ended already may be named."""
+
+    def step(self) -> list[tuple[str, Completion]]:
+        """Work for a moment: completions that have ended, in the same order on all ranks of a replica."""
+
+    def forget(self) -> None:
+        """Drop cached keys and values: what comes next is sampled as if nothing had been asked before."""
 
     def load_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> Synced: ...
 
@@ -103,6 +123,16 @@ class Engine(Protocol):
     def wake(self, part: Part) -> None: ...
 
     def close(self) -> None: ...
+
+
+def complete(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
+    """All of ``requests`` and nothing else, in their order; all ranks of a replica ask for the same."""
+    for number, request in enumerate(requests):
+        engine.submit(str(number), request)
+    found: dict[str, Completion] = {}
+    while len(found) < len(requests):
+        found |= dict(engine.step())
+    return [found[str(number)] for number in range(len(requests))]
 
 
 class ColocateEngine:
@@ -150,6 +180,7 @@ class ColocateEngine:
             disable_log_stats=True,
             **options,
         )
+        self._vllm = self._llm.llm_engine
         self._held: EngineTensors = self._llm.apply_model(partial(EngineTensors, synced=synced_names(shape)))[0]
         self._loading = Loading()
         self._cached = False  # whether there may be keys and values under these weights
@@ -158,34 +189,34 @@ class ColocateEngine:
     @property
     def max_model_len(self) -> int:
         """Most tokens of prompt and completion together."""
-        return self._llm.llm_engine.model_config.max_model_len
+        return self._vllm.model_config.max_model_len
 
-    def generate(self, requests: Sequence[Request], *, greedy: bool = False) -> list[Completion]:
-        """Completions in the order of the requests.
+    def submit(self, name: str, request: Request) -> None:
+        """Begin with one completion.
 
         Raises:
-            RolloutError: the engine holds no weights of this run yet.
+            RolloutError: the engine holds no weights of this run yet, or the request is none that it can take.
         """
-        return self._generate(requests, **sampling(self._cfg, greedy))
-
-    def probe(self, requests: Sequence[Request], tokens: int) -> list[Completion]:
-        """At most ``tokens`` tokens for each request, from the whole distribution: without ``top_p`` and ``top_k``."""
-        found = self._generate(requests, max_tokens=tokens, temperature=self._cfg.temperature)
-        self._forget_cached()  # the run samples as if nothing had been asked before
-        return found
-
-    def _generate(self, requests: Sequence[Request], **options: Any) -> list[Completion]:
         if self.version is None:
             raise RolloutError("the inference engine was asked to sample before the policy's weights were synchronised")
         from vllm import TokensPrompt
 
         self._cached = True
-        outputs = self._llm.generate(
-            [TokensPrompt(prompt_token_ids=np.asarray(request.prompt_tokens).tolist()) for request in requests],
-            [sampling_params(request.seed, options) for request in requests],
-            use_tqdm=False,
-        )
-        return [completion_of(output.outputs[0], self._replayed_layers) for output in outputs]
+        prompt = TokensPrompt(prompt_token_ids=np.asarray(request.prompt_tokens).tolist())
+        try:
+            self._vllm.add_request(name, prompt, sampling_params(request.seed, request.options))
+        except ValueError as error:
+            raise RolloutError(f"vLLM refused a request: {error}") from None
+
+    def abort(self, name: str) -> None:
+        """Give up one completion."""
+        self._vllm.abort_request([name])  # one by one: vLLM walks a set of them, in another order in every process
+
+    def step(self) -> list[tuple[str, Completion]]:
+        """One step of vLLM: completions that have ended with it."""
+        ended: list[Any] = [output for output in self._vllm.step() if output.finished]
+        version, layers = self.version or 0, self._replayed_layers
+        return [(output.request_id, completion_of(output.outputs[0], version, layers)) for output in ended]
 
     def load_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> Synced:
         """Replace all weights by ``tensors`` (Hugging Face names) and forget what was cached under the old ones.
@@ -194,7 +225,7 @@ class ColocateEngine:
             RolloutError: a sample of the engine's weights differs from what was sent.
         """
         self.version = None
-        dtype: Any = self._llm.llm_engine.model_config.dtype
+        dtype: Any = self._vllm.model_config.dtype
         generator = torch.Generator(self._device).manual_seed(self._seed + version)  # the same on every rank
         sent = sample(self._held, self._seed + version)
         converted = sent.watch(for_engine(tensors, dtype, generator))
@@ -202,7 +233,7 @@ class ColocateEngine:
         for _ in converted:  # the stream is collective: every rank must reach its end
             pass
         self._llm.apply_model(refresh_tied_head)
-        self._forget_cached()
+        self.forget()
         compared = compare(self._held, sent, ranks_of_one_engine())
         self.version = version
         return Synced(sent.bytes, compared)
@@ -216,7 +247,8 @@ class ColocateEngine:
             self._llm.apply_model(forget_packed_experts)
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
 
-    def _forget_cached(self) -> None:
+    def forget(self) -> None:
+        """Drop cached keys and values."""
         if self._cached:
             self._llm.reset_prefix_cache()  # a loop over all blocks, of which there are tens of thousands
         self._cached = False
@@ -235,7 +267,12 @@ class ColocateEngine:
     def close(self) -> None:
         """Give back memory and process groups; while the trainer's own groups still stand."""
         self.version = None
-        self._llm.llm_engine.engine_core.shutdown()
+        self._vllm.engine_core.shutdown()
+
+
+def whole_distribution(r: Rollout, tokens: int) -> dict[str, Any]:
+    """At most ``tokens`` tokens, without ``top_p``, ``top_k`` and whatever else chooses among them."""
+    return {"max_tokens": tokens, "temperature": r.temperature}
 
 
 def sampling(r: Rollout, greedy: bool) -> dict[str, Any]:
@@ -254,19 +291,20 @@ def sampling(r: Rollout, greedy: bool) -> dict[str, Any]:
     return told | {name: getattr(r, name) for name in penalties}
 
 
-def sampling_params(seed: int, options: dict[str, Any]) -> Any:
+def sampling_params(seed: int, options: Mapping[str, Any]) -> Any:
     """vLLM's ``SamplingParams`` of one completion.
 
     Args:
         options: what :func:`sampling` says, or a part of it.
     """
     from vllm import SamplingParams
-    from vllm.sampling_params import StructuredOutputsParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     regex = options.get("regex")
     told = {name: value for name, value in options.items() if name != "regex"}
     structured = {} if regex is None else {"structured_outputs": StructuredOutputsParams(regex=regex)}
-    return SamplingParams(seed=seed, **(RETURNED | told | structured))
+    ends = {"output_kind": RequestOutputKind.FINAL_ONLY}
+    return SamplingParams(seed=seed, **(RETURNED | ends | told | structured))
 
 
 def forget_packed_experts(model: Any) -> None:
@@ -327,12 +365,12 @@ def refresh_tied_head(model: Any) -> None:
         head.quant_method.process_weights_after_loading(head)
 
 
-def completion_of(output: Any, replayed_layers: list[int]) -> Completion:
+def completion_of(output: Any, version: int, replayed_layers: list[int]) -> Completion:
     tokens = np.array(output.token_ids, np.int32)
     logprobs = np.array(output.logprobs.logprobs, np.float32)[np.array(output.logprobs.start_indices, np.int64)]
     assert len(logprobs) == len(tokens)  # the sampled token's comes first of those of its place
     routing = routing_of(output.routed_experts, replayed_layers) if replayed_layers else None
-    return Completion(tokens, logprobs, str(output.finish_reason), routing)
+    return Completion(tokens, logprobs, str(output.finish_reason), version, routing)
 
 
 def routing_of(routed: Any, layers: list[int]) -> np.ndarray:

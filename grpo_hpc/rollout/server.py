@@ -4,26 +4,29 @@ It answers whoever has the key in ``VLLM_API_KEY``, and nobody else, with JSON:
 
     GET  /health     {"step_s": seconds since the engine began its present step, 0 between steps}
     GET  /v1/models  {"data": [{"id": the model, "max_model_len": tokens}]}
-    POST /generate   {"prompts", "seeds", "options"} -> {"version", "completions": [[tokens, logprobs, finish_reason]]}
+    POST /add        {"client", "requests": [[name, prompt, seed, options]]} -> {"version"}: completions are begun
+    POST /ended      {"client", "wait_s"} -> {"version", "ended": [[name, tokens, logprobs, finish_reason]]}: those of
+                     this client that have ended and were not told yet; once there are some, or after that time
+    POST /abort      {"client", "names"} -> {}: nobody wants these any more
     POST /forget     {} -> {}, without cached keys and values
     POST /weights    {"host", "port", "first_rank", "size", "nonce", "timeout_s", "seed", "version"}
                      -> {"bytes", "compared"}
 
-All requests at hand are in one batch, whichever trainer rank sent them; new weights wait until it has ended.
+All completions at hand are in one batch, whichever trainer rank wants them; new weights wait until it has ended.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import queue
 import signal
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -36,6 +39,10 @@ from grpo_hpc.rollout.engine_worker import JOIN, RECEIVE, PolicyReceiver
 from grpo_hpc.rollout.keyed_http import KeyedServer, Refused
 
 KEY = "VLLM_API_KEY"
+AT_ANY_TIME = ("/add", "/ended", "/abort")
+"""What need not wait until nothing is being sampled."""
+LONGEST_WAIT_S = 60.0
+"""Seconds that a question for completions stays open at most."""
 EXTENSION = f"{PolicyReceiver.__module__}.{PolicyReceiver.__qualname__}"
 
 
@@ -49,11 +56,18 @@ class _Asked:
 
 
 @dataclass
-class _Batch:
-    """The completions that one request wants; None those that are not there yet."""
+class _Client:
+    """One that wants completions.
 
-    asked: _Asked
-    found: list[list[Any] | None]
+    Attributes:
+        ended: as they are told, and were not told yet.
+        asked: its question for them, while it waits.
+        until: when that is answered at the latest.
+    """
+
+    ended: list[list[Any]] = field(default_factory=list)
+    asked: _Asked | None = None
+    until: float = 0.0
 
 
 class Service:
@@ -62,8 +76,8 @@ class Service:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self._asked: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
-        self._numbers = itertools.count()
-        self._running: dict[str, tuple[_Batch, int]] = {}  # by the engine's name of a completion
+        self._clients: defaultdict[str, _Client] = defaultdict(_Client)
+        self._running: dict[str, tuple[_Client, str]] = {}  # by the engine's name of a completion: whose, and its name
         self._version: int | None = None
         self._joined: str | None = None  # the nonce of the broadcast that the workers are ends of
         self._step_began: float | None = None
@@ -87,15 +101,29 @@ class Service:
         """Work in the order of requests, for ever; weights wait until nothing is being sampled."""
         waiting: deque[_Asked] = deque()
         while True:
+            self._tell()
             if not waiting and not self._running:
-                waiting.append(self._asked.get())
+                with suppress(queue.Empty):
+                    waiting.append(self._asked.get(timeout=self._patience()))
             while not self._asked.empty():
                 waiting.append(self._asked.get())
-            while waiting and (waiting[0].path == "/generate" or not self._running):
+            while waiting and (waiting[0].path in AT_ANY_TIME or not self._running):
                 self._begin(waiting.popleft())
             for output in self._step() if self._running else ():
                 if output.finished:
                     self._finish(output)
+
+    def _patience(self) -> float | None:
+        """Seconds until somebody who waits is told that nothing has ended."""
+        until = [client.until for client in self._clients.values() if client.asked]
+        return max(0.0, min(until) - time.monotonic()) if until else None
+
+    def _tell(self) -> None:
+        """Answer those who wait for completions that have ended."""
+        for client in self._clients.values():
+            if client.asked and (client.ended or client.until <= time.monotonic()):
+                client.asked.answer.set_result({"version": self._version, "ended": client.ended})
+                client.ended, client.asked = [], None
 
     @property
     def health(self) -> dict[str, Any]:
@@ -112,48 +140,62 @@ class Service:
     def _begin(self, asked: _Asked) -> None:
         """No request ends the service; what breaks the engine does."""
         try:
-            if asked.path == "/generate":
-                self._generate(asked)
-            elif asked.path == "/weights":
-                asked.answer.set_result(self._take_weights(**asked.body))
+            if asked.path == "/ended":
+                self._wait(asked, **asked.body)
             else:
-                self._engine.reset_prefix_cache()
-                asked.answer.set_result({})
+                asked.answer.set_result(self._work(asked.path, asked.body))
         except Exception as error:
             if _breaks_the_engine(error):
                 raise
             asked.answer.set_exception(_refusal(error))
 
-    def _generate(self, asked: _Asked) -> None:
+    def _work(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if path == "/add":
+            return self._add(**body)
+        if path == "/abort":
+            return self._abort(**body)
+        if path == "/weights":
+            return self._take_weights(**body)
+        self._engine.reset_prefix_cache()
+        return {}
+
+    def _add(self, client: str, requests: list[Any]) -> dict[str, Any]:
         from vllm import TokensPrompt
 
         if self._version is None:
             raise Refused(409, "the policy's weights have not arrived yet")
-        prompts, seeds = asked.body["prompts"], asked.body["seeds"]
-        params = [sampling_params(seed, asked.body["options"]) for seed in seeds]
-        batch = _Batch(asked, [None] * len(prompts))
-        names = [str(next(self._numbers)) for _ in prompts]
+        params = [sampling_params(seed, options) for _, _, seed, options in requests]
+        added: list[str] = []
         try:
-            for place, (name, prompt, param) in enumerate(zip(names, prompts, params, strict=True)):
-                self._engine.add_request(name, TokensPrompt(prompt_token_ids=prompt), param)
-                self._running[name] = batch, place
-        except (
-            Exception
-        ) as error:  # vLLM has several, by version; one that breaks the engine comes back from its next step
-            self._engine.abort_request([name for name in names if self._running.pop(name, None)])
+            for (name, prompt, *_), param in zip(requests, params, strict=True):
+                self._engine.add_request(own := f"{client}/{name}", TokensPrompt(prompt_token_ids=prompt), param)
+                self._running[own] = self._clients[client], name
+                added.append(own)
+        except Exception as error:  # vLLM has several, by version; one that breaks the engine comes back from its step
+            self._give_up(added)
             raise Refused(400, f"{type(error).__name__}: {error}") from None
-        if not names:
-            self._answer(batch)
+        return {"version": self._version}
+
+    def _wait(self, asked: _Asked, client: str, wait_s: float) -> None:
+        waits = self._clients[client]
+        if waits.asked:  # it has hung up on that
+            waits.asked.answer.set_exception(Refused(409, "it was asked for again"))
+        waits.asked, waits.until = asked, time.monotonic() + min(float(wait_s), LONGEST_WAIT_S)
+
+    def _abort(self, client: str, names: list[str]) -> dict[str, Any]:
+        self._give_up([own for name in names if (own := f"{client}/{name}") in self._running])
+        return {}
+
+    def _give_up(self, names: list[str]) -> None:
+        for name in names:
+            del self._running[name]
+        self._engine.abort_request(names)
 
     def _finish(self, output: Any) -> None:
-        batch, place = self._running.pop(output.request_id)
-        found = completion_of(output.outputs[0], [])
-        batch.found[place] = [found.tokens.tolist(), found.logprobs.tolist(), found.finish_reason]
-        if all(batch.found):
-            self._answer(batch)
-
-    def _answer(self, batch: _Batch) -> None:
-        batch.asked.answer.set_result({"version": self._version, "completions": batch.found})
+        if output.request_id in self._running:
+            client, name = self._running.pop(output.request_id)
+            found = completion_of(output.outputs[0], self._version or 0, [])
+            client.ended.append([name, found.tokens.tolist(), found.logprobs.tolist(), found.finish_reason])
 
     def _take_weights(
         self, host: str, port: int, first_rank: int, size: int, nonce: str, timeout_s: float, seed: int, version: int
@@ -199,7 +241,7 @@ def serving(service: Service, host: str, port: int, key: str) -> KeyedServer:
         "/health": lambda: service.health,
         "/v1/models": lambda: service.model,
     }
-    posts = {path: partial(service.ask, path) for path in ("/generate", "/forget", "/weights")}
+    posts = {path: partial(service.ask, path) for path in (*AT_ANY_TIME, "/forget", "/weights")}
     return KeyedServer(host, port, key, gets, posts)
 
 

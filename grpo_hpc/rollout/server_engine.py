@@ -11,8 +11,10 @@ import secrets
 import socket
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
+from dataclasses import dataclass
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
@@ -27,7 +29,7 @@ from torch import Tensor
 from grpo_hpc.addresses import own_address
 from grpo_hpc.control import Control
 from grpo_hpc.errors import RolloutError, ServersLost
-from grpo_hpc.rollout.engine import Completion, Request, Synced, sampling
+from grpo_hpc.rollout.engine import Completion, Request, Synced
 from grpo_hpc.rollout.link import Link
 from grpo_hpc.rollout.precision import for_engine
 from grpo_hpc.rollout.residency import Part
@@ -39,7 +41,27 @@ if TYPE_CHECKING:
 _PROBE_S = 15.0  # seconds between two questions whether a server works, while an answer is waited for
 _PROBE_LIMIT_S = 60.0  # seconds that it has to say so
 
+_WAIT_S = 10.0  # seconds that a server may keep a question for completions when none has ended
+_STEP_S = 0.05  # seconds in which something that is decided meanwhile is not heard
+
 Answer = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A completion that has not ended: the server that it was asked of, and when."""
+
+    url: str
+    since: float
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question that is on its way."""
+
+    url: str
+    path: str
+    answer: Future[Answer]
 
 
 class ServerEngine:
@@ -62,51 +84,90 @@ class ServerEngine:
         self._mine = share_of(self._urls, control.rank, control.size)
         self._link: Link | None = None
         self.version: int | None = None
+        self._client = f"{control.rank} {secrets.token_hex(4)}"
+        self._wanted: dict[str, _Wanted] = {}  # what has not ended, the oldest first
+        self._unsent: defaultdict[str, list[Any]] = defaultdict(list)  # by server
+        self._asked: list[_Asked] = []
+        self._looked = time.monotonic()
 
     @property
     def max_model_len(self) -> int:
         """Most tokens of prompt and completion together."""
         return int(self._call(self._mine[0], "/v1/models")["data"][0]["max_model_len"])
 
-    def generate(self, requests: Sequence[Request], *, greedy: bool = False) -> list[Completion]:
-        """Completions in the order of the requests.
+    def submit(self, name: str, request: Request) -> None:
+        """Begin with one completion, on the server that has fewest of this rank's."""
+        if self.version is None:
+            raise RolloutError("the inference servers were asked to sample before the policy's weights were sent")
+        busy = Counter(wanted.url for wanted in self._wanted.values())
+        url = min(self._mine, key=lambda url: busy[url])
+        self._wanted[name] = _Wanted(url, time.monotonic())
+        prompt = np.asarray(request.prompt_tokens).tolist()
+        self._unsent[url].append([name, prompt, request.seed, dict(request.options)])
+
+    def abort(self, name: str) -> None:
+        """Give up one completion."""
+        wanted = self._wanted.pop(name, None)
+        if wanted:
+            body = {"client": self._client, "names": [name]}
+            self._asked.append(_Asked(wanted.url, "/abort", _in_background(self._call, wanted.url, "/abort", body)))
+
+    def step(self) -> list[tuple[str, Completion]]:
+        """Wait a moment for completions.
 
         Raises:
             ServersLost: on this rank: a server did not answer.
             RolloutError: it refused, or holds other weights than the last that it was sent.
         """
-        return self._generate(requests, sampling(self._cfg, greedy))
-
-    def probe(self, requests: Sequence[Request], tokens: int) -> list[Completion]:
-        """At most ``tokens`` tokens for each request, from the whole distribution: without ``top_p`` and ``top_k``."""
-        found = self._generate(requests, {"max_tokens": tokens, "temperature": self._cfg.temperature})
-        for url in self._mine:  # the run samples as if nothing had been asked before
-            self._call(url, "/forget", {})
+        self._ask()
+        wait([asked.answer for asked in self._asked], _STEP_S, FIRST_COMPLETED)
+        ready = [asked for asked in self._asked if asked.answer.done()]
+        self._asked = [asked for asked in self._asked if not asked.answer.done()]
+        found = [completion for asked in ready for completion in self._take(asked)]
+        self._look_after(self._asked)
         return found
 
-    def _generate(self, requests: Sequence[Request], options: dict[str, Any]) -> list[Completion]:
-        if self.version is None:
-            raise RolloutError("the inference servers were asked to sample before the policy's weights were sent")
-        servers = len(self._mine)
-        ends = [len(requests) * number // servers for number in range(servers + 1)]
-        asked = {
-            url: _in_background(self._ask, url, requests[start:end], options)
-            for url, start, end in zip(self._mine, ends[:-1], ends[1:], strict=True)
-            if start < end
-        }
-        self._await(asked, "/generate")
-        return [completion for answer in asked.values() for completion in answer.result()]
+    def _ask(self) -> None:
+        """Send what is wanted, and a question to every server that has something of this rank."""
+        for url, requests in self._unsent.items():
+            body = {"client": self._client, "requests": requests}
+            self._asked.append(_Asked(url, "/add", _in_background(self._call, url, "/add", body)))
+        self._unsent.clear()
+        questioned = {asked.url for asked in self._asked if asked.path == "/ended"}
+        for url in {wanted.url for wanted in self._wanted.values()} - questioned:
+            question = {"client": self._client, "wait_s": _WAIT_S}
+            answer = _in_background(self._call, url, "/ended", question, _WAIT_S + self._limit_s)
+            self._asked.append(_Asked(url, "/ended", answer))
 
-    def _ask(self, url: str, requests: Sequence[Request], options: dict[str, Any]) -> list[Completion]:
-        prompts, seeds = [np.asarray(r.prompt_tokens).tolist() for r in requests], [r.seed for r in requests]
-        body = {"prompts": prompts, "seeds": seeds, "options": options}
-        told = self._call(url, "/generate", body, self._rollout_limit_s)
-        if told["version"] != self.version:
-            raise RolloutError(f"{url} sampled from weights of step {told['version']}, not {self.version}")
+    def _take(self, asked: _Asked) -> list[tuple[str, Completion]]:
+        told = asked.answer.result()
+        ended = [one for one in told.get("ended", []) if one[0] in self._wanted]
+        if "version" in told and (ended or asked.path == "/add") and told["version"] != self.version:
+            raise RolloutError(f"{asked.url} samples from weights of step {told['version']}, not {self.version}")
+        for name, *_ in ended:
+            del self._wanted[name]
         return [
-            Completion(np.array(tokens, np.int32), np.array(logprobs, np.float32), reason)
-            for tokens, logprobs, reason in told["completions"]
+            (name, Completion(np.array(tokens, np.int32), np.array(logprobs, np.float32), reason, told["version"]))
+            for name, tokens, logprobs, reason in ended
         ]
+
+    def _look_after(self, asked: Sequence[_Asked]) -> None:
+        """Now and then ask those who are waited for whether they work."""
+        now, oldest = time.monotonic(), next(iter(self._wanted.values()), None)
+        if oldest and now - oldest.since > self._rollout_limit_s:
+            raise ServersLost(
+                f"the vLLM server {oldest.url} has not ended a completion within {self._rollout_limit_s:g} s "
+                f"(rollout.rollout_timeout_minutes)"
+            )
+        if now - self._looked > _PROBE_S:
+            self._looked = now
+            for url, path in {one.url: one.path for one in asked}.items():
+                self._probe(url, path)
+
+    def forget(self) -> None:
+        """Let the servers drop cached keys and values."""
+        for url in self._mine:
+            self._call(url, "/forget", {})
 
     def load_weights(self, tensors: Iterator[tuple[str, Tensor]], version: int) -> Synced:
         """Replace the weights of all servers by ``tensors`` (Hugging Face names), which rank 0 has; collective.

@@ -3,7 +3,7 @@
 Layout of one checkpoint, ``checkpoints/step_00000020/``::
 
     megatron/       model (or its adapters), optimizer and a moving reference, megatron-core's distributed checkpoint
-    state.json      step, sample position
+    state.json      step, sample position, whether an evaluation is to be made again
     rollout/        what is left of a rollout, and what is carried over (see rollout_files.py)
     manifest.json   every file with its size and digests of its pieces; written last
 
@@ -42,13 +42,16 @@ class TrainerState:
         step: finished optimizer steps.
         position: prompts taken from the endless sample order, those of ``experience`` included.
         experience: the current rollout while steps of it remain.
-        carried: what dynamic sampling carries over to the next rollout.
+        carried: what dynamic sampling carries over to the next rollout, and what was sampled of that one before it was
+            cut short.
+        evaluates: whether an evaluation of the present weights was cut short.
     """
 
     step: int = 0
     position: int = 0
     experience: Experience | None = None
     carried: Collected = field(default_factory=nothing_collected)
+    evaluates: bool = False
 
 
 def save(folder: Path, contents: DistributedCheckpoint, state: TrainerState, control: Control, place: Place) -> Path:
@@ -73,7 +76,7 @@ def save(folder: Path, contents: DistributedCheckpoint, state: TrainerState, con
     told = control.gather_at_first(own, "all ranks to have digests of what they wrote")
 
     def finish() -> None:
-        (building / "state.json").write_text(json.dumps({"step": state.step, "position": state.position}) + "\n")
+        (building / "state.json").write_text(json.dumps(_told(state)) + "\n")
         _write_manifest(building, state.step, {name: pieces for part in told for name, pieces in part.items()})
         building.rename(target)
 
@@ -98,7 +101,7 @@ def load(
     record = control.from_first(lambda: _record(checkpoint), "the first rank to look at a checkpoint")
     folder = checkpoint / "rollout"
     left = rollout(folder) if record["rollout"] else (None, nothing_collected())
-    state = TrainerState(record["step"], record["position"], *left)
+    state = TrainerState(record["step"], record["position"], *left, record["evaluates"])
     contents.load(checkpoint / "megatron", state.step)
     return state
 
@@ -113,7 +116,12 @@ def _record(checkpoint: Path) -> dict[str, Any]:
             f"{checkpoint} was saved by an older version in the middle of a rollout, in a form that is not read now",
             "Resume from a checkpoint between two rollouts, or finish this one with the version that wrote it.",
         )
-    return {"step": record["step"], "position": record["position"], "rollout": (checkpoint / "rollout").is_dir()}
+    told = {"step": record["step"], "position": record["position"], "evaluates": record.get("evaluates", False)}
+    return told | {"rollout": (checkpoint / "rollout").is_dir()}
+
+
+def _told(state: TrainerState) -> dict[str, Any]:
+    return {"step": state.step, "position": state.position, "evaluates": state.evaluates}
 
 
 def newest_whole(folder: Path, control: Control, say: Callable[[str], None]) -> Path | None:

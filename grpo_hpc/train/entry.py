@@ -106,7 +106,8 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         control = Control(timedelta(minutes=limit))
         stop = StopRequest(run_dir.stop, control, Hold.here(run_dir) if control.first else None)
         init_model_parallel(cfg, platform)
-        runner = start_rewards(cfg)
+        scores = control.rank % cfg.rollout.ranks_of_engine == 0  # for its replica
+        runner = start_rewards(cfg) if scores else None
         tokenizer = Tokenizer(cfg.model.path, cfg.data.chat_template_kwargs)
         train_set = _prompts(cfg.data.train, cfg, run_dir, tokenizer, control)  # before a model: rows may be wrong
         eval_set = _prompts(cfg.data.eval, cfg, run_dir, tokenizer, control) if cfg.data.eval else None
@@ -117,8 +118,8 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
             policy, platform, reference if cfg.algorithm.sync_ref_model else None, cfg.checkpoint.reshardable
         )
         exchange, place = Exchange(control, mpu.get_data_parallel_rank()), place_of(control)
-        scores = _reference_scores(cfg, policy, reference, platform)
-        step = Step(cfg, plan, platform, policy, scores, packing_of(cfg), exchange, control, place, clock)
+        ref_scores = _reference_scores(cfg, policy, reference, platform)
+        step = Step(cfg, plan, platform, policy, ref_scores, packing_of(cfg), exchange, control, place, clock)
         newest = checkpoints.newest_whole(run_dir.checkpoints, control, partial(_say, events))
         state = TrainerState()
         if newest:
@@ -132,7 +133,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         colocation.attach(engine)
         longest = engine.max_model_len - cfg.rollout.max_completion_length
         reporter.rewind(state.step)
-        collector = Collector(cfg, engine, tokenizer, runner, control)
+        collector = Collector(cfg, engine, tokenizer, runner, control, stop.heard)
         prompts = _fitting(train_set, cfg, longest, events)
         parts = Parts(
             policy=policy,

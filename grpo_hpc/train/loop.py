@@ -19,7 +19,7 @@ from grpo_hpc.models.peft_folder import gather_adapters, write_adapter
 from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.models.transport import ToFirstRank
 from grpo_hpc.observe.completions import member
-from grpo_hpc.rollout.collect import Asked, Collector
+from grpo_hpc.rollout.collect import Asked, Collected, Collector
 from grpo_hpc.rollout.engine import Engine
 from grpo_hpc.rollout.residency import Use
 from grpo_hpc.rollout.sample import keys_of
@@ -92,7 +92,7 @@ class Trainer:
         """Train to the last step; True when it got there, False when it was asked to stop."""
         if not self._finished:
             self._check_engine()
-        if self.state.step == 0:
+        if self.state.step == 0 or self.state.evaluates:
             self._evaluate()
         unsaved = False  # a checkpoint is due: it waits for an update that was not skipped
         while not self._finished:
@@ -109,7 +109,7 @@ class Trainer:
                 self.save()
                 unsaved = False
         self._evaluate()
-        return True
+        return not self.state.evaluates
 
     @property
     def _finished(self) -> bool:
@@ -122,9 +122,12 @@ class Trainer:
         if self.state.experience is None:
             self._prepare_engine()
             rollout = self._parts.source.next(self.state.position, self.state.carried)
-            if self._parts.stop.agreed():
-                return None  # the same rollout is sampled again on resume: saving it would only cost time now
+            if isinstance(rollout, Collected):
+                self._cut_short(rollout)
+                return None
             self.state.experience = self._accept(rollout)
+            if self._parts.stop.agreed():
+                return None
         self._parts.colocation.enter(Use.TRAIN)
         made = self._parts.step(self.state.experience, self.state.step)
         if made.metrics["skipped_updates"]:
@@ -136,6 +139,17 @@ class Trainer:
         self._sync_reference()
         self._clock.step = self.state.step + 1
         return made
+
+    def _cut_short(self, found: Collected) -> None:
+        """Keep what a rollout has sampled so far: the run goes on with it.
+
+        Raises:
+            ServersLost: it was not cut short on request.
+        """
+        self.state.carried = found
+        if found.lost:
+            raise found.lost
+        self._parts.stop.require_hold()
 
     def _sync_reference(self) -> None:
         """Every so many steps the reference takes a part of the policy; it acts from the next rollout on."""
@@ -199,7 +213,10 @@ class Trainer:
     # -- evaluation, saving, reporting -------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
-        """Greedy completions of the held-out rows, scored by the same reward functions."""
+        """Greedy completions of the held-out rows, scored by the same reward functions.
+
+        Where somebody asks to stop meanwhile it is made when the run goes on.
+        """
         prompts = self._parts.eval_prompts
         if prompts is None:
             return
@@ -207,6 +224,11 @@ class Trainer:
         asked = Asked(prompts, {place: place for place in range(len(prompts))})
         found = self._parts.source.sample(asked, 1, "eval", greedy=True)
         self._clock.take()
+        self.state.evaluates = found.cut
+        if found.lost:
+            raise found.lost
+        if found.cut:
+            return
         self._reporter.evaluation(self.state.step, evaluation_metrics(found.table, self._cfg.rewards.columns))
 
     def save(self) -> Path:

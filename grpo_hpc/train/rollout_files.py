@@ -4,7 +4,7 @@ Layout within a checkpoint::
 
     rollout/table.npz      summaries of the rollout and of what is carried over, optimizer steps made from it
     rollout/rank_R.npz     what rank R held: payloads, log-probabilities and routing of what its replica trains (one
-                           rank speaks for each replica), and completions that dynamic sampling carries over
+                           rank speaks for each replica), and completions that are carried over
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from grpo_hpc.errors import CheckpointError, ConfigError
-from grpo_hpc.rollout.collect import Collected, Scored
+from grpo_hpc.rollout.collect import Collected
 from grpo_hpc.rollout.exchange import Exchange, from_payloads, payloads
 from grpo_hpc.rollout.sample import Key, keys_of
+from grpo_hpc.rollout.scoring import Scored
 from grpo_hpc.train.experience import Dealt, Experience
 
 Deal = Callable[[np.ndarray, np.ndarray], list[Dealt]]
@@ -130,12 +131,16 @@ def _take(experience: Experience, path: Path, rows: np.ndarray, mine: set[Key], 
 
 def _carried(carried: Collected) -> dict[str, np.ndarray]:
     keys = sorted(carried.scored)
-    told = json.dumps([[carried.scored[key].text, carried.scored[key].failures] for key in keys]).encode()
+    told = json.dumps([_told(carried.scored[key]) for key in keys]).encode()
     return {
         "carried": carried.table[_rows_of(carried.table, keys)],
         "carried_payloads": payloads(carried.scored[key].sample for key in keys),
         "carried_texts": np.frombuffer(told, np.uint8),
     }
+
+
+def _told(scored: Scored) -> dict[str, object]:
+    return {name: getattr(scored, name) for name in ("text", "rewards", "failures", "reward")}
 
 
 def _read_carried(table: np.ndarray, files: Mapping[int, Path], place: Place) -> Collected:
@@ -148,8 +153,8 @@ def _read_carried(table: np.ndarray, files: Mapping[int, Path], place: Place) ->
         with np.load(path) as stored:
             samples = from_payloads(keys_of(rows), rows, stored["carried_payloads"])
             texts = json.loads(stored["carried_texts"].tobytes())
-        for (key, sample), (text, failures) in zip(samples.items(), texts, strict=True):
-            scored[key] = Scored(sample, text, failures=failures)
+        for (key, sample), told in zip(samples.items(), texts, strict=True):
+            scored[key] = Scored(sample, **told)
     return Collected(table, scored)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from grpo_hpc.config.batch import BatchSchedule
 from grpo_hpc.data.prompts import PromptSet
 from grpo_hpc.data.rows import Row
 from grpo_hpc.data.sampler import PromptSampler
-from grpo_hpc.rollout.collect import Asked, Collected, Collector, Scored
+from grpo_hpc.rollout.collect import Asked, Collected, Collector, nothing_collected
 from grpo_hpc.rollout.sample import Key, keys_of
+from grpo_hpc.rollout.scoring import Scored
 from grpo_hpc.train.credit import informative
 from grpo_hpc.train.watch import PhaseClock
 
@@ -78,50 +79,57 @@ class RolloutSource:
         self._collector = collector
         self._sampler = PromptSampler(len(prompts), cfg.seed, cfg.data.shuffle)
 
-    def next(self, position: int, carried: Collected) -> Rollout:
-        """The rollout that begins at ``position`` of the sample order.
+    def next(self, position: int, carried: Collected) -> Rollout | Collected:
+        """The rollout that begins at ``position`` of the sample order; where it was cut short, what there is of it.
 
         Args:
-            carried: what dynamic sampling has left over from the one before.
+            carried: what dynamic sampling has left over from the rollout before, and what was sampled of this one
+                before it was cut short.
         """
         if self._cfg.algorithm.dynamic_sample:
             return self._dynamic(position, carried)
-        found = self._round(position)
+        found = self._round(position, carried)
+        if found.cut:
+            return found
         return Rollout(found.table, found.table, found.table[:0], found.scored, self._after(position))
 
-    def _dynamic(self, position: int, carried: Collected) -> Rollout:
+    def _dynamic(self, position: int, carried: Collected) -> Rollout | Collected:
         """DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): on until enough groups have different rewards.
 
         Groups beyond what is wanted are kept for the next rollout. When the rounds are used up, groups without
         different rewards fill the batch: they have no gradient, and its size stays what it is.
         """
-        wanted, rounds, scored = self._schedule.prompts_per_rollout, 0, dict(carried.scored)
-        groups, tables = _Groups(_positions(carried.table)), list[np.ndarray]()
+        surplus = carried.only(carried.table["position"] < position)
+        wanted, rounds, sampled = self._schedule.prompts_per_rollout, 0, nothing_collected()
+        groups = _Groups(_positions(surplus.table))
         while len(groups.teaching) < wanted and rounds <= self._cfg.algorithm.max_resample_times:
-            fresh = self._round(position)
+            fresh = self._round(position, carried)
+            sampled |= fresh
+            if fresh.cut:
+                return replace(surplus | sampled, cut=True, lost=fresh.lost)
             teaching = set(_positions(fresh.table[informative(self._cfg, fresh.table)]))
             for group in _positions(fresh.table):
                 (groups.teaching if group in teaching else groups.idle).append(group)
-            tables.append(fresh.table)
-            scored |= fresh.scored
             position, rounds = self._after(position), rounds + 1
         missing = max(0, wanted - len(groups.teaching))
         used = sorted(groups.teaching[:wanted] + groups.idle[:missing])
-        sampled = np.concatenate(tables) if tables else carried.table[:0]
-        everything = np.concatenate([carried.table, sampled]) if len(carried.table) else sampled
+        everything = surplus | sampled
         return Rollout(
-            used=_of(everything, used),
-            sampled=sampled,
-            surplus=_of(everything, groups.teaching[wanted:]),
-            scored=scored,
+            used=_of(everything.table, used),
+            sampled=sampled.table,
+            surplus=_of(everything.table, groups.teaching[wanted:]),
+            scored=everything.scored,
             position=position,
             rounds=rounds,
             dropped=len(groups.idle) - missing,
             filled=missing,
         )
 
-    def _round(self, position: int) -> Collected:
-        return self.sample(self.asked(position), self._schedule.num_generations, "rollout", greedy=False)
+    def _round(self, position: int, carried: Collected) -> Collected:
+        """Completions of the rows from ``position`` on; those that are ``carried`` are not sampled again."""
+        places = carried.table["position"]
+        known = carried.only((places >= position) & (places < self._after(position)))
+        return self.sample(self.asked(position), self._schedule.num_generations, "rollout", known, greedy=False)
 
     def _after(self, position: int) -> int:
         return position + self._schedule.prompts_per_rollout
@@ -141,12 +149,15 @@ class RolloutSource:
         index = self._sampler.indices(position, self._schedule.prompts_per_rollout)[0]
         return self._prompts.row(index)
 
-    def sample(self, asked: Asked, samples: int, phase: str, *, greedy: bool) -> Collected:
-        """``samples`` scored completions of each row, in the order of position and sample."""
+    def sample(
+        self, asked: Asked, samples: int, phase: str, known: Collected | None = None, *, greedy: bool
+    ) -> Collected:
+        """``samples`` scored completions of each row, in the order of position and sample; ``known`` are among them."""
+        known = known or nothing_collected()
         with self._clock.phase(phase):
-            sampled = self._collector.collect(asked, samples, greedy=greedy)
+            sampled = self._collector.collect(asked, samples, keys_of(known.table), greedy=greedy)
         with self._clock.phase("reward"):
-            return self._collector.score(sampled, asked)
+            return known | self._collector.score(sampled, asked)
 
 
 def _positions(table: np.ndarray) -> list[int]:

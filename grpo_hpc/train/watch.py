@@ -64,14 +64,19 @@ class StopRequest:
     def _note(self, _number: int, _frame: object) -> None:
         self._signalled = True
 
+    def heard(self) -> bool:
+        """Whether this rank was asked, or knows of one that was; not collective, for the middle of a rollout."""
+        if self._asked():
+            self._control.say("stop")
+        return self._control.said("stop")
+
     def agreed(self) -> bool:
         """True on every rank as soon as one rank was asked; collective.
 
         Raises:
             RunTaken: on every rank: the run directory is another attempt's now.
         """
-        asked = self._signalled or (self._control.first and (self._file.exists() or self._taken()))
-        if not self._control.any(asked, "all ranks to say whether the run shall stop"):
+        if not self._control.any(self._asked(), "all ranks to say whether the run shall stop"):
             return False
         self.require_hold()
         return True
@@ -84,6 +89,9 @@ class StopRequest:
         """
         check = self._hold.require if self._hold else _held
         self._control.from_first(check, "the first rank to look whether the run is still its own")
+
+    def _asked(self) -> bool:
+        return self._signalled or (self._control.first and (self._file.exists() or self._taken()))
 
     def _taken(self) -> bool:
         return bool(self._hold and self._hold.lost())

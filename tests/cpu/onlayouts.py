@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from grpo_hpc.config import RunConfig, load_run
 from grpo_hpc.control import Control
+from grpo_hpc.rollout.engine import Request, sampling
 from grpo_hpc.train.megatron.platform import Platform, make_platform
 
 
@@ -43,6 +45,12 @@ def each_layout(files: Sequence[str]) -> Iterator[tuple[RunConfig, Platform]]:
 def control() -> Control:
     """Of all ranks, with a limit that shows where a test hangs."""
     return Control(timedelta(minutes=4))
+
+
+def requests_for(cfg: RunConfig, prompts: Sequence[Sequence[int]], *, greedy: bool = False) -> list[Request]:
+    """One completion of each of ``prompts``, as a rollout would ask for it."""
+    options = sampling(cfg.rollout, greedy)
+    return [Request(np.array(prompt), seed, options) for seed, prompt in enumerate(prompts)]
 
 
 def _share_one_gpu() -> None:

@@ -39,3 +39,10 @@ def writes(assistant_turns: list[str], written: list[str | None]) -> list[float 
     with open(written[0], "a") as file:  # noqa: PTH123
         file.writelines(f"{text}\n" for text in assistant_turns)
     return [float(len(text)) for text in assistant_turns]
+
+
+def counts(completion_ids: list[list[int]], file: str) -> list[float]:
+    """The share of small tokens; notes every call."""
+    with open(file, "a") as calls:  # noqa: PTH123
+        calls.writelines(f"{ids}\n" for ids in completion_ids)
+    return early_letters(completion_ids)

@@ -18,7 +18,7 @@ from grpo_hpc.config.sections import Rollout
 from grpo_hpc.control import Control
 from grpo_hpc.errors import RolloutError, ServersLost
 from grpo_hpc.rollout import server_engine
-from grpo_hpc.rollout.engine import Request
+from grpo_hpc.rollout.engine import Request, complete
 from grpo_hpc.rollout.link import Link
 from grpo_hpc.rollout.server_engine import ServerEngine
 
@@ -93,8 +93,8 @@ def engine(control, *urls, rollout_minutes=FOR_EVER, minutes=FOR_EVER):
 
 
 def test_a_rollout_has_a_limit_of_its_own(control, silent):
-    with pytest.raises(ServersLost, match=rf"{silent} has not answered /generate within 1 s"):
-        engine(control, silent, rollout_minutes=1 / 60).generate([Request([1], 0)])
+    with pytest.raises(ServersLost, match=rf"{silent} has not ended a completion within 1 s \(rollout.rollout_timeout"):
+        complete(engine(control, silent, rollout_minutes=1 / 60), [Request([1], 0, {})])
 
 
 def test_everything_else_has_another(control, silent):
@@ -109,16 +109,16 @@ def test_a_node_that_is_gone_is_known_long_before_the_limit(control, silent, mon
         answering(health={"step_s": 0.0}) as working,
         pytest.raises(ServersLost, match=rf"{silent} has not answered /health within 1 s"),
     ):
-        engine(control, working, silent).generate([Request([1], 0), Request([2], 1)])
+        complete(engine(control, working, silent), [Request([1], 0, {}), Request([2], 1, {})])
 
 
 def test_an_engine_that_hangs_is_known_long_before_the_limit(control, monkeypatch):
     monkeypatch.setattr(server_engine, "_PROBE_S", 0.1)
     with (
         answering(health={"step_s": 61.0}) as stuck,
-        pytest.raises(ServersLost, match=r"has not answered /generate: it has been in one step .* for 61 s; .* 60 s"),
+        pytest.raises(ServersLost, match=r"not answered /(add|ended): it has been in one step .* for 61 s; .* 60 s"),
     ):
-        engine(control, stuck, minutes=1.0).generate([Request([1], 0)])
+        complete(engine(control, stuck, minutes=1.0), [Request([1], 0, {})])
 
 
 def test_weights_that_a_server_does_not_take_end_the_wait(control, silent):
@@ -163,15 +163,15 @@ def test_a_server_that_hangs_while_weights_come_is_known_long_before_the_limit(c
 
 def test_a_server_that_fails_is_lost_and_one_that_refuses_is_not(control):
     with (
-        answering(generate=(500, {"error": "a worker died"})) as url,
+        answering(add=(500, {"error": "a worker died"})) as url,
         pytest.raises(ServersLost, match=r"\(500\): a w"),
     ):
-        engine(control, url).generate([Request([1], 0)])
+        complete(engine(control, url), [Request([1], 0, {})])
     with (
-        answering(generate=(400, {"error": "too long"})) as url,
+        answering(add=(400, {"error": "too long"})) as url,
         pytest.raises(RolloutError, match="refused") as caught,
     ):
-        engine(control, url).generate([Request([1], 0)])
+        complete(engine(control, url), [Request([1], 0, {})])
     assert not isinstance(caught.value, ServersLost)
 
 
@@ -180,6 +180,6 @@ def test_no_thread_keeps_the_process_from_ending(control, silent, monkeypatch):
     monkeypatch.setattr(server_engine, "_PROBE_LIMIT_S", 0.5)
     before = set(threading.enumerate())
     with pytest.raises(ServersLost):
-        engine(control, silent).generate([Request([1], 0)])
+        complete(engine(control, silent), [Request([1], 0, {})])
     left = set(threading.enumerate()) - before
     assert left and all(thread.daemon for thread in left)

@@ -29,6 +29,7 @@ from grpo_hpc.jobs.ports import claimed_port
 from grpo_hpc.jobs.serving.node_servers import options
 from grpo_hpc.rollout import server_engine
 from grpo_hpc.rollout.engine import Request as Ask
+from grpo_hpc.rollout.engine import complete
 from grpo_hpc.rollout.server_engine import ServerEngine
 
 KEY = "a key of this test"
@@ -117,7 +118,9 @@ def outcome(run, servers):
     return json.loads((run.parent / "result.json").read_text()), model
 
 
-@pytest.mark.parametrize("path", ["/health", "/v1/models", "/generate", "/weights", "/forget", "/collective_rpc"])
+@pytest.mark.parametrize(
+    "path", ["/health", "/v1/models", "/add", "/ended", "/abort", "/weights", "/forget", "/collective_rpc"]
+)
 @pytest.mark.parametrize("key", [None, "another", ""])
 def test_nobody_is_answered_without_the_key(servers, path, key):
     for body in (None, b"{}"):
@@ -127,9 +130,14 @@ def test_nobody_is_answered_without_the_key(servers, path, key):
 
 def test_what_is_no_request_is_refused_and_harms_nothing(servers):
     for path, body, status in (
-        ("/generate", b"no json", 400),
-        ("/generate", b"[]", 400),
-        ("/generate", b"{}", "4(00|09)"),  # 409 until weights have arrived
+        ("/add", b"no json", 400),
+        ("/add", b"[]", 400),
+        ("/add", b"{}", 400),
+        ("/add", b'{"client": "a", "requests": [[]]}', "4(00|09)"),  # 409 until weights have arrived
+        ("/add", b'{"client": "a", "requests": [["b", "c", "d", "e"]]}', "4(00|09)"),
+        ("/ended", b'{"client": "a"}', 400),
+        ("/ended", b'{"client": "a", "wait_s": "long"}', 400),
+        ("/abort", b'{"client": "a", "names": 3}', 400),
         ("/weights", b"{}", 400),
         ("/nothing", b"{}", 404),
     ):
@@ -166,7 +174,7 @@ def test_refusals_say_why(outcome):
     for rank in outcome[0]["ranks"]:
         said = rank["said"]
         assert "409" in said["before any weights"] and "have not arrived yet" in said["before any weights"]
-        assert "sampled from weights of step 0, not 7" in said["of another step"]
+        assert "samples from weights of step 0, not 7" in said["of another step"]
         assert "400" in said["too long"] and "128" in said["too long"]
         assert "sampled tensors changed on their way to a vLLM server: ['" in said["damaged"]
 
@@ -175,7 +183,7 @@ def test_a_server_that_was_stopped_is_lost_long_before_the_limit_of_a_rollout(ru
     monkeypatch.setattr(server_engine, "_PROBE_S", 0.5)
     monkeypatch.setattr(server_engine, "_PROBE_LIMIT_S", 2.0)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    asked = Ask(np.array([256, 60, 61]), 0)
+    asked = Ask(np.array([256, 60, 61]), 0, {"max_tokens": 4})
     try:
         platform, control = SimpleNamespace(device=torch.device("cpu")), Control(timedelta(minutes=1))
         engine = ServerEngine(load_run(run), platform, list(processes), KEY, control)
@@ -183,7 +191,7 @@ def test_a_server_that_was_stopped_is_lost_long_before_the_limit_of_a_rollout(ru
         for process in processes.values():
             os.killpg(process.pid, signal.SIGSTOP)
         with pytest.raises(ServersLost, match="has not answered /health within 2 s"):
-            engine.generate([asked] * len(processes))
+            complete(engine, [asked] * len(processes))
     finally:
         for process in processes.values():
             os.killpg(process.pid, signal.SIGCONT)

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from runfiles import write_run
@@ -174,6 +175,41 @@ def test_a_run_of_adapters_resumes_exactly(tiny, tmp_path):
     files = [load_file(tmp_path / "runs" / n / "export" / "adapter_model.safetensors") for n in ("broken", "whole")]
     assert all(value.equal(files[1][name]) for name, value in files[0].items())
     assert "loud" in (run_dir / "export" / "chat_template.jinja").read_text().partition("messages")[0]
+
+
+def test_a_stop_in_the_middle_of_a_rollout_is_obeyed_at_once_and_loses_nothing(tiny, tmp_path):
+    """Two completions at a time, so a rollout is long; what has ended is neither sampled nor scored again."""
+    calls = tmp_path / "calls"
+    keys = {"nproc_per_node": 1, "train_iters": 2, "save_steps": None, "save_total_limit": None, "eval": None}
+    keys |= {"max_completion_length": 600, "vllm_max_model_len": 700, "vllm_max_num_seqs": 2}
+    keys |= {"reward_funcs": [f"{PLUGINS}:counts"], "reward_params": {"counts": {"file": str(calls)}}}
+    keys |= {"max_tokens_per_micro_batch": 4000, "micro_batch_size": None}
+    launcher = start("submit", new_run(tmp_path, tiny("llama"), "broken", **keys))
+    deadline = time.monotonic() + 240
+    while not calls.exists() or len(calls.read_text().splitlines()) < 5:
+        assert launcher.poll() is None and time.monotonic() < deadline, launcher.communicate()[0]
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(120) == 0
+    run_dir = tmp_path / "runs" / "broken"
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    kept = np.load(run_dir / "checkpoints" / "step_00000000" / "rollout" / "table.npz")["carried"]
+    assert 5 <= len(kept) < 32 and not np.isnan(kept["reward"]).any(), "it was stopped in its rollout"
+    assert not metrics(run_dir) and any(event["event"] == "stopped" for event in events)
+    before = calls.read_text().splitlines()
+    assert before and len(before) == len(kept)
+    again = call("resume", run_dir)
+    assert again.returncode == 0, again.stdout + again.stderr
+    calls_made = calls.read_text().splitlines()
+    assert len(calls_made) == 32, "every completion is scored once"
+    calls.unlink()
+    whole = call("submit", new_run(tmp_path, tiny("llama"), "whole", **keys))
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert sorted(calls.read_text().splitlines()) == sorted(calls_made), "the same completions as without a stop"
+    want = metrics(tmp_path / "runs" / "whole")
+    for step, row in metrics(run_dir).items():
+        for name in ("loss", "grad_norm", "reward/mean", "completions/tokens"):
+            assert row[name] == pytest.approx(want[step][name], rel=1e-3, abs=1e-5), f"{name} of step {step}"
 
 
 def start(*args: object) -> subprocess.Popen[str]:

@@ -103,7 +103,7 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     recorder = Recorder()
     colocation = Colocation(Residency(), platform, policy, reference or (), clock)
     colocation.attach(engine)
-    collector = Collector(cfg, engine, tokenizer, start_rewards(cfg), ranks)
+    collector = Collector(cfg, engine, tokenizer, start_rewards(cfg), ranks, lambda: False)
     prompts = open_prompts(cfg.data.train, tokenizer, checkpoints.parent / "prompts").fitting(40)
     source = RolloutSource(cfg, schedule(cfg), collector, prompts, clock)
     recorder.watch(source)

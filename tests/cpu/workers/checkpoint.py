@@ -19,8 +19,9 @@ import torch.distributed as dist
 from gradients import begun, completions, files_of, made_step, my_share, packed
 from onlayouts import control, each_layout
 
-from grpo_hpc.rollout.collect import Collected, Scored
+from grpo_hpc.rollout.collect import Collected
 from grpo_hpc.rollout.sample import Key
+from grpo_hpc.rollout.scoring import Scored
 
 
 def main() -> None:

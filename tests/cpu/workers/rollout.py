@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from gradients import everybodys, my_share, packed, sampled
-from onlayouts import control
+from onlayouts import control, requests_for
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     from grpo_hpc.config.batch import schedule, sequences_of
     from grpo_hpc.models.hf_folder import write_hf_folder
     from grpo_hpc.rollout import digest
-    from grpo_hpc.rollout.engine import ColocateEngine, Request
+    from grpo_hpc.rollout.engine import ColocateEngine, Request, complete
     from grpo_hpc.rollout.sample import keys_of
     from grpo_hpc.train.credit import set_token_weights
     from grpo_hpc.train.experience import by_key
@@ -43,7 +43,7 @@ def main() -> None:
     engine = ColocateEngine(cfg, platform)
     vllm = engine._llm.llm_engine.vllm_config
     assert vllm.scheduler_config.max_num_seqs == sequences_of(cfg) and vllm.load_config.load_format == "dummy"
-    assert "before the policy's weights were synchronised" in refusal(engine, Request([256], 0))
+    assert "before the policy's weights were synchronised" in refusal(engine, Request([256], 0, {}))
     digest.SAMPLED = 1000  # all of them
     synced = engine.load_weights(policy.exporter.tensors(), 0)
     buckets = list(policy.exporter.buckets)
@@ -54,8 +54,8 @@ def main() -> None:
     assert (max(len(bucket) for bucket in buckets) > 1) == travels and len(buckets) > 4 * 2
 
     prompts = [[256, *range(60, 64 + n)] for n in range(plan.global_batch_size)]
-    requests = [Request(np.array(prompt), seed) for seed, prompt in enumerate(prompts)]
-    rollout = sampled(requests, engine.generate(requests))
+    requests, greedy = requests_for(cfg, prompts), requests_for(cfg, prompts, greedy=True)
+    rollout = sampled(requests, complete(engine, requests))
     rollout.table["advantage"] = [(-1.0) ** n * (1 + n) for n in range(len(prompts))]
     set_token_weights(cfg, plan, rollout.table)
     share = my_share(cfg, rollout)
@@ -64,9 +64,9 @@ def main() -> None:
     worst = max(float(np.abs(old - rollout.samples[key].logprobs).max()) for key, old in rollout.old.items())
     step = policy.update(packed(cfg, share, platform, rollout))
 
-    before = [c.tokens.tolist() for c in engine.generate(requests, greedy=True)]
+    before = [c.tokens.tolist() for c in complete(engine, greedy)]
     engine.load_weights(policy.exporter.tensors(), 1)
-    after = [c.tokens.tolist() for c in engine.generate(requests, greedy=True)]
+    after = [c.tokens.tolist() for c in complete(engine, greedy)]
     per_rank = everybodys((worst, step["ratio/mean_abs_error"], before, after))
     tensors = policy.exporter.tensors()
     if dist.get_rank() == 0:
@@ -89,9 +89,10 @@ def main() -> None:
 
 def refusal(engine, request):
     from grpo_hpc.errors import RolloutError
+    from grpo_hpc.rollout.engine import complete
 
     try:
-        engine.generate([request])
+        complete(engine, [request])
     except RolloutError as error:
         return str(error)
     return "nothing was refused"
@@ -101,7 +102,7 @@ def provoke(cfg, policy, engine, batches, rollout, mine):
     """What is said when a tensor is damaged on its way, when the engine ignores a sync, when it gets a wrong matrix."""
 
     from grpo_hpc.errors import RolloutError
-    from grpo_hpc.rollout.engine import Request
+    from grpo_hpc.rollout.engine import Request, complete, whole_distribution
     from grpo_hpc.train import engine_check
 
     real, said = engine._hand_over, {}
@@ -128,7 +129,8 @@ def provoke(cfg, policy, engine, batches, rollout, mine):
 
     def compared():
         prompts = [sample.tokens[~sample.mask] for sample in map(rollout.samples.get, mine)]
-        probed = sampled(requests := [Request(p, 3) for p in prompts], [engine.probe([r], 8)[0] for r in requests])
+        requests = [Request(p, 3, whole_distribution(cfg.rollout, 8)) for p in prompts]
+        probed = sampled(requests, [complete(engine, [r])[0] for r in requests])
         rows = np.arange(len(prompts))
         scores = policy.scores(packed(cfg, [rows], policy._platform, probed))[0][0].cpu().numpy()
         return engine_check.check(cfg, np.concatenate([s.logprobs for s in probed.samples.values()]), scores)
@@ -146,6 +148,7 @@ def provoke(cfg, policy, engine, batches, rollout, mine):
 
 def turns(cfg, platform, policy, engine, batches, requests):
     """MiB that the process has grown by from the 10th to the 60th turn of sync, rollout and training: host, device."""
+    from grpo_hpc.rollout.engine import complete
     from grpo_hpc.rollout.residency import Residency, Use
     from grpo_hpc.train.colocation import Colocation
     from grpo_hpc.train.watch import PhaseClock
@@ -158,7 +161,7 @@ def turns(cfg, platform, policy, engine, batches, requests):
         colocation.enter(Use.SYNC)
         engine.load_weights(policy.exporter.tensors(), 10 + turn)
         colocation.enter(Use.ROLLOUT)
-        engine.probe(requests, 2)
+        complete(engine, requests)
         colocation.enter(Use.TRAIN)
         policy.update(batches[:1])
         sizes.append((resident_mib(), device_mib(platform)))

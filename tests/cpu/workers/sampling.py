@@ -10,13 +10,12 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-from onlayouts import control
+from onlayouts import control, requests_for
 
 
 def main() -> None:
     from grpo_hpc.config import load_run
-    from grpo_hpc.rollout.engine import ColocateEngine, Request
+    from grpo_hpc.rollout.engine import ColocateEngine, complete
     from grpo_hpc.train.megatron.parallel import init_model_parallel
     from grpo_hpc.train.megatron.platform import make_platform
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
@@ -30,13 +29,13 @@ def main() -> None:
     engine = ColocateEngine(cfg, platform)
     assert engine._llm.llm_engine.vllm_config.cache_config.enable_prefix_caching is False, "vllm_engine_kwargs says so"
     engine.load_weights(policy.exporter.tensors(), 0)
-    requests = [Request(np.array([256, *range(60, 64 + n)]), n) for n in range(6)]
+    prompts = [[256, *range(60, 64 + n)] for n in range(6)]
     found = {}
     for name, keys in settings.items():
-        engine._cfg = load_run(run, [f"{key}={json.dumps(value)}" for key, value in keys.items()]).rollout
-        completions = engine.generate(requests)
+        changed = load_run(run, [f"{key}={json.dumps(value)}" for key, value in keys.items()])
+        completions = complete(engine, requests_for(changed, prompts))
         found[name] = [[c.tokens.tolist(), c.logprobs.tolist(), c.finish_reason] for c in completions]
-    (target / "result.json").write_text(json.dumps({"prompts": [r.prompt_tokens.tolist() for r in requests]} | found))
+    (target / "result.json").write_text(json.dumps({"prompts": prompts} | found))
     engine.close()
 
 

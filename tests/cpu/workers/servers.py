@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from gradients import everybodys, my_share, packed, sampled
-from onlayouts import control
+from onlayouts import control, requests_for
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
     from grpo_hpc.models.hf_folder import write_hf_folder
     from grpo_hpc.models.transport import ToFirstRank
     from grpo_hpc.rollout import digest, link
-    from grpo_hpc.rollout.engine import Request
+    from grpo_hpc.rollout.engine import complete, whole_distribution
     from grpo_hpc.rollout.server_engine import ServerEngine
     from grpo_hpc.train.credit import set_token_weights
     from grpo_hpc.train.experience import by_key
@@ -41,15 +42,16 @@ def main() -> None:
     said = {}
 
     prompts = [[256, *range(60, 64 + n)] for n in range(plan.global_batch_size)]
-    requests = [Request(np.array(prompt), seed) for seed, prompt in enumerate(prompts)]
+    requests, greedy = requests_for(cfg, prompts), requests_for(cfg, prompts, greedy=True)
     engine.version = 0
-    said["before any weights"] = refusal(lambda: engine.generate(requests))
+    said["before any weights"] = refusal(lambda: complete(engine, requests))
     first = engine.load_weights(policy.exporter.tensors(ToFirstRank()), 0)
     engine.version = 7
-    said["of another step"] = refusal(lambda: engine.generate(requests[:1]))
+    said["of another step"] = refusal(lambda: complete(engine, requests[:1]))
     engine.version = 0
-    said["too long"] = refusal(lambda: engine.generate([requests[0], Request(np.ones(4000, int), 0)]))
-    rollout = sampled(requests, engine.generate(requests))
+    too_long = replace(requests[0], prompt_tokens=np.ones(4000, int))
+    said["too long"] = refusal(lambda: complete(engine, [requests[0], too_long]))
+    rollout = sampled(requests, complete(engine, requests))
     rollout.table["advantage"] = [(-1.0) ** n for n in range(len(prompts))]
     everyone = everybodys([sample.response.tolist() for sample in rollout.samples.values()])
     set_token_weights(cfg, plan, rollout.table)
@@ -58,10 +60,12 @@ def main() -> None:
     rollout.old = by_key(rollout.table, share, [values[0].cpu().numpy() for values in scores])
     mismatch = max(float(np.abs(old - rollout.samples[key].logprobs).max()) for key, old in rollout.old.items())
     policy.update(packed(cfg, share, platform, rollout))
-    before = [c.tokens.tolist() for c in engine.generate(requests, greedy=True)]
+    before = [c.tokens.tolist() for c in complete(engine, greedy)]
     engine.load_weights(policy.exporter.tensors(ToFirstRank()), 1)
-    after = [c.tokens.tolist() for c in engine.generate(requests, greedy=True)]
-    probed = [c.tokens.tolist() for c in engine.probe(requests[:2], 4)]
+    after = [c.tokens.tolist() for c in complete(engine, greedy)]
+    short = [replace(request, options=whole_distribution(cfg.rollout, 4)) for request in requests[:2]]
+    probed = [c.tokens.tolist() for c in complete(engine, short)]
+    engine.forget()
 
     # tensors that change on their way: they are hashed, then sent as others
     real = link._hashing
@@ -74,7 +78,7 @@ def main() -> None:
     assert engine.version is None
     link._hashing = real
     again = engine.load_weights(policy.exporter.tensors(ToFirstRank()), 3)
-    last = [c.tokens.tolist() for c in engine.generate(requests, greedy=True)]
+    last = [c.tokens.tolist() for c in complete(engine, greedy)]
 
     tensors = policy.exporter.tensors()
     if dist.get_rank() == 0:
