@@ -139,7 +139,7 @@ class Renderer:
                 "rollout.tool_parser: auto does not know how this model's chat template writes tool calls",
                 "Name one of vLLM's parsers, or choose a model that was trained to call tools.",
             )
-        told = self._as_read(messages, tools)
+        told = self._told(messages, tools)
         if tools and self._dialect.lists_tools:
             template = {**template, "tools": list(tools)}
         elif tools:
@@ -148,14 +148,17 @@ class Renderer:
         return Chat(told, template, prompt, self._reading.begins(prompt), tools)
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids of a text in the template's words: int32."""
-        return np.array(self._tokenizer.encode_all([text])[0], np.int32)
+        """Token ids of a text in the template's words: int32. What is no character becomes a question mark."""
+        return np.array(self._tokenizer.encode_all([_characters(text)])[0], np.int32)
 
-    def said(self, chat: Chat, tokens: np.ndarray) -> tuple[Chat, Answer, str]:
-        """The chat with the policy's turn behind it, the turn as it was read, and its text without special tokens."""
+    def said(self, chat: Chat, tokens: np.ndarray, finish: str) -> tuple[Chat, Answer, str]:
+        """The chat with the policy's turn behind it, the turn as it was read, and its text without special tokens.
+
+        A turn that was cut off calls nothing: some parsers make a call of the beginning of one.
+        """
         words = tokens[:-1] if self.ended(tokens) else tokens
         text = self._tokenizer.decode(words.tolist(), special=True)
-        answer = self._reading.read(text, chat.tools, chat.begun)
+        answer = self._reading.read(text, chat.tools if finish == "stop" else (), chat.begun)
         answer = replace(answer, content=self._plain(answer.content), thoughts=self._plain(answer.thoughts))
         return replace(chat, said=text), answer, self._tokenizer.decode(tokens.tolist())
 
@@ -173,7 +176,7 @@ class Renderer:
         Raises:
             EpisodeFailed: the template refuses the messages.
         """
-        told = self._as_read(messages, chat.tools)
+        told = self._told(messages, chat.tools)
         turn, closing, tail = self._around(chat, said, told)
         going_on = replace(chat, told=[*chat.told, turn, *told], begun=self._reading.begins(tail), said="")
         if not self._follows:
@@ -229,9 +232,18 @@ class Renderer:
     # -- messages as the template reads them -----------------------------------------------------------------------
 
     def cut(self, messages: Sequence[Message]) -> tuple[list[Message], int]:
-        """``messages`` with no more tokens each than allowed, and how many of them were cut."""
-        short = [message | {"content": self._cut(message.get("content"))} for message in messages]
-        return short, sum(one["content"] != other.get("content") for one, other in zip(short, messages, strict=True))
+        """``messages`` with no more tokens each than allowed, and how many of them were cut.
+
+        Raises:
+            EpisodeFailed: one of them is no message.
+        """
+        for message in messages:
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                raise EpisodeFailed("error", f"no message with a role: {str(message)[:200]}")
+        short = [message | {"content": self._cut(message.get("content", ""))} for message in messages]
+        return short, sum(
+            one["content"] != other.get("content", "") for one, other in zip(short, messages, strict=True)
+        )
 
     def _cut(self, content: Any) -> Any:
         """Of a text that is far too long only the beginning is looked at."""
@@ -244,15 +256,19 @@ class Renderer:
 
     def _ends_of_tokens(self, text: str) -> list[int]:
         """Where the tokens of a text end in it."""
-        encoded = self._tokenizer.of_transformers(text, add_special_tokens=False, return_offsets_mapping=True)
+        encode = self._tokenizer.of_transformers
+        encoded = encode(_characters(text), add_special_tokens=False, return_offsets_mapping=True)
         return [end for _, end in encoded["offset_mapping"]]
 
-    def _as_read(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
-        read = [self._message(message) for message in messages]
+    def _told(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
+        read = self.as_read(messages)
         return _with_results(read) if tools and not self._dialect.takes_results else read
 
+    def as_read(self, messages: Sequence[Message]) -> list[Message]:
+        """Messages with the keys and types that the template looks for."""
+        return [self._message(message) for message in messages]
+
     def _message(self, message: Message) -> Message:
-        """A message with the keys and types that the template looks for."""
         read, key = dict(message), self._dialect.thoughts
         if THOUGHTS[0] in read and key not in (None, THOUGHTS[0]):
             read[key] = read.pop(THOUGHTS[0])
@@ -268,6 +284,10 @@ class Renderer:
         for word in self._tokenizer.of_transformers.all_special_tokens:
             text = text.replace(word, "")
         return text
+
+
+def _characters(text: str) -> str:
+    return text.encode(errors="replace").decode()
 
 
 def _marked(turn: Message, mark: str) -> Message:

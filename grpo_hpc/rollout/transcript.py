@@ -76,7 +76,7 @@ class Transcript:
         """
         self._branches[-1].sampled(completion)
         self._last = np.asarray(completion.tokens, np.int32)
-        self._chat, answer, text = self._renderer.said(self._chat, self._last)
+        self._chat, answer, text = self._renderer.said(self._chat, self._last, completion.finish_reason)
         number, self._turns = self._turns, self._turns + 1
         self.messages.append(_message(answer, number))
         return Turn(number, self.messages[-1], text, completion.finish_reason, answer.problem)

@@ -8,7 +8,7 @@ adds for its template.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,7 +41,9 @@ class Family:
         special: tokens that a text for people does not show.
         others: tokens that it shows.
         ends: ``eos_token_id`` of its generation_config.json, as tokens.
-        calls: how the policy calls ``add`` with a and b; nothing where it cannot.
+        call: how the policy calls ``add`` with 2 and 3; nothing where its template knows no calls.
+        begins: what it says in front of an answer without thoughts.
+        thoughts: and with them; nothing where its template knows none.
     """
 
     template: str
@@ -49,13 +51,13 @@ class Family:
     ends: tuple[str, ...]
     others: tuple[str, ...] = ()
     call: str = ""
-    thoughts: str = "<think>\n{}\n</think>\n\n"
-    kwargs: dict[str, object] = field(default_factory=dict)
+    begins: str = ""
+    thoughts: str = ""
 
 
 _TOOLS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
 _CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_JSON_CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 2,  "b": 3}}\n</tool_call>'
+_JSON_CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": 3}}\n</tool_call>'
 _LLAMA = (
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -72,29 +74,31 @@ _DEEPSEEK_CALL = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>functio
 _DEEPSEEK_CALL += '{"a": 2, "b": 3}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
 
 FAMILIES = {
-    "qwen2.5": Family("qwen2_5", _CHATML, ("<|im_end|>", "<|endoftext|>"), _TOOLS[:2], _JSON_CALL, ""),
-    "qwen3": Family("qwen3", _CHATML, ("<|im_end|>", "<|endoftext|>"), _TOOLS, _JSON_CALL),
+    "qwen2.5": Family("qwen2_5", _CHATML, ("<|im_end|>", "<|endoftext|>"), _TOOLS[:2], _JSON_CALL),
+    "qwen3": Family(
+        "qwen3", _CHATML, ("<|im_end|>", "<|endoftext|>"), _TOOLS, _JSON_CALL, thoughts="<think>\n{}\n</think>\n\n"
+    ),
     "llama3": Family(
         "llama3_1",
         (*_LLAMA, "<|python_tag|>"),
         ("<|eot_id|>", "<|eom_id|>"),
         call='{"name": "add", "parameters": {"a": 2, "b": 3}}',
-        thoughts="",
     ),
     "mistral": Family(
         "",
         ("<s>", "</s>", *(f"[{slash}{name}]" for name in _MISTRAL for slash in ("", "/"))),
         ("</s>",),
         call='[TOOL_CALLS] [{"name": "add", "arguments": {"a": 2, "b": 3}}]',
-        thoughts="",
+        begins=" ",
     ),
     "glm": Family(
         "glm4moe",
         ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
         ("<|endoftext|>", "<|user|>", "<|observation|>"),
         (*_TOOLS, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
-        "<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>2</arg_value>\n<arg_key>b</arg_key>\n"
+        "\n<think></think>\n<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>2</arg_value>\n<arg_key>b</arg_key>\n"
         "<arg_value>3</arg_value>\n</tool_call>",
+        "\n<think></think>\n",
         "\n<think>{}</think>\n",
     ),
     "deepseek": Family(
@@ -102,17 +106,19 @@ FAMILIES = {
         ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
         ("<｜end▁of▁sentence｜>",),
         (*(f"<｜{name}｜>" for name in _DEEPSEEK), "<think>", "</think>"),
-        _DEEPSEEK_CALL,
+        "</think>\n\n" + _DEEPSEEK_CALL,
+        "</think>\n\n",
         "{}\n</think>\n\n",
     ),
     "gpt-oss": Family(
         "gptoss",
         tuple(f"<|{name}|>" for name in _HARMONY),
         ("<|return|>", "<|endoftext|>"),
-        call='<|start|>assistant to=functions.add<|channel|>commentary json<|message|>{"a": 2, "b": 3}',
-        thoughts="<|channel|>analysis<|message|>{}<|end|>",
+        call=' to=functions.add<|channel|>commentary json<|message|>{"a": 2, "b": 3}',
+        begins="<|channel|>final<|message|>",
+        thoughts="<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>",
     ),
-    "gemma3": Family("gemma3", ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), ("<end_of_turn>",), thoughts=""),
+    "gemma3": Family("gemma3", ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), ("<end_of_turn>",)),
 }
 
 
