@@ -34,7 +34,7 @@ class Tokenizer:
     def __init__(self, model_path: str, kwargs: Mapping[str, Any] | None = None) -> None:
         from transformers import AutoTokenizer
 
-        self._folder = Path(model_path)
+        self.folder = Path(model_path)
         self._tokenizer = AutoTokenizer.from_pretrained(model_path)
         if not self._tokenizer.chat_template:
             raise ConfigError(f"the tokenizer in {model_path} has no chat template", "Add a chat_template to it.")
@@ -50,9 +50,9 @@ class Tokenizer:
         """Of everything that decides which tokens a chat becomes: files, arguments of the template, packages."""
         decisive = [self._kwargs, version("transformers"), version("tokenizers")]
         digest = hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=16)
-        for file in sorted(file for pattern in _FILES for file in self._folder.glob(pattern)):
+        for file in sorted(file for pattern in _FILES for file in self.folder.glob(pattern)):
             content = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
-            digest.update(f"\n{file.relative_to(self._folder)} {content}".encode())
+            digest.update(f"\n{file.relative_to(self.folder)} {content}".encode())
         return digest.hexdigest()
 
     def text(self, row: Row) -> str:
@@ -63,7 +63,7 @@ class Tokenizer:
         """
         if unread := self._unread(row.template):
             raise ConfigError(f"has {unread[0]!r}, which the model's chat template does not read")
-        return self._written(row, row.messages, begins=True)
+        return self.written(row.messages, row.template, begins=True)
 
     def opening(self, row: Row) -> str:
         """What the template itself begins the assistant's answer with: ``<think>`` and a line feed; often nothing.
@@ -71,17 +71,26 @@ class Tokenizer:
         It is what the template adds for the answer, without what it writes in front of any turn of the assistant.
         Some write empty thoughts in front of every turn: where thoughts begin the answer has begun.
         """
-        before, begun = self._written(row, row.messages), self.text(row)
+        before, begun = self.written(row.messages, row.template), self.text(row)
         try:
-            answered = self._written(row, [*row.messages, {"role": "assistant", "content": _ANSWER}])
+            answered = self.written([*row.messages, {"role": "assistant", "content": _ANSWER}], row.template)
         except ConfigError:  # it writes no turn of the assistant
             answered = begun
         added, turn = (text[len(before) :] if text.startswith(before) else "" for text in (begun, answered))
-        header, _, _ = _shared(added, turn or added).partition(_THOUGHTS)
+        header, _, _ = shared_beginning(added, turn or added).partition(_THOUGHTS)
         return added.removeprefix(header)
 
-    def _written(self, row: Row, messages: list[dict[str, Any]], *, begins: bool = False) -> str:
-        told = self._kwargs | row.template
+    def written(self, messages: list[dict[str, Any]], template: Mapping[str, Any], *, begins: bool = False) -> str:
+        """A chat as the template writes it.
+
+        Args:
+            template: what it is told beside the messages and the run file's arguments.
+            begins: whether the text ends where the assistant is to speak, or behind the last message.
+
+        Raises:
+            ConfigError: the template refuses the chat.
+        """
+        told = self._kwargs | dict(template)
         try:
             return str(
                 self._tokenizer.apply_chat_template(messages, add_generation_prompt=begins, tokenize=False, **told)
@@ -104,12 +113,22 @@ class Tokenizer:
         """The chat as token ids."""
         return self.encode_all([self.text(row)])[0]
 
-    def decode(self, tokens: list[int]) -> str:
-        """``tokens`` as text, without special tokens."""
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+    def decode(self, tokens: list[int], *, special: bool = False) -> str:
+        """``tokens`` as text, without special tokens unless they are wanted."""
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=not special))
+
+    @property
+    def of_transformers(self) -> Any:
+        """The tokenizer as transformers made it."""
+        return self._tokenizer
+
+    @property
+    def template(self) -> str:
+        """The chat template, a program in Jinja; where there are several, the one for tools."""
+        return str(self._tokenizer.get_chat_template(tools=[{}]))
 
 
-def _shared(first: str, second: str) -> str:
+def shared_beginning(first: str, second: str) -> str:
     """What both texts begin with."""
     return "".join(one for one, other in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
