@@ -13,8 +13,8 @@ import hashlib
 import json
 import secrets
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
@@ -27,6 +27,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from grpo_hpc.rollout.agents.chat_answer import ChatAnswer
 from grpo_hpc.rollout.agents.chat_request import Refusal, read_request
 from grpo_hpc.rollout.agents.conversation import Conversation
+
+_Result = TypeVar("_Result")
 
 MODEL = "policy"
 LONGEST_BODY = 32 << 20
@@ -112,9 +114,12 @@ class ChatEndpoint:
         try:
             wanted = read_request(await _body(request))
             self._mention(wanted.wishes)
-            answer = ChatAnswer(wanted, await conversation.answer(wanted), self._text_of)
+            asked = conversation.ask(wanted, _again(request))
+            answer = ChatAnswer(wanted, await _while_connected(request, asked.answer()), self._text_of)
         except Refusal as refusal:
             return _refused(refusal)
+        except ClientDisconnect:
+            return Response(status_code=400)  # for nobody
         if wanted.stream:
             return StreamingResponse(answer.events(), media_type="text/event-stream")
         return JSONResponse(answer.whole)
@@ -168,14 +173,31 @@ def _config(app: Any) -> uvicorn.Config:
 
 async def _body(request: Request) -> bytes:
     body = bytearray()
-    try:
-        async for part in request.stream():
-            body += part
-            if len(body) > LONGEST_BODY:
-                raise Refusal(413, f"the body has more than {LONGEST_BODY} bytes, the most that is read")
-    except ClientDisconnect:
-        raise Refusal(400, "the body ended too early") from None
+    async for part in request.stream():
+        body += part
+        if len(body) > LONGEST_BODY:
+            raise Refusal(413, f"the body has more than {LONGEST_BODY} bytes, the most that is read")
     return bytes(body)
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """What ``work`` comes to; it is cancelled, and ``ClientDisconnect`` raised, when the client leaves first."""
+    working, leaving = asyncio.create_task(work), asyncio.ensure_future(request.receive())  # the body has been read
+    either: list[asyncio.Future[Any]] = [working, leaving]
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+def _again(request: Request) -> bool | None:
+    """Whether the client has sent this before and got no answer, if it says so, as OpenAI's libraries do."""
+    times = request.headers.get("x-stainless-retry-count")
+    return None if times is None else times != "0"
 
 
 def _refused(refusal: Refusal) -> Response:

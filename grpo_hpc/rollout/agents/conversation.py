@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
     from grpo_hpc.rollout.engine import Completion
     from grpo_hpc.rollout.sample import Key, Sample
 
-MOST_REPEATS = 64
-"""How often one request is answered from memory: an agent that asks the same for ever ends."""
+MOST_TIMES = 64
+"""How often one answer is given: a client that asks for it for ever ends."""
 _GIVEN_UP = ("abort", "error")
 
 
@@ -59,6 +58,39 @@ class Answer:
     finish: str
     read: int
     completion: Completion
+
+
+@dataclass
+class Asked:
+    """A request, and its answer when there is one.
+
+    Attributes:
+        wanted: whether a client waits for it, or has been given it.
+        times: how often it was asked.
+    """
+
+    _task: asyncio.Task[Answer]
+    wanted: bool = True
+    times: int = 0
+
+    async def answer(self) -> Answer:
+        """What the policy says. Whoever is cancelled while it waits leaves it to those that ask again.
+
+        Raises:
+            Refusal: it says nothing.
+        """
+        try:
+            await asyncio.wait([self._task])
+        except asyncio.CancelledError:
+            self.wanted = False
+            raise
+        if self._task.cancelled():
+            raise Refusal(410, "the episode has ended")
+        if isinstance(error := self._task.exception(), Refusal):
+            raise error
+        if error is not None:  # not the client's matter; the conversation's `failure` has it
+            raise Refusal(503, "the policy does not answer any more")
+        return self._task.result()
 
 
 @dataclass
@@ -107,35 +139,35 @@ class Conversation:
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
         self._chats: list[_Chat] = []
-        self._answers: dict[bytes, asyncio.Task[Answer]] = {}
-        self._asked = Counter[bytes]()
+        self._asked: dict[bytes, list[Asked]] = {}
+        self._tasks: set[asyncio.Task[Answer]] = set()
         self._turns = self._sampled = 0
         self._quiet_since: float | None = asyncio.get_running_loop().time()
         self._closed = False
         self.full = ""
         self.failure: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
-    async def answer(self, request: ChatRequest) -> Answer:
-        """What the policy says to ``request``; to the same request again the same, without sampling.
+    def ask(self, request: ChatRequest, again: bool | None) -> Asked:
+        """Let the policy speak, or find what it said to the same request before.
+
+        Args:
+            again: whether the client asks once more because it got no answer; None when it does not say.
 
         Raises:
-            Refusal: it says nothing.
+            Refusal: it was found too often.
         """
         if self._closed:
             raise Refusal(410, "the episode has ended")
-        self._asked[request.digest] += 1
-        if self._asked[request.digest] > MOST_REPEATS:
-            text = f"this request was asked {MOST_REPEATS} times, and has one answer"
+        known = self._asked.setdefault(request.digest, [])
+        lost = [asked for asked in known if not asked.wanted]
+        asked = lost[0] if lost else known[-1] if known and again is not False else None
+        if asked is None:
+            known.append(asked := Asked(self._begin(request)))
+        asked.times, asked.wanted = asked.times + 1, True
+        if asked.times > MOST_TIMES:
+            text = f"this request was asked {MOST_TIMES} times, and has one answer"
             raise Refusal(400, f"{text}: ask with another `seed` for another one")
-        task = self._answers.get(request.digest) or self._begin(request)
-        await asyncio.wait([task])  # whoever waits may go: the answer is for those that ask again
-        if task.cancelled():
-            raise Refusal(410, "the episode has ended")
-        if isinstance(error := task.exception(), Refusal):
-            raise error
-        if error is not None:  # not the client's matter; `failure` has it
-            raise Refusal(503, "the policy does not answer any more")
-        return task.result()
+        return asked
 
     def quiet(self) -> float:
         """Seconds in which it has been the agent's turn; 0 while it is the policy's."""
@@ -145,7 +177,7 @@ class Conversation:
     def close(self) -> None:
         """End the episode: what is still being sampled is given up, and changes nothing any more."""
         self._closed = True
-        for task in self._answers.values():
+        for task in self._tasks:
             task.cancel()
 
     @property
@@ -161,12 +193,14 @@ class Conversation:
 
     def _begin(self, request: ChatRequest) -> asyncio.Task[Answer]:
         task = asyncio.create_task(self._sample(request))
-        self._answers[request.digest], self._quiet_since = task, None
+        self._tasks.add(task)
+        self._quiet_since = None
         task.add_done_callback(self._settled)
         return task
 
     def _settled(self, task: asyncio.Task[Answer]) -> None:
-        if all(other.done() for other in self._answers.values()):
+        self._tasks.discard(task)
+        if not self._tasks:
             self._quiet_since = asyncio.get_running_loop().time()
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, Refusal) and not self.failure.done():

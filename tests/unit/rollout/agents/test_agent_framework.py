@@ -45,7 +45,7 @@ class Calculating:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_turns_of_an_agent_are_one_sample(stage, streaming):
-    """It keeps the chat in a form of its own, and sends back what it makes of it: thoughts are gone, JSON is rewritten."""
+    """It keeps the chat in a form of its own: what it sends back has no thoughts, and JSON as it writes it."""
     stage.script = ['CALL[["add", {"a":2,   "b": 2}]]', "so|4"]
     outcome, conversation = stage.play(Calculating(streaming))
     assert outcome == Outcome(1.0)
@@ -62,10 +62,10 @@ def test_two_agents_in_one_episode_are_two_sequences(stage):
 
     stage.script = ["4", "4"]
     _, conversation = stage.play(Two())
-    assert [stage.words.decode(sample.response) for sample in conversation.samples(KEY)] == ["4</s>"]
+    assert [stage.words.decode(sample.response) for sample in conversation.samples(KEY)] == ["4</s>", "4</s>"]
 
 
 def test_an_agent_whose_context_is_full(stage):
-    stage.script, stage.context = ['CALL[["add", {"a": 2, "b": 2}]]'], 120
+    stage.script, stage.context = ['CALL[["add", {"a": 2, "b": 2}]]'], 94
     outcome, conversation = stage.play(Calculating(False))
     assert outcome == Outcome() and conversation.full == "length"

@@ -106,36 +106,52 @@ def test_a_stop_text_ends_the_answer_and_the_chat_goes_on(stage, episode):
     assert sampled(stage, conversation) == ["foSTOP</s>more</s>"]
 
 
-def test_the_same_request_has_the_same_answer_without_sampling(stage, episode):
+AGAIN = {"x-stainless-retry-count": "1"}
+
+
+@pytest.mark.parametrize("says", [AGAIN, {"x-stainless-retry-count": openai.Omit()}])
+def test_a_repeated_request_has_the_same_answer_without_sampling(stage, episode, says):
+    """Where the client says that it tries again, or does not say."""
     conversation, client = episode
     stage.script = ["one", "two"]
-    assert [ask(client, [USER]).choices[0].message.content for _ in range(3)] == ["one"] * 3
-    assert ask(client, [USER], seed=2).choices[0].message.content == "two"
+    assert ask(client, [USER]).choices[0].message.content == "one"
+    assert [ask(client, [USER], extra_headers=says).choices[0].message.content for _ in range(3)] == ["one"] * 3
+    assert ask(client, [USER], extra_headers=says, seed=2).choices[0].message.content == "two"
     assert sampled(stage, conversation) == ["one</s>", "two</s>"]
 
 
+def test_who_asks_on_purpose_for_another_answer_gets_one(stage, episode):
+    conversation, client = episode
+    stage.script = ["one", "two", "three"]
+    assert [ask(client, [USER]).choices[0].message.content for _ in range(3)] == ["one", "two", "three"]
+    assert sampled(stage, conversation) == ["one</s>", "two</s>", "three</s>"]
+
+
 def test_an_agent_that_asks_the_same_for_ever_is_told(stage, episode, monkeypatch):
-    monkeypatch.setattr(conversation_module, "MOST_REPEATS", 3)
+    monkeypatch.setattr(conversation_module, "MOST_TIMES", 3)
     _, client = episode
     stage.script = ["one"]
-    assert [ask(client, [USER]).choices[0].message.content for _ in range(3)] == ["one"] * 3
+    for _ in range(3):
+        assert ask(client, [USER], extra_headers=AGAIN).choices[0].message.content == "one"
     with pytest.raises(openai.BadRequestError, match="another `seed`"):
-        ask(client, [USER])
+        ask(client, [USER], extra_headers=AGAIN)
 
 
-def test_a_client_that_was_too_impatient_gets_the_answer_that_it_did_not_wait_for(stage, episode):
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_client_that_was_too_impatient_gets_the_answer_that_it_did_not_wait_for(stage, episode, retries):
+    """Whether its library asks again or the agent itself."""
     conversation, client = episode
-    gate = asyncio.Event()
 
     async def slow():
-        await gate.wait()
+        await asyncio.sleep(1.0)
         return "late"
 
     stage.script = [slow]
-    with pytest.raises(openai.APITimeoutError):
-        ask(client.with_options(timeout=0.2, max_retries=0), [USER])
-    stage.loop.call_soon_threadsafe(gate.set)
-    assert ask(client, [USER]).choices[0].message.content == "late"
+    if retries == 0:
+        with pytest.raises(openai.APITimeoutError):
+            ask(client.with_options(timeout=0.3, max_retries=0), [USER])
+    told = ask(client.with_options(timeout=20 if retries == 0 else 0.6, max_retries=retries), [USER])
+    assert told.choices[0].message.content == "late"
     assert len(stage.asked) == 1 and len(conversation.samples(KEY)) == 1
 
 
