@@ -13,8 +13,8 @@ import hashlib
 import json
 import secrets
 import socket
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -26,9 +26,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from grpo_hpc.rollout.agents.chat_answer import ChatAnswer
 from grpo_hpc.rollout.agents.chat_request import Refusal, read_request
-from grpo_hpc.rollout.agents.conversation import Conversation
-
-_Result = TypeVar("_Result")
+from grpo_hpc.rollout.agents.conversation import Asked, Conversation
 
 MODEL = "policy"
 LONGEST_BODY = 32 << 20
@@ -101,7 +99,7 @@ class ChatEndpoint:
             return await _refused(Refusal(401, "the key is missing, wrong, or of an episode that has ended"))(
                 scope, receive, send
             )
-        scope["state"]["stranger"].known()
+        scope["state"]["connection"].known()
         scope["state"]["conversation"] = conversation
         await self._answering(scope, receive, send)
 
@@ -114,8 +112,8 @@ class ChatEndpoint:
         try:
             wanted = read_request(await _body(request))
             self._mention(wanted.wishes)
-            asked = conversation.ask(wanted, _again(request))
-            answer = ChatAnswer(wanted, await _while_connected(request, asked.answer()), self._text_of)
+            request.state.connection.asked = asked = conversation.ask(wanted, _again(request))
+            answer = ChatAnswer(wanted, await asked.answer(), self._text_of)
         except Refusal as refusal:
             return _refused(refusal)
         except ClientDisconnect:
@@ -134,10 +132,16 @@ class ChatEndpoint:
 
 
 class _Connection(H11Protocol):
-    """One that is closed unless it shows a key soon, or when too many others come that do not either."""
+    """One that is closed unless it shows a key soon, or when too many others come that do not either.
+
+    Attributes:
+        asked: what its last request asked for; not wanted any more when the client leaves without an answer.
+    """
+
+    asked: Asked | None = None
 
     def connection_made(self, transport: Any) -> None:
-        self.app_state = {"stranger": self}
+        self.app_state = {"connection": self}
         self.arrived, self.stranger = self.loop.time(), True
         strangers = [other for other in self.connections if isinstance(other, _Connection) and other.stranger]
         if len(strangers) >= STRANGERS:
@@ -147,6 +151,8 @@ class _Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._late.cancel()
+        if self.asked is not None and not self.cycle.response_complete:
+            self.asked.wanted = False
         super().connection_lost(exc)
 
     def known(self) -> None:
@@ -178,20 +184,6 @@ async def _body(request: Request) -> bytes:
         if len(body) > LONGEST_BODY:
             raise Refusal(413, f"the body has more than {LONGEST_BODY} bytes, the most that is read")
     return bytes(body)
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
-    """What ``work`` comes to; it is cancelled, and ``ClientDisconnect`` raised, when the client leaves first."""
-    working, leaving = asyncio.create_task(work), asyncio.ensure_future(request.receive())  # the body has been read
-    either: list[asyncio.Future[Any]] = [working, leaving]
-    try:
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
 
 
 def _again(request: Request) -> bool | None:

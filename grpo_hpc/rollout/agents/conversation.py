@@ -74,16 +74,12 @@ class Asked:
     times: int = 0
 
     async def answer(self) -> Answer:
-        """What the policy says. Whoever is cancelled while it waits leaves it to those that ask again.
+        """What the policy says.
 
         Raises:
             Refusal: it says nothing.
         """
-        try:
-            await asyncio.wait([self._task])
-        except asyncio.CancelledError:
-            self.wanted = False
-            raise
+        await asyncio.wait([self._task])  # whoever gives up waiting does not end it
         if self._task.cancelled():
             raise Refusal(410, "the episode has ended")
         if isinstance(error := self._task.exception(), Refusal):
