@@ -2,8 +2,8 @@
 
 It gets the row as JSON on standard input, and the endpoint in ``OPENAI_BASE_URL`` and ``OPENAI_API_KEY``, where
 OpenAI's client libraries look for them. The last line that it writes to standard output says what came of it:
-``{"reward": 0.5}``, with ``counts`` if it likes; a last line of another kind, or none, is no reward. All other output
-goes to the log.
+``{"reward": 0.5}``, with ``counts`` if it likes; without such a line there is no reward. All other output goes to
+the log.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import IO, Any
 
 from grpo_hpc.data.rows import Row
-from grpo_hpc.rollout.agents.agent import Outcome
+from grpo_hpc.rollout.agents.agent import Outcome, outcome_of
 from grpo_hpc.rollout.environments.protocol import EpisodeFailed
 
 _LONGEST_LINE = 1 << 16
@@ -67,15 +67,15 @@ def _print(lines: Iterable[bytes]) -> None:
 
 def _outcome(line: bytes) -> Outcome:
     told = _object(line)
-    if told is None or not told.keys() <= {"reward", "counts"}:
-        _print([line])
-        return Outcome()
-    return Outcome(told.get("reward"), told.get("counts") or {})
+    if told.keys() & {"reward", "counts"}:
+        return outcome_of(told)
+    _print([line])
+    return Outcome()
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def _object(line: bytes) -> dict[str, Any]:
     try:
         told = json.loads(line)
     except (ValueError, RecursionError):
-        return None
-    return told if isinstance(told, dict) else None
+        return {}
+    return told if isinstance(told, dict) else {}

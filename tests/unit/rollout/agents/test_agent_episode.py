@@ -170,7 +170,11 @@ def test_a_program_that_says_nothing_of_a_reward(stage, end):
 
 @pytest.mark.parametrize(
     ("end", "kind", "text"),
-    [("sys.exit(3)", "error", "exit code 3"), ("import os; os.kill(os.getpid(), 9)", "killed", "signal 9")],
+    [
+        ("sys.exit(3)", "error", "exit code 3"),
+        ('print(\'{"reward": "much"}\')', "error", "the reward much"),
+        ("import os; os.kill(os.getpid(), 9)", "killed", "signal 9"),
+    ],
 )
 def test_a_program_that_fails(stage, end, kind, text):
     with pytest.raises(EpisodeFailed, match=text) as caught:
