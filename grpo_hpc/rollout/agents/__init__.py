@@ -1,0 +1,1 @@
+"""Programs that talk to the policy as they would to any model behind a chat endpoint."""
