@@ -37,7 +37,7 @@ from grpo_hpc.rewards.names import column_of, target_of
 from grpo_hpc.rewards.reward_params import asked_in_source, check_given, checked, declared, in_source, shown
 
 # besides the columns of the data
-OFFERED = ("completions", "prompts", "finish_reasons", "completion_ids", "assistant_turns")
+OFFERED = ("completions", "prompts", "finish_reasons", "completion_ids", "assistant_turns", "messages")
 _Reward = TypeVar("_Reward", bound=Callable[..., Any])
 
 Parameters = Mapping[str, Mapping[str, Any]]  # values of parameters by the column name of their function

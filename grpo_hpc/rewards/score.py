@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from grpo_hpc.errors import RewardError
@@ -27,6 +28,7 @@ class Answer:
         finish_reason: ``stop`` or ``length``.
         completion_ids: token ids.
         assistant_turn: the text with what the chat template began the answer with in front.
+        messages: the whole chat, what the policy heard in it included.
     """
 
     completion: str
@@ -35,11 +37,12 @@ class Answer:
     finish_reason: str
     completion_ids: list[int]
     assistant_turn: str
+    messages: list[dict[str, Any]]
 
     def offered(self) -> dict[str, list[Any]]:
         """All of it in lists of length 1, by the name that a reward function knows it by."""
         own = (self.completion, self.prompt, self.finish_reason, self.completion_ids, self.assistant_turn)
-        everything = self.columns | dict(zip(OFFERED, own, strict=True))
+        everything = self.columns | dict(zip(OFFERED, (*own, self.messages), strict=True))
         return {name: [value] for name, value in everything.items()}
 
 
@@ -64,6 +67,7 @@ def score(
     weights: Sequence[float] | None,
     policies: Mapping[str, Policy],
     answer: Answer,
+    given: Mapping[str, float | None] = MappingProxyType({}),
 ) -> Future[Score]:
     """Let workers call every function on ``answer``, and add up what they return.
 
@@ -72,22 +76,24 @@ def score(
         weights: one per function, in their order; None means 1 each.
         policies: by name, what becomes of a completion that a function fails on: score 0, no score (``nan``, the
             default), or the end of the run.
+        given: by name, what is known already: no function gives it.
 
     Returns:
         A future. Its error is a ``RewardError`` where a function failed whose policy is ``fail``.
     """
-    offered = answer.offered()
+    offered, called = answer.offered(), [name for name in names if name not in given]
 
     def added_up(outcomes: Sequence[Outcome]) -> Score:
-        outcome_of = dict(zip(names, outcomes, strict=True))
+        outcome_of = dict(zip(called, outcomes, strict=True))
         for name, outcome in outcome_of.items():
             if outcome.failure and policies.get(name) == "fail":
                 raise RewardError(f"the reward function {name!r} failed; {_told(outcome, answer)}", outcome.hint)
-        rewards = {name: _reward(outcome, policies.get(name, "nan")) for name, outcome in outcome_of.items()}
+        asked = {name: _reward(outcome, policies.get(name, "nan")) for name, outcome in outcome_of.items()}
+        rewards = {name: given[name] if name in given else asked[name] for name in names}
         failures = {name: f"{_told(o, answer)} {o.hint}".strip() for name, o in outcome_of.items() if o.failure}
         return Score(rewards, _total(list(rewards.values()), weights), failures)
 
-    return together([runner.submit([Task(name, offered) for name in names])], lambda made: added_up(made[0]))
+    return together([runner.submit([Task(name, offered) for name in called])], lambda made: added_up(made[0]))
 
 
 def first_failures(failures: Sequence[Mapping[str, str]]) -> dict[str, str]:

@@ -22,14 +22,14 @@ from grpo_hpc.data.rows import Row
 from grpo_hpc.errors import RewardError, ServersLost
 from grpo_hpc.rewards.columns import lacking
 from grpo_hpc.rewards.registry import needed_columns
-from grpo_hpc.rewards.runner import RewardRunner
 from grpo_hpc.rewards.score import first_failures, require_scores
 from grpo_hpc.rollout.claims import Deal, deal
 from grpo_hpc.rollout.engine import Completion, Engine, Request, complete, sampling, whole_distribution
-from grpo_hpc.rollout.episodes import EventThread, Playing
+from grpo_hpc.rollout.episodes import Ask, Episode, Player, single_turn
+from grpo_hpc.rollout.playing import EventThread, Playing
 from grpo_hpc.rollout.replica_loop import Decisions, Desk, ReplicaLoop
-from grpo_hpc.rollout.sample import FAILURES, Key, Sample, in_order, keys_of, summaries, summary_type
-from grpo_hpc.rollout.scoring import Decoder, Scored, Scorer
+from grpo_hpc.rollout.sample import COUNTED, FAILURES, Key, Sample, in_order, keys_of, summaries, summary_type
+from grpo_hpc.rollout.scoring import Scored, Scorer
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class Asked:
 
     def row(self, position: int) -> Row:
         return self.prompts.row(self.places[position])
+
+    def tokens(self, position: int) -> np.ndarray:
+        """The row's chat as token ids: int32 [T]."""
+        return self.prompts.tokens(self.places[position])
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Sampling:
         lost: servers that were lost meanwhile.
     """
 
-    playing: Playing[Sample, Scored] | None
+    playing: Playing[Episode, list[Scored]] | None
     lost: ServersLost | None
 
 
@@ -96,7 +100,8 @@ class Collector:
     replica holds what it has sampled, decodes it and scores it.
 
     Args:
-        runner: calls reward functions; None on all ranks of a replica but the first.
+        scorer: scores episodes; None on all ranks of a replica but the first.
+        player: plays them.
         stop: whether somebody has asked this rank to stop.
     """
 
@@ -104,32 +109,29 @@ class Collector:
         self,
         cfg: RunConfig,
         engine: Engine,
-        tokenizer: Decoder,
-        runner: RewardRunner | None,
+        player: Player,
+        scorer: Scorer | None,
         control: Control,
         stop: Callable[[], bool],
     ) -> None:
         self._seed, self._rollout = cfg.seed, cfg.rollout
-        self._engine, self._control, self._stop, self._runner = engine, control, stop, runner
+        self._engine, self._control, self._stop = engine, control, stop
+        self._player, self._scorer = player, scorer
         self._columns, self._places = cfg.rewards.columns, sequences_of(cfg)
-        self._needed = needed_columns(cfg.rewards.reward_funcs, cfg.rewards.reward_params)
+        self._needed = needed_columns(cfg.rewards.called, cfg.rewards.reward_params)
         size = cfg.rollout.ranks_of_engine
         self._replica, part = divmod(control.rank, size)
         self.replicas = control.size // size
         self._loop = ReplicaLoop(engine, self._shared(size))
-        self._events, self._scorer = None, None
-        if part == 0:
-            assert runner is not None, "the first rank of a replica scores"
-            self._events = EventThread()
-            names = {column for columns in self._needed.values() for column in columns}
-            self._scorer = Scorer(cfg.rewards, tokenizer, runner, names)
+        assert (part == 0) == (scorer is not None), "the first rank of a replica scores"
+        self._events = EventThread() if scorer else None
         self._number = 0  # of the rollout in this process
 
     def collect(self, asked: Asked, samples: int, known: Collection[Key] = (), *, greedy: bool = False) -> Sampling:
         """Sample ``samples`` completions of each row, without those that are ``known``; they are scored meanwhile."""
         wanted = [Key(position, number) for position in asked.places for number in range(samples)]
         wanted = [key for key in wanted if key not in known]
-        lengths = [len(asked.prompts.tokens(asked.places[key.position])) for key in wanted]
+        lengths = [len(asked.tokens(key.position)) for key in wanted]
         dealt = deal(wanted, lengths, self.replicas, self._places, self._rollout.max_completion_length)
         self._number += 1
         playing = self._begin(dealt, asked, greedy)
@@ -149,7 +151,7 @@ class Collector:
         """
         scored = list[Scored]()
         if sampling.playing and self._events:
-            scored = sampling.playing.result(self._events)
+            scored = [one for episode in sampling.playing.result(self._events) for one in episode]
         self._say_failures(scored)
         cut = bool(sampling.playing and sampling.playing.cut)
         told = self._control.gather((cut, sampling.lost), "the slowest rollout")
@@ -168,7 +170,7 @@ class Collector:
         """
         options = whole_distribution(self._rollout, tokens)
         keys = [Key(position, self._replica) for position in asked.places]
-        requests = [self._request(key, asked, options) for key in keys]
+        requests = [Request(asked.tokens(key.position), self._request_seed(key), options) for key in keys]
         completions, lost = list[Completion](), None
         try:
             completions = complete(self._engine, requests)
@@ -178,38 +180,48 @@ class Collector:
         for told in self._control.gather(lost, "the first answers of the engines"):
             if told is not None:
                 raise told
-        sampled = [_single_turn(*made) for made in zip(keys, requests, completions, strict=True)]
+        made = zip(keys, requests, completions, strict=True)
+        sampled = [single_turn(key, request.prompt_tokens, completion) for key, request, completion in made]
         scored = [Scored(sample, "") for sample in sampled] if self._scorer else []
         table = in_order(self._control.gather_rows(self._summaries(scored), "the first answers of the engines"))
         return Collected(table, {s.sample.key: s for s in scored})
 
     def close(self) -> None:
-        """End the thread of the episodes, and the processes that call reward functions."""
-        if self._events:
+        """End the thread of the episodes, their processes, and those that call reward functions."""
+        if self._events and self._scorer:
+            self._events.start(self._player.close()).result()
             self._events.close()
-        if self._runner:
-            self._runner.close()
+            self._scorer.close()
 
-    def _begin(self, dealt: Deal, asked: Asked, greedy: bool) -> Playing[Sample, Scored] | None:
+    def _begin(self, dealt: Deal, asked: Asked, greedy: bool) -> Playing[Episode, list[Scored]] | None:
         """Set this replica's episodes going; nothing on all of its ranks but the first."""
         if self._events is None or self._scorer is None:
             return None
         desk, scorer, options = Desk(self._events.loop), self._scorer, sampling(self._rollout, greedy)
+        if ends := self._player.stop_token_ids:
+            options |= {"stop_token_ids": sorted({*self._rollout.stop_token_ids, *ends})}
 
-        async def play(key: Key) -> Sample:
-            request = self._request(key, asked, options)
-            return _single_turn(key, request, await desk.sample(request))
+        async def play(key: Key) -> Episode:
+            ask = self._asking(key, desk, options)
+            return await self._player.play(key, asked.row(key.position), asked.tokens(key.position), ask)
 
-        async def score(sample: Sample) -> Scored:
-            return await scorer.score(sample, asked.row(sample.key.position))
+        async def score(episode: Episode) -> list[Scored]:
+            return await scorer.score(episode, asked.row(episode.samples[0].key.position))
 
         keys = dealt.claimed(self._replica, partial(self._control.claim, f"rollout {self._number}"))
         playing = Playing(desk, keys, self._places, play, score, self._stop)
         playing.begin(self._events)
         return playing
 
-    def _request(self, key: Key, asked: Asked, options: Mapping[str, Any]) -> Request:
-        return Request(asked.prompts.tokens(asked.places[key.position]), self._request_seed(key), options)
+    def _asking(self, key: Key, desk: Desk, options: Mapping[str, Any]) -> Ask:
+        """How the episode ``key`` asks the policy."""
+
+        async def ask(tokens: np.ndarray, turn: int, limit: int, stop: Sequence[str] = ()) -> Completion:
+            told: dict[str, Any] = {"max_tokens": limit}
+            told |= {"stop": [*options.get("stop", ()), *stop], "detokenize": True} if stop else {}
+            return await desk.sample(Request(tokens, self._request_seed(key, turn), {**options, **told}))
+
+        return ask
 
     def _shared(self, size: int) -> Callable[[Decisions | None], Decisions] | None:
         """How the first rank of this replica tells the others what it decides; None where there are none."""
@@ -226,7 +238,10 @@ class Collector:
     def _summaries(self, scored: Sequence[Scored]) -> np.ndarray:
         table = summaries([s.sample for s in scored], self._control.rank, len(self._columns))
         for row, s in zip(table, scored, strict=True):
-            row["reward"] = s.reward
+            row["reward"], row["failed"] = s.reward, FAILURES.index(s.failure.partition(":")[0])
+            row["environment_s"], row["policy_s"] = s.environment_s, s.policy_s
+            for name in COUNTED:
+                row[name] = s.counts.get(name, 0)
             row["rewards"] = [np.nan if (value := s.rewards.get(name)) is None else value for name in self._columns]
             kinds = [s.failures.get(name, "").partition(":")[0] for name in self._columns]
             row["failures"] = [FAILURES.index(kind) for kind in kinds]
@@ -251,40 +266,7 @@ class Collector:
             )
             print(text, file=sys.stderr, flush=True)
 
-    def _request_seed(self, key: Key) -> int:
-        """Depends on the run's seed and the completion's place alone: equal after a resume, whatever the layout."""
-        digest = hashlib.blake2b(f"{self._seed}/{key.position}/{key.sample}".encode(), digest_size=4).digest()
-        return int.from_bytes(digest, "big") >> 1
-
-
-def start_rewards(cfg: RunConfig) -> RewardRunner:
-    """Processes for the reward functions; made before any model, so that what is wrong with them costs no time.
-
-    Raises:
-        ConfigError: they cannot be loaded.
-        EnvironmentProblem: one of them cannot work here.
-    """
-    r = cfg.rewards
-    runner = RewardRunner(
-        r.reward_funcs,
-        r.reward_params,
-        {"max_completion_length": cfg.rollout.max_completion_length, "reward_timeout": r.reward_timeout},
-        workers=r.reward_workers * cfg.rollout.ranks_of_engine,  # one rank of a replica scores for all of them
-        concurrency=r.reward_concurrency,
-        timeout=r.reward_timeout,
-        retries=r.reward_retries,
-    )
-    runner.start()
-    return runner
-
-
-def _single_turn(key: Key, request: Request, completion: Completion) -> Sample:
-    return Sample.single_turn(
-        key,
-        request.prompt_tokens,
-        completion.tokens,
-        completion.logprobs,
-        completion.version,
-        completion.finish_reason,
-        completion.routing,
-    )
+    def _request_seed(self, key: Key, turn: int = 0) -> int:
+        """Depends on the run's seed and the turn's place alone: equal after a resume, whatever the layout."""
+        place = f"{self._seed}/{key.position}/{key.sample}" + (f"/{turn}" if turn else "")
+        return int.from_bytes(hashlib.blake2b(place.encode(), digest_size=4).digest(), "big") >> 1

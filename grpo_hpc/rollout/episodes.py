@@ -1,147 +1,263 @@
-"""Episodes of one rollout, side by side: each is played as long as it needs, and scored when it has ended.
-
-They run on an event loop in a thread of their own, beside the one that steps the engine, on the first rank of a
-replica. What they await are completions, answers of environments and rewards; nothing here computes for long.
-"""
+"""One episode, from its row to what it leaves: token sequences, messages, what its environment gave."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from concurrent.futures import CancelledError, Future
-from contextlib import suppress
-from typing import Any, Generic, TypeVar
+import time
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, TypeVar
 
-from grpo_hpc.rollout.replica_loop import Desk
-from grpo_hpc.rollout.sample import Key
+import numpy as np
 
-LOOK_S = 1.0
-"""Seconds between two looks whether somebody asked to stop."""
-GRACE_S = 5.0
-"""Seconds that episodes which have ended have to get their rewards when somebody asked to stop."""
+from grpo_hpc.config.sections import Rollout
+from grpo_hpc.data.rows import Row
+from grpo_hpc.errors import ConfigError
+from grpo_hpc.rollout.chat.rendering import Renderer
+from grpo_hpc.rollout.chat.transcript import Transcript
+from grpo_hpc.rollout.engine import Completion
+from grpo_hpc.rollout.environments.environment_pool import EnvironmentPool
+from grpo_hpc.rollout.environments.protocol import Environment, EpisodeFailed, Message, Reply
+from grpo_hpc.rollout.sample import GIVEN_UP, REASONS, Key, Sample
 
-_Played = TypeVar("_Played")
-_Scored = TypeVar("_Scored")
 _Result = TypeVar("_Result")
 
 
-class EventThread:
-    """An event loop in a thread that ends with the process."""
+class Ask(Protocol):
+    """Asks the policy in one episode."""
 
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, name="episodes", daemon=True).start()
+    async def __call__(self, tokens: np.ndarray, turn: int, limit: int, stop: Sequence[str] = ()) -> Completion:
+        """What it says.
 
-    def start(self, work: Coroutine[Any, Any, _Result]) -> Future[_Result]:
-        """Begin with ``work``."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
-
-    def close(self) -> None:
-        """End the thread; what still runs in it is dropped."""
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        Args:
+            tokens: int32 [T], what it goes on with.
+            limit: tokens that it may sample.
+            stop: texts that end it besides those of the run file.
+        """
 
 
-class _StopHeard(Exception):
-    """Somebody asked to stop in the middle of a rollout."""
-
-
-class Playing(Generic[_Played, _Scored]):
-    """A replica's part of one rollout.
-
-    Args:
-        keys: episodes to play; asked for one when there is a place for it.
-        places: episodes at a time.
-        play: one episode, from first to last turn.
-        score: what it is worth.
-        stop: whether somebody asked to stop.
+@dataclass(frozen=True)
+class Episode:
+    """What one episode left.
 
     Attributes:
-        cut: whether it was stopped before all were played.
+        samples: its token sequences, at least one; several where a chat was edited.
+        text: the policy's last turn without special tokens; None where nobody has decoded it.
+        messages: the whole chat; empty where it is the row's and one answer.
+        reward: the sum of what the environment gave; None where it gave nothing.
+        failure: why the environment could not go on: ``error``, ``timeout`` or ``killed``, a colon, and what happened.
+        counts: what happened in it, by name.
+        environment_s: seconds in which the environment was waited for.
+        policy_s: seconds in which the policy was waited for.
     """
 
-    def __init__(
-        self,
-        desk: Desk,
-        keys: Iterator[Key],
-        places: int,
-        play: Callable[[Key], Awaitable[_Played]],
-        score: Callable[[_Played], Coroutine[Any, Any, _Scored]],
-        stop: Callable[[], bool],
-    ) -> None:
-        self.desk = desk
-        self._keys, self._places, self._play, self._score, self._stop = keys, places, play, score, stop
-        self._scoring: list[asyncio.Task[_Scored]] = []
-        self._played: Future[None] | None = None
-        self.cut = False
+    samples: list[Sample]
+    text: str | None = None
+    messages: list[Message] = field(default_factory=list)
+    reward: float | None = None
+    failure: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+    environment_s: float = 0.0
+    policy_s: float = 0.0
 
-    def begin(self, events: EventThread) -> None:
-        """Set them going."""
-        self._played = events.start(self.played())
+    def having_failed(self, failure: str, policy: Literal["drop", "zero"]) -> Episode:
+        """The same where ``failure`` is empty; else without a vote, or worth 0."""
+        if not failure:
+            return self
+        if policy == "zero" and self.samples[0].answers:
+            return replace(self, reward=0.0, failure=failure)
+        return replace(self, samples=[_ended(s, "error") for s in self.samples], reward=None, failure=failure)
 
-    def lose(self) -> None:
-        """Give up what is still played: nobody samples any more."""
-        if self._played and not self._played.done():
-            self.cut = True
-            self._played.cancel()
 
-    def result(self, events: EventThread) -> list[_Scored]:
-        """What has ended, scored.
+class Player(Protocol):
+    """Plays episodes, many at a time."""
 
-        Raises:
-            Exception: the first of what an episode or its scoring raised.
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Tokens that end a turn besides those of the run file."""
+
+    async def play(self, key: Key, row: Row, prompt: np.ndarray, ask: Ask) -> Episode:
+        """One episode, from first to last turn.
+
+        Args:
+            prompt: the row's chat as token ids: int32 [T].
         """
-        assert self._played is not None
-        try:
-            with suppress(CancelledError):
-                self._played.result()
-            return events.start(self.scored()).result()
-        except BaseExceptionGroup as several:
-            raise _first(several) from None
 
-    async def played(self) -> None:
-        """Until every episode has ended, or somebody asked to stop; nothing is sampled afterwards."""
-        room = asyncio.Semaphore(self._places)
+    async def close(self) -> None:
+        """Give back what episodes need."""
+
+
+class SingleTurns:
+    """Episodes of one answer to one prompt.
+
+    Args:
+        limit: its longest length.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        return []
+
+    async def play(self, key: Key, row: Row, prompt: np.ndarray, ask: Ask) -> Episode:
+        return Episode([single_turn(key, prompt, await ask(prompt, 0, self._limit))])
+
+    async def close(self) -> None:
+        """There is nothing."""
+
+
+class EnvironmentEpisodes:
+    """Episodes in which an environment answers the policy.
+
+    Args:
+        context: tokens that the engine can read and sample in one sequence.
+    """
+
+    def __init__(self, r: Rollout, pool: EnvironmentPool, renderer: Renderer, context: int) -> None:
+        self._rollout, self._pool, self._renderer, self._limits = r, pool, renderer, Limits.of(r, context)
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        return self._renderer.stop_token_ids
+
+    async def play(self, key: Key, row: Row, prompt: np.ndarray, ask: Ask) -> Episode:
+        environment = self._pool.new(name_of(key, row))
+        played = _Played(environment, Transcript(self._renderer), row, ask, self._limits)
+        failure, end = "", ""
         try:
-            async with asyncio.TaskGroup() as group:
-                watching = group.create_task(self._watch())
-                await room.acquire()
-                for key in self._keys:
-                    group.create_task(self._one(key, room))
-                    await room.acquire()
-                room.release()
-                for _ in range(self._places):  # when every place is free, every episode has ended
-                    await room.acquire()
-                watching.cancel()
-        except* _StopHeard:
-            self.cut = True
+            end = await played.to_the_end()
+        except EpisodeFailed as error:
+            failure = str(error)
+        except ConfigError as error:  # of the chat template, about what the environment says
+            failure = f"error: {error.message}"
         finally:
-            self.desk.close()
+            await environment.close()
+        return Episode(
+            left_of(played.transcript.samples(key), key, prompt, end),
+            played.transcript.text,
+            played.transcript.messages,
+            played.reward,
+            counts=played.counts,
+            environment_s=played.environment_s,
+            policy_s=played.policy_s,
+        ).having_failed(failure, self._rollout.environment_failure)
 
-    async def scored(self) -> list[_Scored]:
-        """What has ended and was scored. After a stop, what does not get its rewards soon is left out."""
-        if self._scoring:
-            await asyncio.wait(self._scoring, timeout=GRACE_S if self.cut else None)
-        for late in (task for task in self._scoring if not task.done()):
-            late.cancel()
-        return [task.result() for task in self._scoring if task.done() and not task.cancelled()]
+    async def close(self) -> None:
+        self._pool.close()
 
-    async def _one(self, key: Key, room: asyncio.Semaphore) -> None:
+
+@dataclass(frozen=True)
+class Limits:
+    """What an episode may take.
+
+    Attributes:
+        turns: of the policy.
+        tokens: that it may sample: in each turn, or in all together.
+        together: which of the two.
+        context: tokens that the engine can read and sample in one sequence.
+    """
+
+    turns: int
+    tokens: int
+    together: bool
+    context: int
+
+    @classmethod
+    def of(cls, r: Rollout, context: int) -> Limits:
+        """Those of a run file."""
+        return cls(r.max_turns, r.max_completion_length, r.completion_length_limit_scope == "total", context)
+
+    def room(self, length: int, sampled: int) -> int:
+        """Tokens that the next turn may have.
+
+        Args:
+            length: of the sequence that it goes on with.
+            sampled: tokens in the turns before it.
+        """
+        return min(self.tokens - (sampled if self.together else 0), self.context - length)
+
+
+def single_turn(key: Key, prompt: np.ndarray, completion: Completion) -> Sample:
+    """One answer to one prompt."""
+    told = completion.tokens, completion.logprobs, completion.version, completion.finish_reason, completion.routing
+    return Sample.single_turn(key, prompt, *told)
+
+
+def name_of(key: Key, row: Row) -> str:
+    """How logs name an episode."""
+    return f"{row.prompt_id} {key.position}/{key.sample}"
+
+
+def left_of(samples: list[Sample], key: Key, prompt: np.ndarray, end: str) -> list[Sample]:
+    """What an episode leaves.
+
+    Args:
+        samples: what was sampled; of an episode in which the policy said nothing its ``prompt`` is left.
+        end: why it ended, where that is not why its last turn did.
+    """
+    if not samples:
+        return [Sample.single_turn(key, prompt, prompt[:0], np.zeros(0, np.float32), 0, "error")]
+    return [*samples[:-1], _ended(samples[-1], end)] if end else samples
+
+
+class _Played:
+    """An episode while it is played."""
+
+    def __init__(self, environment: Environment, transcript: Transcript, row: Row, ask: Ask, limits: Limits) -> None:
+        self._environment, self._row, self._ask, self._limits = environment, row, ask, limits
+        self.transcript = transcript
+        self.reward: float | None = None
+        self.counts: dict[str, int] = {}
+        self.environment_s = self.policy_s = 0.0
+
+    async def to_the_end(self) -> str:
+        """Until the environment says that it is over, a turn was cut off, or there is a limit.
+
+        Returns:
+            why it ended, where that is not why the last turn did.
+        """
+        opening = await self._of_environment(self._environment.start(self._row))
+        self.transcript.open(opening.messages, opening.tools, self._row.template)
+        sampled = 0
+        for number in range(self._limits.turns):
+            room = self._limits.room(len(self.transcript.tokens), sampled)
+            if room < 1:
+                return "length"
+            completion = await self._of_policy(number, room)
+            sampled += len(completion.tokens)
+            turn = self.transcript.said(completion)
+            if turn.finish in GIVEN_UP:
+                return ""
+            reply = await self._of_environment(self._environment.reply(turn))
+            self._note(reply)
+            if reply.done or turn.finish != "stop":
+                return ""
+            self.transcript.heard(reply.messages)
+        return "turns"
+
+    def _note(self, reply: Reply) -> None:
+        for name, count in reply.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
+        if reply.reward is not None:
+            self.reward = (self.reward or 0.0) + reply.reward
+
+    async def _of_environment(self, answer: Awaitable[_Result]) -> _Result:
+        began = time.monotonic()
         try:
-            ended = await self._play(key)
+            return await answer
         finally:
-            room.release()  # first the place is taken again, then rewards are asked for
-        self._scoring.append(asyncio.create_task(self._score(ended)))
+            self.environment_s += time.monotonic() - began
 
-    async def _watch(self) -> None:
-        while not self._stop():
-            for task in self._scoring:
-                if task.done():
-                    task.result()  # an error ends the rollout now
-            await asyncio.sleep(LOOK_S)
-        raise _StopHeard
+    async def _of_policy(self, number: int, room: int) -> Completion:
+        began = time.monotonic()
+        completion = await self._ask(self.transcript.tokens, number, room)
+        self.policy_s += time.monotonic() - began
+        return completion
 
 
-def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = several.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+def _ended(sample: Sample, reason: str) -> Sample:
+    """``sample`` with another reason for its end."""
+    turns = sample.turns.copy()
+    turns[-1, 1] = REASONS.index(reason)
+    return replace(sample, turns=turns)

@@ -18,14 +18,21 @@ import numpy as np
 
 from grpo_hpc.errors import RolloutError
 
-REASONS = ("stop", "length", "repetition", "abort", "error")
-"""Why an engine stopped; a summary holds the place in this list."""
+REASONS = ("stop", "length", "repetition", "turns", "abort", "error")
+"""Why an engine stopped, or an episode ended without it: ``turns`` when there were too many. A summary holds the place
+in this list."""
 
 LENGTH = REASONS.index("length")
-_ENDED = REASONS.index("abort")  # what comes before it is an answer
+GIVEN_UP = REASONS[REASONS.index("abort") :]
+"""What is no answer."""
+_ENDED = REASONS.index("abort")
 
 FAILURES = ("", "error", "timeout", "killed")
 """What became of a reward function on a completion; a summary holds the place in this list."""
+
+
+COUNTED = ("tool_calls", "tool_failures")
+"""What is counted in episodes with tools."""
 
 
 class Key(NamedTuple):
@@ -135,14 +142,17 @@ def summary_type(rewards: int) -> np.dtype:
     Fields: ``position``, ``sample``, ``branch`` (the key), ``tokens`` (T), ``sampled`` (n), ``turns``, ``routing``
     (L * k) and ``wide`` (bytes of each such number), ``oldest`` and ``newest`` weight version, ``end`` (place in
     ``REASONS``), ``answers``, ``owner`` (the rank that holds the payload), ``reward`` (NaN without a score),
-    ``rewards`` [F], ``failures`` [F] (place in ``FAILURES``). What follows from them is worked out on every rank
-    alike: ``advantage`` and ``token_weight``, that of each of its tokens in the loss of its optimizer step.
+    ``rewards`` [F], ``failures`` [F] and ``failed``, of the environment (places in ``FAILURES``), ``tool_calls`` and
+    ``tool_failures``, ``environment_s`` and ``policy_s`` (seconds that the episode waited for them). What follows
+    from them is worked out on every rank alike: ``advantage`` and ``token_weight``, that of each of its tokens in the
+    loss of its optimizer step.
     """
-    counts = ("sample", "branch", "tokens", "sampled", "turns", "routing", "oldest", "newest", "owner")
+    counts = ("sample", "branch", "tokens", "sampled", "turns", "routing", "oldest", "newest", "owner", *COUNTED)
     return np.dtype(
         [("position", "<i8")]
         + [(name, "<i4") for name in counts]
-        + [("wide", "u1"), ("end", "u1"), ("answers", "?")]
+        + [("wide", "u1"), ("end", "u1"), ("answers", "?"), ("failed", "u1")]
+        + [("environment_s", "<f4"), ("policy_s", "<f4")]
         + [(name, "<f8") for name in ("reward", "advantage", "token_weight")]
         + [("rewards", "<f8", (rewards,)), ("failures", "u1", (rewards,))]
     )

@@ -11,6 +11,7 @@ attempt_K/          the K-th start: attempt.json, launcher.log, rank_R.log and m
                     In server mode also servers.json with the servers' addresses, servers/api_key (0600), server_S.log
 checkpoints/        training checkpoints
 export/             Hugging Face folder
+environments/       what environments printed, one file for each rank that plays episodes
 completions/        every completion, one compressed file for each optimizer step that was the first to use some
 metrics.jsonl events.jsonl
 .cache/prompts/     data sets as tokens; may be deleted while the run does not run
@@ -203,6 +204,10 @@ class RunDir:
         if not self.latest.is_dir():
             raise ConfigError(f"{self.path} has no attempt yet", f"Start it with `grpo-hpc resume {self.path}`.")
         return self.latest.resolve()
+
+    def environment_log(self, rank: int) -> Path:
+        """What environments of the episodes that a rank played have printed."""
+        return self.path / "environments" / f"rank_{rank:05d}.log"
 
     @staticmethod
     def rank_log(attempt: Path, rank: int) -> Path:

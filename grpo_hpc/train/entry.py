@@ -26,10 +26,16 @@ from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.reporters import Report, open_reporters
 from grpo_hpc.observe.sinks import MetricSinks
 from grpo_hpc.redaction import keep_secret
-from grpo_hpc.rollout.collect import Collector, start_rewards
+from grpo_hpc.rollout.agents.agent_player import AgentEpisodes
+from grpo_hpc.rollout.chat.rendering import Renderer
+from grpo_hpc.rollout.collect import Collector
 from grpo_hpc.rollout.engine import ColocateEngine, Engine
+from grpo_hpc.rollout.environments.environment_pool import EnvironmentPool
+from grpo_hpc.rollout.environments.found_in_file import require_rewards
+from grpo_hpc.rollout.episodes import EnvironmentEpisodes, Player, SingleTurns
 from grpo_hpc.rollout.exchange import Exchange
 from grpo_hpc.rollout.residency import Residency
+from grpo_hpc.rollout.scoring import Scorer, start_rewards
 from grpo_hpc.rollout.server_engine import ServerEngine
 from grpo_hpc.runs.attempt_hold import Hold
 from grpo_hpc.runs.run_dir import RunDir
@@ -108,6 +114,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         init_model_parallel(cfg, platform)
         scores = control.rank % cfg.rollout.ranks_of_engine == 0  # for its replica
         runner = start_rewards(cfg) if scores else None
+        pool = _environments(cfg, run_dir, control.rank) if scores and cfg.rollout.environment else None
         tokenizer = Tokenizer(cfg.model.path, cfg.data.chat_template_kwargs)
         train_set = _prompts(cfg.data.train, cfg, run_dir, tokenizer, control)  # before a model: rows may be wrong
         eval_set = _prompts(cfg.data.eval, cfg, run_dir, tokenizer, control) if cfg.data.eval else None
@@ -133,7 +140,9 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         colocation.attach(engine)
         longest = engine.max_model_len - cfg.rollout.max_completion_length
         reporter.rewind(state.step)
-        collector = Collector(cfg, engine, tokenizer, runner, control, stop.heard)
+        player = _player(cfg, tokenizer, pool, engine.max_model_len)
+        scorer = Scorer(cfg.rewards, tokenizer, runner) if runner else None
+        collector = Collector(cfg, engine, player, scorer, control, stop.heard)
         prompts = _fitting(train_set, cfg, longest, events)
         parts = Parts(
             policy=policy,
@@ -182,6 +191,37 @@ def _engine(run_dir: RunDir, cfg: RunConfig, platform: Platform, control: Contro
     servers = json.loads(RunDir.servers_file(attempt).read_text())["servers"]
     urls = [server["url"] for server in servers]
     return ServerEngine(cfg, platform, urls, keep_secret(RunDir.api_key(attempt).read_text()), control)
+
+
+def _environments(cfg: RunConfig, run_dir: RunDir, rank: int) -> EnvironmentPool:
+    """The processes of environments; made before any model, so that what is wrong with them costs no time."""
+    r = cfg.rollout
+    assert r.environment is not None
+    log = run_dir.environment_log(rank)
+    log.parent.mkdir(exist_ok=True)
+    pool = EnvironmentPool(
+        r.environment, r.environment_params, timeout=r.environment_timeout, memory_gib=r.environment_memory_gib, log=log
+    )
+    require_rewards(pool.start(), cfg.rewards.of_environment)
+    return pool
+
+
+def _player(cfg: RunConfig, tokenizer: Tokenizer, pool: EnvironmentPool | None, context: int) -> Player:
+    """What plays episodes; on ranks that play none it is asked for nothing."""
+    r = cfg.rollout
+    if pool is None:
+        return SingleTurns(r.max_completion_length)
+    renderer = Renderer(
+        tokenizer,
+        thinking_history=r.thinking_history,
+        tool_parser=r.tool_parser,
+        reasoning_parser=r.reasoning_parser,
+        message_tokens=r.max_observation_tokens,
+    )
+    if renderer.note:
+        print(renderer.note, file=sys.stderr, flush=True)
+    episodes = AgentEpisodes if pool.start() == "agent" else EnvironmentEpisodes
+    return episodes(r, pool, renderer, context)
 
 
 def _prompts(path: str, cfg: RunConfig, run_dir: RunDir, tokenizer: Tokenizer, control: Control) -> PromptSet:

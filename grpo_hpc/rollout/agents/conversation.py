@@ -29,7 +29,10 @@ _GIVEN_UP = ("abort", "error")
 
 
 class Transcript(Protocol):
-    """A chat as tokens; :class:`grpo_hpc.rollout.transcript.Transcript` is one."""
+    """A chat as tokens; :class:`grpo_hpc.rollout.chat.transcript.Transcript` is one."""
+
+    messages: list[Message]
+    text: str
 
     def open(self, messages: list[Message], tools: list[dict[str, Any]], template: Mapping[str, Any]) -> None: ...
 

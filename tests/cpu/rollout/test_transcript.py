@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from grpo_hpc.data.tokenizer import Tokenizer
 from grpo_hpc.errors import ConfigError, RolloutError
+from grpo_hpc.rollout.chat.rendering import Renderer
+from grpo_hpc.rollout.chat.transcript import Transcript
 from grpo_hpc.rollout.engine import Completion
 from grpo_hpc.rollout.environments.protocol import EpisodeFailed
-from grpo_hpc.rollout.rendering import Renderer
 from grpo_hpc.rollout.sample import REASONS, Key, Sample
-from grpo_hpc.rollout.transcript import Transcript
 
 NUMBER = {"type": "integer", "description": "A number."}
 PARAMETERS = {"type": "object", "properties": {"a": NUMBER, "b": NUMBER}, "required": ["a", "b"]}

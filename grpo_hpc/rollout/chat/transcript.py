@@ -18,8 +18,8 @@ import numpy as np
 from grpo_hpc.errors import RolloutError
 from grpo_hpc.rollout.chat.dialect import THOUGHTS, call
 from grpo_hpc.rollout.chat.reading import Answer, Call
+from grpo_hpc.rollout.chat.rendering import Renderer
 from grpo_hpc.rollout.environments.protocol import Message, Turn
-from grpo_hpc.rollout.rendering import Renderer
 from grpo_hpc.rollout.sample import REASONS, Key, Sample
 
 if TYPE_CHECKING:
@@ -31,12 +31,14 @@ class Transcript:
 
     Attributes:
         messages: the whole chat, for logs and reward functions.
+        text: the policy's last turn without special tokens.
         cut: messages that were longer than allowed.
     """
 
     def __init__(self, renderer: Renderer) -> None:
         self._renderer = renderer
         self.messages: list[Message] = []
+        self.text = ""
         self.cut = 0
         self._turns = 0
         self._branches: list[_Branch] = []
@@ -76,10 +78,10 @@ class Transcript:
         """
         self._branches[-1].sampled(completion)
         self._last = np.asarray(completion.tokens, np.int32)
-        self._chat, answer, text = self._renderer.said(self._chat, self._last, completion.finish_reason)
+        self._chat, answer, self.text = self._renderer.said(self._chat, self._last, completion.finish_reason)
         number, self._turns = self._turns, self._turns + 1
         self.messages.append(_message(answer, number))
-        return Turn(number, self.messages[-1], text, completion.finish_reason, answer.problem)
+        return Turn(number, self.messages[-1], self.text, completion.finish_reason, answer.problem)
 
     def heard(self, messages: Sequence[Message]) -> bool:
         """Add what the policy hears behind its turn, up to where it is to speak again.

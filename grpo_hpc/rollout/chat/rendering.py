@@ -162,6 +162,10 @@ class Renderer:
         answer = replace(answer, content=self._plain(answer.content), thoughts=self._plain(answer.thoughts))
         return replace(chat, said=text), answer, self._tokenizer.decode(tokens.tolist())
 
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """Token ids as text, special tokens too."""
+        return self._tokenizer.decode(list(tokens), special=True)
+
     def ended(self, tokens: np.ndarray) -> bool:
         """Whether the policy ended its turn itself."""
         return len(tokens) > 0 and int(tokens[-1]) in self._ends
