@@ -53,6 +53,8 @@ class Sample:
         versions: int32 [n], optimizer steps behind the weights that each of them was sampled with.
         turns: int32 [turns, 2]: sampled tokens up to the end of a turn, and why it ended (place in ``REASONS``).
         routing: uint8 or int16 [T - 1, L * k], experts that each token but the last went to; [0, 0] if not recorded.
+        turn_rewards: float32 [turns], what the environment gave for each turn, NaN where it gave nothing; [0] where it
+            gives none at all.
 
     Raises:
         RolloutError: the arrays do not fit together.
@@ -65,6 +67,7 @@ class Sample:
     versions: np.ndarray
     turns: np.ndarray
     routing: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
+    turn_rewards: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     def __post_init__(self) -> None:
         count, sampled = len(self.tokens), int(self.mask.sum())
@@ -73,14 +76,19 @@ class Sample:
         told["turns"] = (int(self.turns[-1, 0]) if len(self.turns) else 0), sampled
         if self.routing.size:
             told["routing"] = len(self.routing), count - 1
+        if self.turn_rewards.size:
+            told["rewards of turns"] = len(self.turn_rewards), len(self.turns)
         for name, (length, wanted) in told.items():
             if length != wanted:
-                raise RolloutError(f"completion {tuple(self.key)}: {name} for {length} tokens where there are {wanted}")
+                raise RolloutError(f"completion {tuple(self.key)}: {name} for {length} where there are {wanted}")
         if count and self.mask[0]:
             raise RolloutError(
                 f"completion {tuple(self.key)} begins with a sampled token: nothing was there to sample from"
             )
-        for array in (self.tokens, self.mask, self.logprobs, self.versions, self.turns, self.routing):
+        if np.isinf(self.turn_rewards).any():
+            raise RolloutError(f"completion {tuple(self.key)}: a turn has an infinite reward")
+        arrays = (self.tokens, self.mask, self.logprobs, self.versions, self.turns, self.routing, self.turn_rewards)
+        for array in arrays:
             array.flags.writeable = False
 
     @classmethod
@@ -114,6 +122,11 @@ class Sample:
         return self.tokens[self.mask]
 
     @property
+    def turn_lengths(self) -> np.ndarray:
+        """Sampled tokens of each turn: int32 [turns]."""
+        return np.diff(self.turns[:, 0], prepend=0)
+
+    @property
     def end(self) -> int:
         """Why the last turn ended: place in ``REASONS``."""
         return int(self.turns[-1, 1])
@@ -132,17 +145,20 @@ class Sample:
 def summary_type(rewards: int) -> np.dtype:
     """The type of a row of summaries with ``rewards`` reward functions.
 
-    Fields: ``position``, ``sample``, ``branch`` (the key), ``tokens`` (T), ``sampled`` (n), ``turns``, ``routing``
-    (L * k) and ``wide`` (bytes of each such number), ``oldest`` and ``newest`` weight version, ``end`` (place in
-    ``REASONS``), ``answers``, ``owner`` (the rank that holds the payload), ``reward`` (NaN without a score),
+    Fields: ``position``, ``sample``, ``branch`` (the key), ``tokens`` (T), ``sampled`` (n), ``turns``, ``turn_rewards``
+    (numbers in that array), ``lowest_turn`` and ``highest_turn`` (the extremes of them, NaN where there is none),
+    ``routing`` (L * k) and ``wide`` (bytes of each such number), ``oldest`` and ``newest`` weight version, ``end``
+    (place in ``REASONS``), ``answers``, ``owner`` (the rank that holds the payload), ``reward`` (NaN without a score),
     ``rewards`` [F], ``failures`` [F] (place in ``FAILURES``). What follows from them is worked out on every rank
-    alike: ``advantage`` and ``token_weight``, that of each of its tokens in the loss of its optimizer step.
+    alike: ``advantage``, ``turn_advantage`` (the largest magnitude of what its turns add to that), and
+    ``token_weight``, that of each of its tokens in the loss of its optimizer step.
     """
-    counts = ("sample", "branch", "tokens", "sampled", "turns", "routing", "oldest", "newest", "owner")
+    counts = ("sample", "branch", "tokens", "sampled", "turns", "turn_rewards", "routing", "oldest", "newest", "owner")
     return np.dtype(
         [("position", "<i8")]
         + [(name, "<i4") for name in counts]
         + [("wide", "u1"), ("end", "u1"), ("answers", "?")]
+        + [(name, "<f4") for name in ("lowest_turn", "highest_turn", "turn_advantage")]
         + [(name, "<f8") for name in ("reward", "advantage", "token_weight")]
         + [("rewards", "<f8", (rewards,)), ("failures", "u1", (rewards,))]
     )
@@ -154,6 +170,9 @@ def summaries(samples: Sequence[Sample], owner: int, rewards: int = 0) -> np.nda
     for row, s in zip(table, samples, strict=True):
         row["position"], row["sample"], row["branch"] = s.key
         row["tokens"], row["sampled"], row["turns"] = len(s.tokens), len(s.logprobs), len(s.turns)
+        row["turn_rewards"] = len(s.turn_rewards)
+        given = s.turn_rewards[~np.isnan(s.turn_rewards)]
+        row["lowest_turn"], row["highest_turn"] = (given.min(), given.max()) if len(given) else (np.nan, np.nan)
         row["routing"], row["wide"] = s.routing.shape[1], s.routing.itemsize
         row["oldest"], row["newest"] = (s.versions.min(), s.versions.max()) if len(s.versions) else (0, 0)
         row["end"], row["answers"] = s.end, s.answers

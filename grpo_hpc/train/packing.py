@@ -5,8 +5,8 @@ number of micro-batches: experts exchange tokens between data-parallel ranks in 
 would leave the others waiting. For the same reason the k-th micro-batch costs about as much on every rank.
 
 A table is a structured array of one row a completion, with the fields ``position``, ``sample`` and ``branch``, which
-order completions totally, ``tokens`` of the whole sequence, ``sampled`` tokens among them, ``advantage`` and
-``token_weight``. A micro-batch is an int64 array of row numbers.
+order completions totally, ``tokens`` of the whole sequence, ``sampled`` tokens among them, ``advantage``,
+``turn_advantage`` and ``token_weight``. A micro-batch is an int64 array of row numbers.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ class Dealing:
             return np.arange(len(share))
         if self.contrasts:
             share = share.copy()
-            share["advantage"] = _mixed(share)
+            share["advantage"], share["turn_advantage"] = _mixed(share), 0.0
         return with_gradient(share, self.least, self.without_advantage)
 
 
@@ -205,6 +205,11 @@ def _mixed(table: np.ndarray) -> np.ndarray:
     good = np.unique(table["position"][counts & (table["advantage"] > 0)])
     bad = np.unique(table["position"][counts & (table["advantage"] <= 0)])
     return counts & np.isin(table["position"], np.intersect1d(good, bad))
+
+
+def with_advantage(table: np.ndarray) -> np.ndarray:
+    """Whether some token of each completion may have an advantage: bool [B]."""
+    return (table["advantage"] != 0.0) | (table["turn_advantage"] != 0.0)
 
 
 def with_gradient(table: np.ndarray, multiple_of: int, without_advantage: bool = False) -> np.ndarray:
@@ -217,7 +222,7 @@ def with_gradient(table: np.ndarray, multiple_of: int, without_advantage: bool =
     """
     idle = table["token_weight"] == 0.0
     if not without_advantage:
-        idle |= table["advantage"] == 0.0
+        idle |= ~with_advantage(table)
     teaching = len(table) - int(idle.sum())
     return np.argsort(idle, kind="stable")[: _up(max(1, teaching), multiple_of)]
 

@@ -24,7 +24,7 @@ from grpo_hpc.config.batch import BatchSchedule
 from grpo_hpc.control import Control
 from grpo_hpc.rollout.exchange import Exchange
 from grpo_hpc.rollout.sample import Key, Sample, keys_of
-from grpo_hpc.train.credit import set_advantages, set_token_weights
+from grpo_hpc.train.credit import set_advantages, set_token_weights, set_turn_advantages, turn_rows
 from grpo_hpc.train.experience import Experience, trained_rows
 from grpo_hpc.train.megatron.chosen_objective import objective_of
 from grpo_hpc.train.megatron.platform import Platform
@@ -99,8 +99,11 @@ class Step:
         set_token_weights(self._cfg, self._schedule, table)
         if not in_reward:
             set_advantages(self._cfg, table)
+        of_turns = self._of_turns(table, held)
         steps = self.dealing.deal(table)
         experience = Experience(table, steps, self._exchange.deliver(held, table, steps))
+        if of_turns is not None:
+            experience.turns = {key: of_turns[key] for key in experience.samples}
         with self._clock.phase("logprob"):
             if self._records:
                 experience.old, experience.routing = scorer.record(experience, self._policy)
@@ -111,6 +114,13 @@ class Step:
         if in_reward:
             set_advantages(self._cfg, table, scorer.summed_difference(experience, experience.old, experience.ref))
         return experience
+
+    def _of_turns(self, table: np.ndarray, held: Mapping[Key, Sample]) -> dict[Key, np.ndarray] | None:
+        """What the turns of all completions add to advantages; None where there is nothing of the kind."""
+        if not self._cfg.algorithm.turn_advantage_coef or not table["turn_rewards"].any():
+            return None
+        mine = turn_rows(table[table["owner"] == self._control.rank], held)
+        return set_turn_advantages(self._cfg, table, self._control.gather_rows(mine, "rewards of turns"))
 
     def __call__(self, experience: Experience, step: int) -> Made:
         """Optimizer step number ``step`` + 1."""

@@ -19,7 +19,7 @@ from grpo_hpc.train.packing import Packing, RowLayout, packing_metrics, with_gra
 CONFIGS = Path(__file__).parents[3] / "configs" / "models"
 COST = Cost(linear=10.0, quadratic=1.0, head=2.0)
 FIELDS = [("position", "i8"), ("sample", "i4"), ("branch", "i4"), ("tokens", "i4"), ("sampled", "i4"),
-          ("advantage", "f8"), ("token_weight", "f8")]  # fmt: skip
+          ("advantage", "f8"), ("turn_advantage", "f4"), ("token_weight", "f8")]  # fmt: skip
 
 
 def table_of(tokens, advantages=1.0, weights=1.0):
