@@ -5,7 +5,10 @@ tokens between them and several weight versions fit into it. Its arrays, the *pa
 and travel once: to the rank that trains it. What all ranks must know of it to agree about advantages, weights and who
 trains what is a row of numbers, its *summary*.
 
-Shapes: T tokens, n of them sampled, L layers with experts, k experts per token, B completions, F reward functions.
+A completion is one sample, or several *branches* where its history was rewritten in between: what was sampled in one
+of them is foreign in the others. Together they are an episode, which has one reward and one vote.
+
+Shapes: T tokens, n of them sampled, L layers with experts, k experts per token, B samples, F reward functions.
 """
 
 from __future__ import annotations
@@ -165,7 +168,10 @@ def summary_type(rewards: int) -> np.dtype:
 
 
 def summaries(samples: Sequence[Sample], owner: int, rewards: int = 0) -> np.ndarray:
-    """Summaries of ``samples`` that lie on the rank ``owner``, without any score: [B]."""
+    """Summaries of ``samples`` that lie on the rank ``owner``, without any score: [B]. Branches are neighbours.
+
+    Where the engine gave up one branch of an episode, no branch of it answers.
+    """
     table = np.zeros(len(samples), summary_type(rewards))
     for row, s in zip(table, samples, strict=True):
         row["position"], row["sample"], row["branch"] = s.key
@@ -175,9 +181,39 @@ def summaries(samples: Sequence[Sample], owner: int, rewards: int = 0) -> np.nda
         row["lowest_turn"], row["highest_turn"] = (given.min(), given.max()) if len(given) else (np.nan, np.nan)
         row["routing"], row["wide"] = s.routing.shape[1], s.routing.itemsize
         row["oldest"], row["newest"] = (s.versions.min(), s.versions.max()) if len(s.versions) else (0, 0)
-        row["end"], row["answers"] = s.end, s.answers
+        row["end"] = s.end
+    given_up = np.bincount(episode_of(table), table["end"] >= _ENDED) > 0
+    table["answers"] = (table["sampled"] > 0) & ~given_up[episode_of(table)]
     table["owner"], table["reward"], table["rewards"], table["token_weight"] = owner, np.nan, np.nan, 1.0
     return table
+
+
+def episode_of(table: np.ndarray) -> np.ndarray:
+    """The number of each row's episode among those of ``table``, where branches are neighbours: int64 [B]."""
+    new = np.ones(len(table), bool)
+    new[1:] = (table["position"][1:] != table["position"][:-1]) | (table["sample"][1:] != table["sample"][:-1])
+    return new.cumsum() - 1
+
+
+def episodes(table: np.ndarray) -> np.ndarray:
+    """One row for each episode, what its branches share as it is; lengths and turns of all of them, the last end."""
+    episode = episode_of(table)
+    first = np.flatnonzero(np.diff(episode, prepend=-1))
+    last = np.append(first[1:], len(table))[: len(first)] - 1
+    found = table[first]
+    found["end"] = table["end"][last]
+    combined: list[tuple[np.ufunc, tuple[str, ...]]] = [
+        (np.add, ("tokens", "sampled", "turns", "turn_rewards")),
+        (np.minimum, ("oldest",)),
+        (np.maximum, ("newest",)),
+        (np.fmin, ("lowest_turn",)),
+        (np.fmax, ("highest_turn",)),
+        (np.logical_or, ("answers",)),
+    ]
+    for function, names in combined if len(table) else ():
+        for name in names:
+            found[name] = function.reduceat(table[name], first)
+    return found
 
 
 def keys_of(table: np.ndarray) -> list[Key]:

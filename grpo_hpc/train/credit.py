@@ -1,8 +1,8 @@
 """What each completion of a rollout is worth: advantages, and the weight of its tokens in the loss.
 
 Both are worked out from the summaries of the whole rollout on every rank, before it is split; rewards of turns are
-gathered as rows of their own. A group is what shares a position. Shapes: B completions (see
-:func:`grpo_hpc.rollout.sample.summary_type`).
+gathered as rows of their own. A group is what shares a position. The branches of an episode count once, and are worth
+the same. Shapes: B samples (see :func:`grpo_hpc.rollout.sample.summary_type`), E episodes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from grpo_hpc.algo.denominators import ms_swift_weights, token_weights
 from grpo_hpc.algo.losses import LOSSES
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
-from grpo_hpc.rollout.sample import LENGTH, Key, Sample, keys_of
+from grpo_hpc.rollout.sample import LENGTH, Key, Sample, episode_of, episodes, keys_of
 
 TURN = np.dtype([("position", "<i8"), ("sample", "<i4"), ("branch", "<i4"), ("turn", "<i4"), ("reward", "<f4")])
 """The type of a row that says what an environment gave for a turn; NaN where it gave nothing."""
@@ -28,16 +28,17 @@ def set_advantages(cfg: RunConfig, table: np.ndarray, kl: np.ndarray | None = No
     """Fill in ``advantage``.
 
     Args:
-        kl: float64 [B], the sum of log old - log ref over each completion (k1), where the reward pays for it.
+        kl: float64 [B], the sum of log old - log ref over each sample (k1), where the reward pays for it.
     """
-    a, positions = cfg.algorithm, table["position"].tolist()
+    a, episode, whole = cfg.algorithm, episode_of(table), episodes(table)
+    positions = whole["position"].tolist()
     if a.scale_rewards == "gdpo":
         weights = cfg.rewards.reward_weights or [1.0] * len(cfg.rewards.reward_funcs)
-        values = gdpo_advantages(_tensor(table["rewards"]), weights, positions)
+        values = gdpo_advantages(_tensor(whole["rewards"]), weights, positions)
     else:
-        rewards = _tensor(table["reward"] if kl is None else table["reward"] - a.beta * kl)
-        values = advantages(rewards, positions, a.advantage_estimator, a.scale_rewards)
-    table["advantage"] = values.numpy()
+        paid = 0.0 if kl is None else a.beta * np.bincount(episode, kl)
+        values = advantages(_tensor(whole["reward"] - paid), positions, a.advantage_estimator, a.scale_rewards)
+    table["advantage"] = values.numpy()[episode]
 
 
 def turn_rows(table: np.ndarray, held: Mapping[Key, Sample]) -> np.ndarray:
@@ -95,10 +96,10 @@ def _runs(rows: np.ndarray, *names: str) -> list[slice]:
 
 def set_token_weights(cfg: RunConfig, schedule: BatchSchedule, table: np.ndarray) -> None:
     """Fill in ``token_weight`` for every optimizer step of a pass over the rollout."""
-    a, size = cfg.algorithm, schedule.global_batch_size
+    a, size, whole = cfg.algorithm, schedule.global_batch_size, episodes(table)
     rollout_tokens = int(table["sampled"].sum())
-    for start in range(0, len(table), size):
-        share = table[start : start + size]
+    for start in range(0, len(whole), size):
+        share = whole[start : start + size]
         lengths, kept = share["sampled"].tolist(), share["answers"].copy()
         if a.overlong_filter:
             kept &= share["end"] != LENGTH
@@ -109,6 +110,7 @@ def set_token_weights(cfg: RunConfig, schedule: BatchSchedule, table: np.ndarray
         else:
             longest = cfg.rollout.max_completion_length
             share["token_weight"] = token_weights(LOSSES[a.loss_type].denominator, lengths, kept.tolist(), longest)
+    table["token_weight"] = whole["token_weight"][episode_of(table)]
 
 
 def informative(cfg: RunConfig, table: np.ndarray) -> np.ndarray:

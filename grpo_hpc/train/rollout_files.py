@@ -94,7 +94,8 @@ def _read_experience(
     table: np.ndarray, used: int, files: Sequence[Path], exchange: Exchange, deal: Deal, place: Place
 ) -> Experience:
     of_file = [_member(path, "trained") for path in files]
-    known = np.isin(_ids(table), np.concatenate([_ids(rows) for rows in of_file if rows is not None]))
+    stored = {key for rows in of_file if rows is not None for key in keys_of(rows)}
+    known = np.array([key in stored for key in keys_of(table)])
     if missing := int((table["answers"] & (table["token_weight"] != 0) & with_advantage(table) & ~known).sum()):
         raise CheckpointError(f"{missing} completions of the rollout in {files[0].parent} are missing")
     try:
@@ -162,11 +163,6 @@ def _read_carried(table: np.ndarray, files: Mapping[int, Path], place: Place) ->
 def _member(path: Path, name: str) -> np.ndarray | None:
     with np.load(path) as stored:
         return stored[name] if name in stored.files else None
-
-
-def _ids(table: np.ndarray) -> np.ndarray:
-    """One number for each key."""
-    return (table["position"] << 24) + (table["sample"].astype(np.int64) << 8) + table["branch"]
 
 
 def _rows_of(table: np.ndarray, keys: Sequence[Key]) -> np.ndarray:

@@ -23,7 +23,7 @@ from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
 from grpo_hpc.control import Control
 from grpo_hpc.rollout.exchange import Exchange
-from grpo_hpc.rollout.sample import Key, Sample, keys_of
+from grpo_hpc.rollout.sample import Key, Sample, episode_of, episodes, keys_of
 from grpo_hpc.train.credit import set_advantages, set_token_weights, set_turn_advantages, turn_rows
 from grpo_hpc.train.experience import Experience, trained_rows
 from grpo_hpc.train.megatron.chosen_objective import objective_of
@@ -189,20 +189,21 @@ class Step:
     def _slopes(self, experience: Experience) -> tuple[np.ndarray, float]:
         """What takes the place of the advantages in a loss of whole groups [B], and the constant of its loss."""
         table, size = experience.table, self._schedule.global_batch_size
-        values = np.zeros(len(table))
+        episode, whole = episode_of(table), episodes(table)
+        values = np.zeros(len(whole))
         share = np.arange(size) + experience.number * size
-        counted = share[table["token_weight"][share] != 0]
+        counted = share[whole["token_weight"][share] != 0]
         if not len(counted):
-            return values, 0.0
+            return values[episode], 0.0
         summed = np.zeros(len(table))  # of log pi - log pi_old: 0 before the first update
         if experience.used:
             dealt = experience.steps[experience.number]
             now = self._scorer.values(experience, dealt, self._policy.scores)
             summed = self._scorer.summed_difference(experience, now, experience.old)
-        chosen, sums = table[counted], summed[counted]
+        chosen, sums = whole[counted], np.bincount(episode, summed)[counted]
         means = torch.from_numpy((sums / chosen["sampled"]).astype(np.float32))
         advantages = torch.from_numpy(chosen["advantage"].astype(np.float32))
         groups, tau = chosen["position"].tolist(), self._cfg.algorithm.real_tau
         found, loss = slopes(means, advantages, chosen["sampled"].tolist(), groups, tau)
         values[counted] = found.numpy()
-        return values, loss - float((-values[counted] * chosen["token_weight"] * sums).sum())
+        return values[episode], loss - float((-values[counted] * chosen["token_weight"] * sums).sum())

@@ -49,7 +49,7 @@ def samples(draw):
     )
 
 
-@given(st.lists(samples(), min_size=1, max_size=5, unique_by=lambda sample: sample.key))
+@given(st.lists(samples(), min_size=1, max_size=5, unique_by=lambda sample: sample.key[:2]))
 def test_a_payload_gives_the_sample_back(made):
     table = summaries(made, owner=3, rewards=2)
     assert keys_of(in_order(table)) == sorted(sample.key for sample in made)
