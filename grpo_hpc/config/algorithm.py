@@ -19,6 +19,7 @@ _NOT_FOR_CLASSIFIERS = (
     "importance_sampling_level",
     "advantage_estimator",
     "scale_rewards",
+    "turn_advantage_coef",
     "rollout_importance_sampling_mode",
     "off_policy_sequence_mask_delta",
     "top_entropy_quantile",
@@ -74,6 +75,8 @@ def problems(cfg: RunConfig) -> list[Problem]:
     if a.scale_rewards == "gdpo" and a.kl_in_reward:
         text = "cannot be combined with scale_rewards gdpo, which has no total reward to subtract the KL from"
         found.append(Problem("algorithm.kl_in_reward", text))
+    if a.turn_advantage_coef:
+        found += _of_turns(cfg)
     if a.loss_type == "bnpo" and a.loss_scaling == "ms_swift" and cfg.batch.max_tokens_per_micro_batch is not None:
         text = "needs batch.micro_batch_size for loss_type bnpo: ms-swift averages over micro-batches of that size"
         found.append(Problem("algorithm.loss_scaling", text))
@@ -93,6 +96,17 @@ def _part_of_the_vocabulary(cfg: RunConfig) -> list[Problem]:
     )
     keys = ("rollout_importance_sampling_mode", "off_policy_sequence_mask_delta")
     return [Problem(f"algorithm.{key}", text) for key in keys if getattr(a, key) is not None]
+
+
+def _of_turns(cfg: RunConfig) -> list[Problem]:
+    key, found = "algorithm.turn_advantage_coef", list[Problem]()
+    if getattr(cfg.rollout, "environment", None) is None:
+        text = "needs rollout.environment: without one a completion is a single turn, and nothing rewards turns"
+        found.append(Problem(key, text))
+    if cfg.algorithm.scale_rewards == "gdpo":
+        text = "cannot be combined with scale_rewards gdpo, which has no one deviation that turns could be divided by"
+        found.append(Problem(key, text))
+    return found
 
 
 def _bounds(a: Algorithm) -> list[Problem]:

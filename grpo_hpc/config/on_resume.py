@@ -69,7 +69,13 @@ BOUND: dict[str, tuple[str, ...]] = {
     ),
     "a rollout that is half used was prepared with it": (
         *("loss_type", "importance_sampling_level", "loss_scaling", "beta", "kl_estimator", "kl_in_reward"),
-        *("advantage_estimator", "scale_rewards", "overlong_filter", "off_policy_sequence_mask_delta"),
+        *(
+            "advantage_estimator",
+            "scale_rewards",
+            "turn_advantage_coef",
+            "overlong_filter",
+            "off_policy_sequence_mask_delta",
+        ),
         *("rollout_importance_sampling_mode", "rollout_importance_sampling_threshold"),
         "rollout_importance_sampling_min",
         *("moe_router_dtype", "moe_aux_loss_coeff", "moe_z_loss_coeff", "router_replay_mode"),

@@ -463,6 +463,12 @@ class Algorithm(Section):
     scale_rewards: Literal["group", "batch", "none", "gdpo"] = Field(
         default="group", description="whose standard deviation advantages are divided by; gdpo: each reward's own"
     )
+    turn_advantage_coef: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="weight of the advantages of turns, from an environment's rewards for them",
+    )
     dynamic_sample: bool = Field(default=False, description="sample on until every group's rewards differ")
     max_resample_times: int = Field(default=3, ge=1, le=1000, description="further rounds of sampling at most")
     overlong_filter: bool = Field(default=False, description="leave completions that were cut off out of the loss")

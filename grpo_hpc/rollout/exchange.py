@@ -19,6 +19,7 @@ _ARRAYS = (
     ("logprobs", np.float32),
     ("versions", np.int32),
     ("turns", np.int32),
+    ("turn_rewards", np.float32),
     ("routing", None),
     ("mask", np.bool_),
 )
@@ -102,7 +103,7 @@ def payload_bytes(table: np.ndarray) -> np.ndarray:
     """Bytes of each payload: int64 [B]."""
     tokens = table["tokens"].astype(np.int64)
     routing = np.where(table["routing"] > 0, (tokens - 1) * table["routing"] * table["wide"], 0)
-    return 5 * tokens + 8 * table["sampled"] + 8 * table["turns"] + routing
+    return 5 * tokens + 8 * table["sampled"] + 8 * table["turns"] + 4 * table["turn_rewards"] + routing
 
 
 def payloads(samples: Iterable[Sample]) -> np.ndarray:
@@ -122,7 +123,8 @@ def from_payloads(keys: Sequence[Key], table: np.ndarray, flat: np.ndarray) -> d
 def _from_payload(key: Key, row: np.ndarray, flat: np.ndarray, at: int) -> Sample:
     tokens, sampled, turns, width = (int(row[name]) for name in ("tokens", "sampled", "turns", "routing"))
     shapes: dict[str, tuple[int, ...]] = {"tokens": (tokens,), "logprobs": (sampled,), "versions": (sampled,)}
-    shapes |= {"turns": (turns, 2), "routing": (tokens - 1, width) if width else (0, 0), "mask": (tokens,)}
+    shapes |= {"turns": (turns, 2), "turn_rewards": (int(row["turn_rewards"]),)}
+    shapes |= {"routing": (tokens - 1, width) if width else (0, 0), "mask": (tokens,)}
     arrays = {}
     for name, dtype in _ARRAYS:
         kind = np.dtype(dtype or {1: np.uint8, 2: np.int16}[int(row["wide"])])

@@ -5,7 +5,10 @@ tokens between them and several weight versions fit into it. Its arrays, the *pa
 and travel once: to the rank that trains it. What all ranks must know of it to agree about advantages, weights and who
 trains what is a row of numbers, its *summary*.
 
-Shapes: T tokens, n of them sampled, L layers with experts, k experts per token, B completions, F reward functions.
+A completion is one sample, or several *branches* where its history was rewritten in between: what was sampled in one
+of them is foreign in the others. Together they are an episode, which has one reward and one vote.
+
+Shapes: T tokens, n of them sampled, L layers with experts, k experts per token, B samples, F reward functions.
 """
 
 from __future__ import annotations
@@ -60,6 +63,8 @@ class Sample:
         versions: int32 [n], optimizer steps behind the weights that each of them was sampled with.
         turns: int32 [turns, 2]: sampled tokens up to the end of a turn, and why it ended (place in ``REASONS``).
         routing: uint8 or int16 [T - 1, L * k], experts that each token but the last went to; [0, 0] if not recorded.
+        turn_rewards: float32 [turns], what the environment gave for each turn, NaN where it gave nothing; [0] where it
+            gives none at all.
 
     Raises:
         RolloutError: the arrays do not fit together.
@@ -72,6 +77,7 @@ class Sample:
     versions: np.ndarray
     turns: np.ndarray
     routing: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
+    turn_rewards: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     def __post_init__(self) -> None:
         count, sampled = len(self.tokens), int(self.mask.sum())
@@ -80,14 +86,19 @@ class Sample:
         told["turns"] = (int(self.turns[-1, 0]) if len(self.turns) else 0), sampled
         if self.routing.size:
             told["routing"] = len(self.routing), count - 1
+        if self.turn_rewards.size:
+            told["rewards of turns"] = len(self.turn_rewards), len(self.turns)
         for name, (length, wanted) in told.items():
             if length != wanted:
-                raise RolloutError(f"completion {tuple(self.key)}: {name} for {length} tokens where there are {wanted}")
+                raise RolloutError(f"completion {tuple(self.key)}: {name} for {length} where there are {wanted}")
         if count and self.mask[0]:
             raise RolloutError(
                 f"completion {tuple(self.key)} begins with a sampled token: nothing was there to sample from"
             )
-        for array in (self.tokens, self.mask, self.logprobs, self.versions, self.turns, self.routing):
+        if np.isinf(self.turn_rewards).any():
+            raise RolloutError(f"completion {tuple(self.key)}: a turn has an infinite reward")
+        arrays = (self.tokens, self.mask, self.logprobs, self.versions, self.turns, self.routing, self.turn_rewards)
+        for array in arrays:
             array.flags.writeable = False
 
     @classmethod
@@ -121,6 +132,11 @@ class Sample:
         return self.tokens[self.mask]
 
     @property
+    def turn_lengths(self) -> np.ndarray:
+        """Sampled tokens of each turn: int32 [turns]."""
+        return np.diff(self.turns[:, 0], prepend=0)
+
+    @property
     def end(self) -> int:
         """Why the last turn ended: place in ``REASONS``."""
         return int(self.turns[-1, 1])
@@ -139,36 +155,73 @@ class Sample:
 def summary_type(rewards: int) -> np.dtype:
     """The type of a row of summaries with ``rewards`` reward functions.
 
-    Fields: ``position``, ``sample``, ``branch`` (the key), ``tokens`` (T), ``sampled`` (n), ``turns``, ``routing``
-    (L * k) and ``wide`` (bytes of each such number), ``oldest`` and ``newest`` weight version, ``end`` (place in
-    ``REASONS``), ``answers``, ``owner`` (the rank that holds the payload), ``reward`` (NaN without a score),
+    Fields: ``position``, ``sample``, ``branch`` (the key), ``tokens`` (T), ``sampled`` (n), ``turns``, ``turn_rewards``
+    (numbers in that array), ``lowest_turn`` and ``highest_turn`` (the extremes of them, NaN where there is none),
+    ``routing`` (L * k) and ``wide`` (bytes of each such number), ``oldest`` and ``newest`` weight version, ``end``
+    (place in ``REASONS``), ``answers``, ``owner`` (the rank that holds the payload), ``reward`` (NaN without a score),
     ``rewards`` [F], ``failures`` [F] and ``failed``, of the environment (places in ``FAILURES``), ``tool_calls`` and
     ``tool_failures``, ``environment_s`` and ``policy_s`` (seconds that the episode waited for them). What follows
-    from them is worked out on every rank alike: ``advantage`` and ``token_weight``, that of each of its tokens in the
-    loss of its optimizer step.
+    from them is worked out on every rank alike: ``advantage``, ``turn_advantage`` (the largest magnitude of what its
+    turns add to that), and ``token_weight``, that of each of its tokens in the loss of its optimizer step.
     """
-    counts = ("sample", "branch", "tokens", "sampled", "turns", "routing", "oldest", "newest", "owner", *COUNTED)
+    counts = ("sample", "branch", "tokens", "sampled", "turns", "turn_rewards", "routing", "oldest", "newest", "owner")
     return np.dtype(
         [("position", "<i8")]
-        + [(name, "<i4") for name in counts]
+        + [(name, "<i4") for name in (*counts, *COUNTED)]
         + [("wide", "u1"), ("end", "u1"), ("answers", "?"), ("failed", "u1")]
-        + [("environment_s", "<f4"), ("policy_s", "<f4")]
+        + [(name, "<f4") for name in ("lowest_turn", "highest_turn", "turn_advantage", "environment_s", "policy_s")]
         + [(name, "<f8") for name in ("reward", "advantage", "token_weight")]
         + [("rewards", "<f8", (rewards,)), ("failures", "u1", (rewards,))]
     )
 
 
 def summaries(samples: Sequence[Sample], owner: int, rewards: int = 0) -> np.ndarray:
-    """Summaries of ``samples`` that lie on the rank ``owner``, without any score: [B]."""
+    """Summaries of ``samples`` that lie on the rank ``owner``, without any score: [B]. Branches are neighbours.
+
+    Where the engine gave up one branch of an episode, no branch of it answers.
+    """
     table = np.zeros(len(samples), summary_type(rewards))
     for row, s in zip(table, samples, strict=True):
         row["position"], row["sample"], row["branch"] = s.key
         row["tokens"], row["sampled"], row["turns"] = len(s.tokens), len(s.logprobs), len(s.turns)
+        row["turn_rewards"] = len(s.turn_rewards)
+        given = s.turn_rewards[~np.isnan(s.turn_rewards)]
+        row["lowest_turn"], row["highest_turn"] = (given.min(), given.max()) if len(given) else (np.nan, np.nan)
         row["routing"], row["wide"] = s.routing.shape[1], s.routing.itemsize
         row["oldest"], row["newest"] = (s.versions.min(), s.versions.max()) if len(s.versions) else (0, 0)
-        row["end"], row["answers"] = s.end, s.answers
+        row["end"] = s.end
+    given_up = np.bincount(episode_of(table), table["end"] >= _ENDED) > 0
+    table["answers"] = (table["sampled"] > 0) & ~given_up[episode_of(table)]
     table["owner"], table["reward"], table["rewards"], table["token_weight"] = owner, np.nan, np.nan, 1.0
     return table
+
+
+def episode_of(table: np.ndarray) -> np.ndarray:
+    """The number of each row's episode among those of ``table``, where branches are neighbours: int64 [B]."""
+    new = np.ones(len(table), bool)
+    new[1:] = (table["position"][1:] != table["position"][:-1]) | (table["sample"][1:] != table["sample"][:-1])
+    return new.cumsum() - 1
+
+
+def episodes(table: np.ndarray) -> np.ndarray:
+    """One row for each episode, what its branches share as it is; lengths and turns of all of them, the last end."""
+    episode = episode_of(table)
+    first = np.flatnonzero(np.diff(episode, prepend=-1))
+    last = np.append(first[1:], len(table))[: len(first)] - 1
+    found = table[first]
+    found["end"] = table["end"][last]
+    combined: list[tuple[np.ufunc, tuple[str, ...]]] = [
+        (np.add, ("tokens", "sampled", "turns", "turn_rewards")),
+        (np.minimum, ("oldest",)),
+        (np.maximum, ("newest",)),
+        (np.fmin, ("lowest_turn",)),
+        (np.fmax, ("highest_turn",)),
+        (np.logical_or, ("answers",)),
+    ]
+    for function, names in combined if len(table) else ():
+        for name in names:
+            found[name] = function.reduceat(table[name], first)
+    return found
 
 
 def keys_of(table: np.ndarray) -> list[Key]:

@@ -30,6 +30,8 @@ class Experience:
             and where they are not known: but on the last pipeline stage.
         ref: the same of the reference policy.
         routing: experts that their tokens went to in the pass that computed ``old``; None where it was not recorded.
+        turns: what each of their turns adds to the advantage of its tokens, float32 [turns], or [0] where an
+            environment rewards no turns; None where none does.
     """
 
     table: np.ndarray
@@ -39,6 +41,7 @@ class Experience:
     old: dict[Key, np.ndarray] | None = None
     ref: dict[Key, np.ndarray] | None = None
     routing: dict[Key, np.ndarray] | None = None
+    turns: dict[Key, np.ndarray] | None = None
 
     @property
     def number(self) -> int:
@@ -48,7 +51,7 @@ class Experience:
     def pack(
         self, rows: np.ndarray, device: torch.device, layout: RowLayout, advantages: np.ndarray | None = None
     ) -> PackedBatch:
-        """The micro-batch of ``rows`` of the table; ``advantages`` [B] stand in for those of the table.
+        """The micro-batch of ``rows`` of the table; ``advantages`` [B] stand in for those of its completions.
 
         Raises:
             ValueError: something is known of some completions of the rollout and not of one of these.
@@ -56,9 +59,11 @@ class Experience:
         keys = keys_of(self.table[rows])
         samples = [self.samples[key] for key in keys]
         told = self.routing if not samples[0].routing.size else {key: self.samples[key].routing for key in keys}
+        whole = (self.table["advantage"] if advantages is None else advantages)[rows].tolist()
+        of_turns = _known(self.turns, keys, "advantages of turns")
         return pack(
             samples,
-            (self.table["advantage"] if advantages is None else advantages)[rows].tolist(),
+            whole if of_turns is None else [_of_tokens(*told) for told in zip(samples, whole, of_turns, strict=True)],
             self.table["token_weight"][rows].tolist(),
             device,
             layout,
@@ -74,6 +79,11 @@ def _known(values: Mapping[Key, np.ndarray] | None, keys: Sequence[Key], what: s
     if missing := [key for key in keys if key not in values]:
         raise ValueError(f"completion {tuple(missing[0])} has no {what}, but others of its rollout have")
     return [values[key] for key in keys]
+
+
+def _of_tokens(sample: Sample, advantage: float, of_turns: np.ndarray) -> float | np.ndarray:
+    """The advantage of each sampled token, [n], or the one that all of them have."""
+    return advantage + of_turns.repeat(sample.turn_lengths) if len(of_turns) else advantage
 
 
 def by_key(table: np.ndarray, rows: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> dict[Key, np.ndarray]:

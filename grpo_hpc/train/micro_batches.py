@@ -77,7 +77,7 @@ class PackedBatch:
 
 def pack(
     samples: Sequence[Sample],
-    advantages: Sequence[float],
+    advantages: Sequence[float | np.ndarray],
     token_weights: Sequence[float],
     device: torch.device,
     layout: RowLayout = WHOLE_ROW,
@@ -88,7 +88,8 @@ def pack(
     """Pack ``samples`` into one row.
 
     Args:
-        advantages, token_weights: of each sample, the same for all of its sampled tokens.
+        advantages: of each sample, one for all of its sampled tokens or float [n].
+        token_weights: of each sample, the same for all of its sampled tokens.
         old, ref: log-probabilities of each sample's sampled tokens, float32 [n]; None where they are not needed.
         routing: experts of each sample's tokens but the last, [T - 1, L * k]; None where routers choose.
     """
@@ -118,9 +119,6 @@ def pack(
     def row(values: np.ndarray) -> Tensor:
         return send(values[here])[None]
 
-    def repeat(values: Sequence[float]) -> Tensor:
-        return send(np.array(values, dtype=np.float32).repeat(sampled))
-
     def column(parts: Sequence[np.ndarray]) -> Tensor:
         return send(np.concatenate(parts, dtype=np.float32))
 
@@ -132,8 +130,8 @@ def pack(
         scored=send((scored.cumsum() - 1)[here][scored[here]]),
         cu_seqlens=send(bounds.astype(np.int32)),
         max_seqlen=int(padded.max()),
-        advantages=repeat(advantages),
-        weights=repeat(token_weights),
+        advantages=column([np.broadcast_to(value, n) for value, n in zip(advantages, sampled, strict=True)]),
+        weights=send(np.array(token_weights, dtype=np.float32).repeat(sampled)),
         rollout_logprobs=column([s.logprobs for s in samples]),
         old_logprobs=None if old is None else column(old),
         ref_logprobs=None if ref is None else column(ref),

@@ -4,9 +4,9 @@ Every rank computes the plan of all ranks from the same summaries, so nothing is
 number of micro-batches: experts exchange tokens between data-parallel ranks in each of them, and a rank with one less
 would leave the others waiting. For the same reason the k-th micro-batch costs about as much on every rank.
 
-A table is a structured array of one row a completion, with the fields ``position``, ``sample`` and ``branch``, which
-order completions totally, ``tokens`` of the whole sequence, ``sampled`` tokens among them, ``advantage`` and
-``token_weight``. A micro-batch is an int64 array of row numbers.
+A table is a structured array of one row a sequence, with the fields ``position``, ``sample`` and ``branch``, which
+order completions totally, ``tokens`` of the whole sequence, ``sampled`` tokens among them, ``advantage``,
+``turn_advantage`` and ``token_weight``. A micro-batch is an int64 array of row numbers.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.models.flops import Cost
+from grpo_hpc.rollout.sample import episode_of
 
 MicroBatch = np.ndarray
 
@@ -79,13 +80,13 @@ class Packing:
     def deal(self, table: np.ndarray, ranks: int) -> list[list[MicroBatch]]:
         """The micro-batches of each of ``ranks`` data-parallel ranks, the same number for all, and none empty.
 
-        Who trains on what changes nothing in the loss. A multiple of ``ranks * self.multiple`` completions can always
-        be dealt. Any other number, not below it, can if the micro-batches that ``size`` or ``tokens`` ask for are no
-        more than the completions: five completions go to two ranks as two and three in one micro-batch each, not one
-        by one.
+        Who trains on what changes nothing in the loss. A number that is no multiple of ``ranks * self.multiple`` may
+        ask for more micro-batches than there are completions: five for two ranks, one by one, are three on each. Then
+        there are as many as can be filled, and the cheapest completions share one, beyond ``size`` or ``tokens``.
 
         Raises:
-            ConfigError: a sequence alone has more than ``tokens``, or there are too few completions.
+            ConfigError: a sequence alone has more than ``tokens``, or there are fewer completions than
+                ``ranks * self.multiple``.
         """
         if self.tokens is None:
             return self._by_size(_falling(self.costs(table), table), ranks)
@@ -98,9 +99,7 @@ class Packing:
     def _by_size(self, order: np.ndarray, ranks: int) -> list[list[MicroBatch]]:
         """Each rank's k-th micro-batch is made from the same neighbours in cost, dealt back and forth."""
         rounds = _back_and_forth(len(order), ranks)
-        per_rank = _up(max(1, -(-len(rounds) // self.size)), self.multiple)
-        if per_rank > len(order) // ranks:
-            self._too_few(len(order), ranks, per_rank, f"batch.micro_batch_size = {self.size}")
+        per_rank = min(_up(max(1, -(-len(rounds) // self.size)), self.multiple), self._most(len(order), ranks))
         runs = [rounds[start:end] for start, end in pairwise(len(rounds) * n // per_rank for n in range(per_rank + 1))]
         return [[order[run[run[:, rank] < len(order), rank]] for run in runs] for rank in range(ranks)]
 
@@ -122,15 +121,16 @@ class Packing:
 
     def _fitting(self, lengths: np.ndarray, costs: np.ndarray, budget: int, ranks: int) -> list[np.ndarray]:
         """The micro-batches of all ranks: even in cost where that fits, even in tokens where only that does."""
-        step = ranks * self.multiple
-        bins = _up(max(1, _least_bins(lengths, budget)), step)
+        step, most = ranks * self.multiple, self._most(len(lengths), ranks) * ranks
+        bins, sizes = min(_up(max(1, _least_bins(lengths, budget)), step), most), lengths.astype(np.float64)
         while True:
-            if bins > len(lengths):
-                self._too_few(len(lengths), ranks, bins // ranks, f"batch.max_tokens_per_micro_batch = {self.tokens}")
-            for weights in (costs, lengths.astype(np.float64)):
+            for weights in (costs, sizes):
                 if (found := _even_bins(weights, lengths, budget, bins, ranks)) is not None:
                     return found
+            if bins == most:
+                return _even_bins(sizes, lengths, int(lengths.sum()), most, ranks) or []
             bins += step * max(1, bins // (50 * step))  # one more on each rank; of very many 2 %, so that it ends soon
+            bins = min(bins, most)
 
     def _too_long(self, tokens: int) -> NoReturn:
         raise ConfigError(
@@ -139,15 +139,16 @@ class Packing:
             f"give at least {tokens + self.layout.row_multiple}, or bound the lengths",
         )
 
-    def _too_few(self, completions: int, ranks: int, per_rank: int, key: str) -> NoReturn:
-        step = ranks * self.multiple
-        text = f" and a multiple of {self.multiple} of them on each rank" if self.multiple > 1 else ""
-        raise ConfigError(
-            f"{completions} completions cannot fill {per_rank} micro-batches on each of {ranks} data-parallel ranks, "
-            f"as {key}{text} asks for",
-            f"A multiple of {step} completions always can, {_up(completions, step)} for example; "
-            f"or raise {key.split(' ')[0]}.",
-        )
+    def _most(self, completions: int, ranks: int) -> int:
+        """Micro-batches that each rank can fill."""
+        most = completions // ranks // self.multiple * self.multiple
+        if not most:
+            raise ConfigError(
+                f"{completions} completions cannot fill {self.multiple} micro-batches on each of {ranks} data-parallel "
+                "ranks",
+                f"At least {ranks * self.multiple} are needed.",
+            )
+        return most
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class Dealing:
     """Who trains what of a rollout, step by step.
 
     Attributes:
-        size: completions of an optimizer step.
+        size: episodes of an optimizer step.
         ranks: data-parallel ranks.
         everything: whether all completions go through forward and backward: where experts are balanced by their load,
             and where an advantage is known only after a pass.
@@ -172,7 +173,7 @@ class Dealing:
 
     @property
     def least(self) -> int:
-        """A multiple of so many completions can always be dealt."""
+        """So many sequences can be dealt, and a multiple of it without a micro-batch that is larger than asked for."""
         return self.ranks * self.packing.multiple
 
     def deal(self, table: np.ndarray, known: np.ndarray | None = None) -> list[list[list[MicroBatch]]]:
@@ -182,8 +183,8 @@ class Dealing:
             known: bool [B], the completions that there are payloads of; None for all.
         """
         there = table["answers"] if known is None else table["answers"] & known
-        shares = [np.arange(start, start + self.size) for start in range(0, len(table), self.size)]
-        return [self._step(table, share[there[share]]) for share in shares]
+        step_of = episode_of(table) // self.size
+        return [self._step(table, np.flatnonzero((step_of == step) & there)) for step in np.unique(step_of)]
 
     def _step(self, table: np.ndarray, share: np.ndarray) -> list[list[MicroBatch]]:
         rows = share[self._taught(table[share])]
@@ -195,7 +196,7 @@ class Dealing:
             return np.arange(len(share))
         if self.contrasts:
             share = share.copy()
-            share["advantage"] = _mixed(share)
+            share["advantage"], share["turn_advantage"] = _mixed(share), 0.0
         return with_gradient(share, self.least, self.without_advantage)
 
 
@@ -205,6 +206,11 @@ def _mixed(table: np.ndarray) -> np.ndarray:
     good = np.unique(table["position"][counts & (table["advantage"] > 0)])
     bad = np.unique(table["position"][counts & (table["advantage"] <= 0)])
     return counts & np.isin(table["position"], np.intersect1d(good, bad))
+
+
+def with_advantage(table: np.ndarray) -> np.ndarray:
+    """Whether some token of each completion may have an advantage: bool [B]."""
+    return (table["advantage"] != 0.0) | (table["turn_advantage"] != 0.0)
 
 
 def with_gradient(table: np.ndarray, multiple_of: int, without_advantage: bool = False) -> np.ndarray:
@@ -217,7 +223,7 @@ def with_gradient(table: np.ndarray, multiple_of: int, without_advantage: bool =
     """
     idle = table["token_weight"] == 0.0
     if not without_advantage:
-        idle |= table["advantage"] == 0.0
+        idle |= ~with_advantage(table)
     teaching = len(table) - int(idle.sum())
     return np.argsort(idle, kind="stable")[: _up(max(1, teaching), multiple_of)]
 

@@ -22,6 +22,7 @@ from grpo_hpc.rollout.exchange import Exchange, from_payloads, payloads
 from grpo_hpc.rollout.sample import Key, keys_of
 from grpo_hpc.rollout.scoring import Scored
 from grpo_hpc.train.experience import Dealt, Experience
+from grpo_hpc.train.packing import with_advantage
 
 Deal = Callable[[np.ndarray, np.ndarray], list[Dealt]]
 _TABLE = "table.npz"
@@ -83,7 +84,7 @@ def _trained(experience: Experience) -> dict[str, np.ndarray]:
     keys = list(experience.samples)
     rows = _rows_of(experience.table, keys)
     parts = {"trained": experience.table[rows], "payloads": payloads(experience.samples[key] for key in keys)}
-    for name in ("old", "ref", "routing"):
+    for name in ("old", "ref", "routing", "turns"):
         values: Mapping[Key, np.ndarray] | None = getattr(experience, name)
         if values is not None:
             parts[name] = np.concatenate([values[key] for key in keys])
@@ -94,8 +95,9 @@ def _read_experience(
     table: np.ndarray, used: int, files: Sequence[Path], exchange: Exchange, deal: Deal, place: Place
 ) -> Experience:
     of_file = [_member(path, "trained") for path in files]
-    known = np.isin(_ids(table), np.concatenate([_ids(rows) for rows in of_file if rows is not None]))
-    if missing := int((table["answers"] & (table["token_weight"] * table["advantage"] != 0) & ~known).sum()):
+    stored = {key for rows in of_file if rows is not None for key in keys_of(rows)}
+    known = np.array([key in stored for key in keys_of(table)])
+    if missing := int((table["answers"] & (table["token_weight"] != 0) & with_advantage(table) & ~known).sum()):
         raise CheckpointError(f"{missing} completions of the rollout in {files[0].parent} are missing")
     try:
         steps = deal(table, known)
@@ -116,9 +118,11 @@ def _take(experience: Experience, path: Path, rows: np.ndarray, mine: set[Key], 
     """Add what the file at ``path`` holds of ``mine``."""
     with np.load(path) as stored:
         found = from_payloads(keys_of(rows), rows, stored["payloads"])
-        values = {"old": rows["sampled"], "ref": rows["sampled"], "routing": rows["tokens"] - 1}
+        values = {"routing": rows["tokens"] - 1, "turns": rows["turn_rewards"]}
+        if place.last_stage:
+            values |= {"old": rows["sampled"], "ref": rows["sampled"]}
         for name, lengths in values.items():
-            if name not in stored.files or (name != "routing" and not place.last_stage):
+            if name not in stored.files:
                 continue
             parts = np.split(stored[name], lengths.cumsum()[:-1])
             told = {key: part for key, part in zip(keys_of(rows), parts, strict=True) if key in mine}
@@ -164,11 +168,6 @@ def _read_carried(table: np.ndarray, files: Mapping[int, Path], place: Place) ->
 def _member(path: Path, name: str) -> np.ndarray | None:
     with np.load(path) as stored:
         return stored[name] if name in stored.files else None
-
-
-def _ids(table: np.ndarray) -> np.ndarray:
-    """One number for each key."""
-    return (table["position"] << 24) + (table["sample"].astype(np.int64) << 8) + table["branch"]
 
 
 def _rows_of(table: np.ndarray, keys: Sequence[Key]) -> np.ndarray:

@@ -23,8 +23,8 @@ from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
 from grpo_hpc.control import Control
 from grpo_hpc.rollout.exchange import Exchange
-from grpo_hpc.rollout.sample import Key, Sample, keys_of
-from grpo_hpc.train.credit import set_advantages, set_token_weights
+from grpo_hpc.rollout.sample import Key, Sample, episode_of, episodes, keys_of
+from grpo_hpc.train.credit import set_advantages, set_token_weights, set_turn_advantages, turn_rows
 from grpo_hpc.train.experience import Experience, trained_rows
 from grpo_hpc.train.megatron.chosen_objective import objective_of
 from grpo_hpc.train.megatron.platform import Platform
@@ -99,8 +99,11 @@ class Step:
         set_token_weights(self._cfg, self._schedule, table)
         if not in_reward:
             set_advantages(self._cfg, table)
+        of_turns = self._of_turns(table, held)
         steps = self.dealing.deal(table)
         experience = Experience(table, steps, self._exchange.deliver(held, table, steps))
+        if of_turns is not None:
+            experience.turns = {key: of_turns[key] for key in experience.samples}
         with self._clock.phase("logprob"):
             if self._records:
                 experience.old, experience.routing = scorer.record(experience, self._policy)
@@ -111,6 +114,13 @@ class Step:
         if in_reward:
             set_advantages(self._cfg, table, scorer.summed_difference(experience, experience.old, experience.ref))
         return experience
+
+    def _of_turns(self, table: np.ndarray, held: Mapping[Key, Sample]) -> dict[Key, np.ndarray] | None:
+        """What the turns of all completions add to advantages; None where there is nothing of the kind."""
+        if not self._cfg.algorithm.turn_advantage_coef or not table["turn_rewards"].any():
+            return None
+        mine = turn_rows(table[table["owner"] == self._control.rank], held)
+        return set_turn_advantages(self._cfg, table, self._control.gather_rows(mine, "rewards of turns"))
 
     def __call__(self, experience: Experience, step: int) -> Made:
         """Optimizer step number ``step`` + 1."""
@@ -179,20 +189,21 @@ class Step:
     def _slopes(self, experience: Experience) -> tuple[np.ndarray, float]:
         """What takes the place of the advantages in a loss of whole groups [B], and the constant of its loss."""
         table, size = experience.table, self._schedule.global_batch_size
-        values = np.zeros(len(table))
+        episode, whole = episode_of(table), episodes(table)
+        values = np.zeros(len(whole))
         share = np.arange(size) + experience.number * size
-        counted = share[table["token_weight"][share] != 0]
+        counted = share[whole["token_weight"][share] != 0]
         if not len(counted):
-            return values, 0.0
+            return values[episode], 0.0
         summed = np.zeros(len(table))  # of log pi - log pi_old: 0 before the first update
         if experience.used:
             dealt = experience.steps[experience.number]
             now = self._scorer.values(experience, dealt, self._policy.scores)
             summed = self._scorer.summed_difference(experience, now, experience.old)
-        chosen, sums = table[counted], summed[counted]
+        chosen, sums = whole[counted], np.bincount(episode, summed)[counted]
         means = torch.from_numpy((sums / chosen["sampled"]).astype(np.float32))
         advantages = torch.from_numpy(chosen["advantage"].astype(np.float32))
         groups, tau = chosen["position"].tolist(), self._cfg.algorithm.real_tau
         found, loss = slopes(means, advantages, chosen["sampled"].tolist(), groups, tau)
         values[counted] = found.numpy()
-        return values, loss - float((-values[counted] * chosen["token_weight"] * sums).sum())
+        return values[episode], loss - float((-values[counted] * chosen["token_weight"] * sums).sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from grpo_hpc.observe.completions import CompletionLog
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.sinks import MetricSinks
 from grpo_hpc.rollout.engine import Synced
-from grpo_hpc.rollout.sample import FAILURES, LENGTH, keys_of
+from grpo_hpc.rollout.sample import FAILURES, LENGTH, episodes, keys_of
 from grpo_hpc.train.experience import Experience
 from grpo_hpc.train.rollout_source import Rollout
 
@@ -66,7 +67,7 @@ def rollout_metrics(rollout: Rollout, rewards: Sequence[str], *, dynamic: bool) 
     Args:
         rewards: names of the reward functions.
     """
-    sampled = rollout.sampled
+    sampled = episodes(rollout.sampled)
     scored = sampled["reward"][~np.isnan(sampled["reward"])]
     lengths, ended = sampled["sampled"], sampled["sampled"][sampled["end"] != LENGTH]
     metrics = {
@@ -87,13 +88,14 @@ def rollout_metrics(rollout: Rollout, rewards: Sequence[str], *, dynamic: bool) 
             "dynamic/rounds": float(rollout.rounds),
             "dynamic/dropped_groups": float(rollout.dropped),
             "dynamic/filled_groups": float(rollout.filled),
-            "dynamic/carried_completions": float(len(rollout.surplus)),
+            "dynamic/carried_completions": float(len(episodes(rollout.surplus))),
         }
     return metrics | _reward_columns(sampled, rewards, "rewards") | _reward_failures(sampled, rewards)
 
 
 def evaluation_metrics(table: np.ndarray, rewards: Sequence[str]) -> dict[str, float]:
     """Mean of every reward column over the held-out rows."""
+    table = episodes(table)
     return _reward_columns(table, rewards, "eval", deviation=False) | {
         "eval/mean_length": float(table["sampled"].mean())
     }
@@ -131,7 +133,7 @@ def step_metrics(
 def completion_rows(
     rollout: Rollout, experience: Experience, rewards: Sequence[str], row_at: Callable[[int], Row]
 ) -> Iterator[dict[str, object]]:
-    """What is kept for people of this rank's completions, in the order of their keys.
+    """What is kept for people of this rank's completions, in the order of their keys; branches are one completion.
 
     Those that are carried over are written with the rollout that uses them.
 
@@ -140,8 +142,11 @@ def completion_rows(
     """
     used = dict(zip(keys_of(experience.table), experience.table["advantage"].tolist(), strict=True))
     later = set(keys_of(rollout.surplus))
-    for key in sorted(rollout.scored.keys() - later):
-        scored, row, sample = rollout.scored[key], row_at(key.position), rollout.scored[key].sample
+    for _, branches in groupby(sorted(rollout.scored.keys() - later), lambda key: key[:2]):
+        key, *others = branches
+        scored, row = rollout.scored[key], row_at(key.position)
+        samples = [scored.sample, *(rollout.scored[other].sample for other in others)]
+        logprobs, versions = (np.concatenate([getattr(s, name) for s in samples]) for name in ("logprobs", "versions"))
         yield {
             "prompt_id": row.prompt_id,
             "position": key.position,
@@ -153,10 +158,10 @@ def completion_rows(
             "failures": scored.failures,
             "advantage": used.get(key),
             "dropped": key not in used,
-            "tokens": len(sample.logprobs),
-            "finish_reason": sample.reason,
-            "mean_rollout_logprob": float(sample.logprobs.mean()) if len(sample.logprobs) else None,
-            "weight_version": int(sample.versions.min()) if len(sample.versions) else None,
+            "tokens": len(logprobs),
+            "finish_reason": samples[-1].reason,
+            "mean_rollout_logprob": float(logprobs.mean()) if len(logprobs) else None,
+            "weight_version": int(versions.min()) if len(versions) else None,
         }
 
 

@@ -9,8 +9,9 @@ from runfiles import write_run
 
 from grpo_hpc.config import load_run
 from grpo_hpc.config.batch import schedule
-from grpo_hpc.rollout.sample import LENGTH, Key, Sample, summaries
-from grpo_hpc.train.credit import informative, set_advantages, set_token_weights
+from grpo_hpc.rollout.sample import LENGTH, Key, Sample, episode_of, episodes, summaries
+from grpo_hpc.train.credit import informative, set_advantages, set_token_weights, set_turn_advantages, turn_rows
+from grpo_hpc.train.packing import with_gradient
 
 REWARDS = [0.0, 1.0, 0.5, 0.5] + [1.0] * 4 + [2.0, 1.0, 0.0, 4.0] + [0.3, 0.1, 0.2, 0.2]
 
@@ -116,3 +117,130 @@ def test_scaling_of_ms_swift_spans_the_rollout_and_the_micro_batches(tmp_path):
     set_token_weights(cfg, plan, made)
     tokens = int(made["sampled"].sum())
     assert plan.accumulation == 4 and made["token_weight"][0] == pytest.approx(1 / (tokens * 4))
+
+
+def with_turns(cfg, coef):
+    """The run file's options with a weight of turns, which needs an environment there."""
+    return cfg.model_copy(update={"algorithm": cfg.algorithm.model_copy(update={"turn_advantage_coef": coef})})
+
+
+def of_turns(rewards):
+    """Summaries and payloads of completions with ``rewards[i]`` for their turns, four to a group."""
+    made = {}
+    for n, given in enumerate(rewards):
+        count = 2 * len(given) if given else 3
+        turns = [[2 * k + 2, 0] for k in range(len(given))] or [[count, 0]]
+        arrays = np.zeros(count + 1, np.int32), np.arange(count + 1) > 0, np.zeros(count, np.float32)
+        told = np.array([np.nan if r is None else r for r in given], np.float32)
+        key = Key(n // 4, n % 4)
+        made[key] = Sample(key, *arrays, np.zeros(count, np.int32), np.array(turns, np.int32), turn_rewards=told)
+    table = summaries(list(made.values()), 0, 1)
+    table["reward"] = np.arange(len(rewards)) % 3
+    return table, made
+
+
+TURNS = [
+    [0.5, 1.0, None],
+    [None],
+    [0.0, 0.25],
+    [],
+    [1.0, 1.0],
+    [1.0],
+    [1.0, None, 1.0],
+    [1.0],
+    [3.0],
+    [],
+    [],
+    [-2.0] * 4,
+]
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_turns_are_compared_with_all_turns_of_their_group_and_answer_for_later_ones(tmp_path, scale):
+    cfg, (table, made) = with_turns(config(tmp_path, scale_rewards=scale), 0.5), of_turns(TURNS)
+    rows = turn_rows(table, made)
+    found = set_turn_advantages(cfg, table, rows[np.random.default_rng(0).permutation(len(rows))])
+    want = reference.turn_advantages(TURNS, table["position"].tolist(), scale, 0.5)
+    for value, expected in zip(found.values(), want, strict=True):
+        assert value.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert table["turn_advantage"].tolist() == pytest.approx([max(map(abs, w), default=0) for w in want], abs=1e-6)
+    assert not table["turn_advantage"][4:8].any(), "rewards that are all equal teach nothing, however many there are"
+
+
+def test_a_completion_that_failed_has_no_vote_among_turns(tmp_path):
+    cfg, (table, made) = with_turns(config(tmp_path), 1.0), of_turns([[1.0], [0.0], [100.0], [50.0]])
+    table["reward"][2], table["answers"][3] = np.nan, False
+    found = set_turn_advantages(cfg, table, turn_rows(table, made))
+    assert [value.tolist() for value in found.values()][2:] == [[], []]
+    assert found[Key(0, 0)] == -found[Key(0, 1)] != 0.0
+
+
+def test_turns_alone_may_make_a_group_worth_training(tmp_path):
+    cfg, (table, made) = config(tmp_path), of_turns(TURNS)
+    table["reward"] = 1.0
+    assert not informative(cfg, table).any()
+    cfg = with_turns(cfg, 1.0)
+    assert informative(cfg, table).tolist() == [True] * 4 + [False] * 4 + [True] * 4
+    table["reward"][8] = np.nan
+    assert informative(cfg, table).tolist() == [True] * 4 + [False] * 8, "one turn's reward is left there, four times"
+    set_advantages(cfg, table)
+    set_turn_advantages(cfg, table, turn_rows(table, made))
+    assert with_gradient(table, 1).tolist() == [0, 2], "those whose turns have a reward"
+
+
+def in_branches(table):
+    """``table`` with every completion cut into one to three branches, and the number of each row's completion."""
+    parts = [1 + n % 3 for n in range(len(table))]
+    whole = np.repeat(np.arange(len(table)), parts)
+    cut = table[whole]
+    cut["branch"] = np.concatenate([np.arange(count) for count in parts])
+    last = np.append(cut["branch"][1:] == 0, True)
+    cut["sampled"] = np.where(last, table["sampled"][whole] + 2, 1)  # two more than the first ones have
+    cut["end"] = np.where(last, cut["end"], 0)
+    longer = table.copy()
+    longer["sampled"] = np.bincount(whole, cut["sampled"])
+    return cut, whole, longer
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo"])
+@pytest.mark.parametrize("keys", [{}, {"scale_rewards": "batch"}, {"scale_rewards": "gdpo"}, {"beta": 0.2}])
+def test_an_episode_counts_once_however_many_sequences_it_became(tmp_path, loss, keys):
+    keys = keys | {"kl_in_reward": True} * ("beta" in keys)
+    cfg, (cut, whole, longer) = config(tmp_path, loss_type=loss, overlong_filter=True, **keys), in_branches(rollout())
+    kl = np.arange(len(cut)) / 10 if "beta" in keys else None
+    for table, paid in ((cut, kl), (longer, None if kl is None else np.bincount(whole, kl))):
+        set_token_weights(cfg, schedule(cfg), table)
+        set_advantages(cfg, table, paid)
+    assert len(cut) > len(longer) and cut["token_weight"].any() and cut["advantage"].any()
+    assert cut["token_weight"].tolist() == longer["token_weight"][whole].tolist()
+    assert cut["advantage"].tolist() == longer["advantage"][whole].tolist()
+    assert informative(cfg, cut).tolist() == informative(cfg, longer)[whole].tolist()
+
+
+def test_summaries_of_branches_and_of_episodes(tmp_path):
+    def branch(sample, number, count, reason):
+        prompt, said = np.array([1]), np.full(count, 2)
+        return Sample.single_turn(Key(7, sample, number), prompt, said, np.zeros(count), number, reason)
+
+    made = [branch(0, 0, 3, "stop"), branch(0, 1, 0, "stop"), branch(0, 2, 2, "length")]
+    made += [branch(1, 0, 4, "stop"), branch(1, 1, 1, "abort"), branch(2, 0, 5, "stop"), branch(3, 0, 0, "stop")]
+    table = summaries(made, 0)
+    assert table["answers"].tolist() == [True, False, True, False, False, True, False]
+    assert episode_of(table).tolist() == [0, 0, 0, 1, 1, 2, 3]
+    found = episodes(table)
+    assert found["sampled"].tolist() == [5, 5, 5, 0] and found["turns"].tolist() == [3, 2, 1, 1]
+    assert found["end"].tolist()[:1] == [LENGTH] and found["answers"].tolist() == [True, False, True, False]
+    assert found["newest"].tolist() == [2, 1, 0, 0] and len(episodes(table[:0])) == 0
+
+
+def test_branches_of_an_episode_share_what_comes_later(tmp_path):
+    """A turn answers for those of later branches, too."""
+    cfg, (table, made) = with_turns(config(tmp_path, scale_rewards="none"), 1.0), of_turns([[1.0, 0.0], [3.0], [], []])
+    first, second = list(made)[:2]
+    table["sample"][1], table["branch"][1] = 0, 1
+    key = Key(0, 0, 1)
+    made[key] = made.pop(second)
+    found = set_turn_advantages(cfg, table, turn_rows(table, made))
+    mean = 4 / 3
+    assert found[first].tolist() == pytest.approx([4 - 3 * mean, 3 - 2 * mean], abs=1e-6)
+    assert found[key].tolist() == pytest.approx([3 - mean], abs=1e-6)

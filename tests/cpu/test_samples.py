@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -22,7 +22,6 @@ from grpo_hpc.rollout.sample import (
     summaries,
 )
 from grpo_hpc.train.experience import Experience
-from grpo_hpc.train.micro_batches import pack
 from grpo_hpc.train.packing import WHOLE_ROW
 
 CPU = torch.device("cpu")
@@ -46,10 +45,11 @@ def samples(draw):
         rng.integers(0, 1000, sampled).astype(np.int32),
         turns,
         routing if width and len(mask) > 1 else np.zeros((0, 0), np.uint8),
+        draw(st.sampled_from([np.zeros(0, np.float32), rng.choice([np.nan, 1.5, -2], len(turns)).astype(np.float32)])),
     )
 
 
-@given(st.lists(samples(), min_size=1, max_size=5, unique_by=lambda sample: sample.key))
+@given(st.lists(samples(), min_size=1, max_size=5, unique_by=lambda sample: sample.key[:2]))
 def test_a_payload_gives_the_sample_back(made):
     table = summaries(made, owner=3, rewards=2)
     assert keys_of(in_order(table)) == sorted(sample.key for sample in made)
@@ -59,7 +59,8 @@ def test_a_payload_gives_the_sample_back(made):
     ):
         assert len(payloads([sample])) == size
         for field in fields(sample):
-            assert np.array_equal(getattr(again, field.name), getattr(sample, field.name)), field.name
+            old, new = getattr(sample, field.name), getattr(again, field.name)
+            assert np.array_equal(new, old, equal_nan=field.name == "turn_rewards"), field.name
         assert not again.tokens.flags.writeable and not sample.mask.flags.writeable
         assert row["answers"] == (len(sample.logprobs) > 0 and sample.reason in ("stop", "length", "repetition"))
 
@@ -73,10 +74,15 @@ def test_a_summary_and_a_token_are_small():
 @given(st.lists(samples().filter(lambda s: len(s.logprobs)), min_size=1, max_size=4, unique_by=lambda s: s.key))
 def test_whatever_the_mask_each_sampled_token_is_scored_once_and_no_other(made):
     """Against a loop over labels: position p predicts token p + 1."""
+    made = [replace(sample, routing=np.zeros((0, 0), np.uint8)) for sample in made]
     weights = [0.1 * (n + 1) for n in range(len(made))]
-    batch = pack(made, [float(n) for n in range(len(made))], weights, CPU, WHOLE_ROW)
-    labels, places, log_probs, weight = [], [], [], []
-    row = 0
+    table = summaries(made, 0)
+    table["advantage"], table["token_weight"] = range(len(made)), weights
+    turns = {s.key: np.arange(s.turn_rewards.size, dtype=np.float32) + 10 * n for n, s in enumerate(made)}
+    experience = Experience(table, [], {sample.key: sample for sample in made}, turns=turns)
+    batch = experience.pack(np.arange(len(made)), CPU, WHOLE_ROW)
+    labels, places, log_probs, weight, advantages = [], [], [], [], []
+    row, taken_of = 0, [list[int]() for _ in made]
     for number, sample in enumerate(made):
         taken = iter(sample.logprobs.tolist())
         for place in range(len(sample.tokens) - 1):
@@ -85,12 +91,16 @@ def test_whatever_the_mask_each_sampled_token_is_scored_once_and_no_other(made):
                 places.append(row)
                 log_probs.append(next(taken))
                 weight.append(weights[number])
+                turn = next(k for k, (end, _) in enumerate(sample.turns) if len(taken_of[number]) < end)
+                taken_of[number].append(place)
+                advantages.append(number + (turns[sample.key][turn] if sample.turn_rewards.size else 0.0))
             row += 1
     assert batch.input_ids.shape[1] == row
     assert batch.loss_mask[0].nonzero()[:, 0].tolist() == places
     assert batch.labels[batch.loss_mask].tolist() == labels
     assert batch.rollout_logprobs.tolist() == log_probs
     torch.testing.assert_close(batch.weights, torch.tensor(weight))
+    torch.testing.assert_close(batch.advantages, torch.tensor(advantages))
     assert batch.sequences.lengths.tolist() == [len(sample.logprobs) for sample in made]
 
 
@@ -98,10 +108,12 @@ def test_whatever_the_mask_each_sampled_token_is_scored_once_and_no_other(made):
     ("changed", "said"),
     [
         ({"mask": [True, True, True]}, "begins with a sampled token"),
-        ({"logprobs": [0.0]}, "log-probabilities for 1 tokens where there are 2"),
-        ({"versions": [0, 0, 0]}, "versions for 3 tokens where there are 2"),
-        ({"turns": [[1, 0]]}, "turns for 1 tokens where there are 2"),
-        ({"routing": [[1, 2]]}, "routing for 1 tokens where there are 2"),
+        ({"logprobs": [0.0]}, "log-probabilities for 1 where there are 2"),
+        ({"versions": [0, 0, 0]}, "versions for 3 where there are 2"),
+        ({"turns": [[1, 0]]}, "turns for 1 where there are 2"),
+        ({"routing": [[1, 2]]}, "routing for 1 where there are 2"),
+        ({"turn_rewards": [1.0, 2.0]}, "rewards of turns for 2 where there are 1"),
+        ({"turn_rewards": [np.inf]}, "a turn has an infinite reward"),
     ],
 )
 def test_arrays_that_do_not_fit_together_are_refused(changed, said):

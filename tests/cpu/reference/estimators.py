@@ -50,6 +50,18 @@ def advantages(rewards, prompts, estimator, scale):
     return out
 
 
+def turn_advantages(turns, positions, scale, coef):
+    """Process supervision: ``turns[i]`` are the rewards of completion i's turns, None where there is none."""
+    out = []
+    for rewards, position in zip(turns, positions, strict=True):
+        group = known([r for other, p in zip(turns, positions, strict=True) if p == position for r in other])
+        pool = {"group": group, "batch": known([r for other in turns for r in other])}.get(scale)
+        divisor = 1.0 if pool is None else deviation(pool) + EPSILON
+        normalised = [0.0 if r is None else (r - statistics.fmean(group)) / divisor for r in rewards]
+        out.append([coef * sum(normalised[k:]) for k in range(len(normalised))])
+    return out
+
+
 def gdpo(columns, weights, prompts):
     """Equations 4 and 5 of GDPO, the subtraction of the batch mean included; ``columns[f][i]``."""
     count = len(prompts)

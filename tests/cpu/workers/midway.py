@@ -2,7 +2,7 @@
 
 Arguments: folder, run file, and ``save`` (one step, save, the second step) or ``go_on`` (load, the second step). Half
 of the groups have equal rewards, so they teach nothing, and one of their completions fills up what ranks must share
-evenly.
+evenly. After ``save``, ``few`` leaves three that teach in the second step.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def main() -> None:
         table = everything.table
         table["reward"] = table["advantage"] * (table["position"] % 2)
         table["reward"][table["position"] == 7] = [2.0, 1.0, 1.5, 1.5]  # two of them have no advantage
+        if sys.argv[4:] == ["few"]:
+            table["reward"][table["position"] >= 5] = 1.0
         table["reward"][table["position"] == 9] = [4.0, 1.0, 1.0, 2.0]  # one of them: 9 teach in the second step
         experience = begun(step, everything)
         step(experience, 0)

@@ -1,0 +1,23 @@
+"""Episodes of several turns and branches: what is foreign is attended to and never trained, in every layout."""
+
+from __future__ import annotations
+
+import pytest
+from ranks import run_ranks
+from runfiles import write_run
+
+LAYOUTS = {
+    "tp2": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+    "pp2": {"pipeline_model_parallel_size": 2},
+    "cp2": {"context_parallel_size": 2},
+    "dp2": {"micro_batch_size": 1},
+}
+
+
+@pytest.mark.parametrize("loss", ["grpo"])
+def test_loss_and_gradient_are_those_of_a_loop_over_labels(loss, tiny, tmp_path):
+    runs = [
+        write_run(tmp_path, tiny("qwen3", False), name=name, nproc_per_node=2, loss_type=loss, **keys)
+        for name, keys in LAYOUTS.items()
+    ]
+    run_ranks("episodes", 2, *runs)
