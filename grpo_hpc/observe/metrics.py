@@ -182,6 +182,22 @@ METRICS: dict[str, Metric] = {
         "", "Groups of equal rewards that fill the batch, because the rounds were used up.", "groups filled in", ".0f"
     ),
     "dynamic/carried_completions": Metric("", "Completions kept for the next rollout.", "carried over", ".0f"),
+    "episodes/turns": Metric(
+        "",
+        "Turns of the policy in an episode, on average. Like all that begins with episodes: only with an environment.",
+        "turns",
+        ".2f",
+    ),
+    "episodes/tool_calls": Metric("", "Calls of tools in an episode, on average.", "tool calls", ".2f"),
+    "episodes/tool_failures": Metric(
+        "", "Of these, calls that failed: unknown tools, bad arguments, errors.", "failed calls", ".2f"
+    ),
+    "episodes/environment_s": Metric(
+        "s", "Time in which an episode waited for its environment, on average.", "in tools", ".2f"
+    ),
+    "episodes/policy_s": Metric("s", "Time in which an episode waited for the policy, on average.", "in model", ".2f"),
+    "episodes/too_many_turns": Metric("", "Episodes that max_turns ended.", "too many turns", ".0f"),
+    "episodes/failed": Metric("", "Episodes whose environment failed.", "failed episodes", ".0f"),
     "tokens/scored": Metric("tok", "Completion tokens in the loss of the optimizer step.", "trained on", ".0f"),
     "moe/load_max_over_mean": Metric(
         "",

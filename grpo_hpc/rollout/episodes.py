@@ -42,7 +42,8 @@ class Episode:
     Attributes:
         samples: its token sequences, at least one; several where a chat was edited.
         text: the policy's last turn without special tokens; None where nobody has decoded it.
-        messages: the whole chat; empty where it is the row's and one answer.
+        messages: the chat up to where the policy spoke; empty where it is the row's, with one answer behind it.
+        turns: the rest of it: what the policy said, and heard in between.
         reward: the sum of what the environment gave; None where it gave nothing.
         failure: why the environment could not go on: ``error``, ``timeout`` or ``killed``, a colon, and what happened.
         counts: what happened in it, by name.
@@ -53,6 +54,7 @@ class Episode:
     samples: list[Sample]
     text: str | None = None
     messages: list[Message] = field(default_factory=list)
+    turns: list[Message] = field(default_factory=list)
     reward: float | None = None
     failure: str = ""
     counts: dict[str, int] = field(default_factory=dict)
@@ -123,7 +125,8 @@ class EnvironmentEpisodes:
 
     async def play(self, key: Key, row: Row, prompt: np.ndarray, ask: Ask) -> Episode:
         environment = self._pool.new(name_of(key, row))
-        played = _Played(environment, Transcript(self._renderer), row, ask, self._limits)
+        chat = Transcript(self._renderer)
+        played = _Played(environment, chat, row, ask, self._limits)
         failure, end = "", ""
         try:
             end = await played.to_the_end()
@@ -134,9 +137,10 @@ class EnvironmentEpisodes:
         finally:
             await environment.close()
         return Episode(
-            left_of(played.transcript.samples(key), key, prompt, end),
-            played.transcript.text,
-            played.transcript.messages,
+            left_of(with_turn_rewards(chat.samples(key), played.rewards), key, prompt, end),
+            chat.text,
+            chat.messages[: chat.opened],
+            chat.messages[chat.opened :],
             played.reward,
             counts=played.counts,
             environment_s=played.environment_s,
@@ -201,15 +205,32 @@ def left_of(samples: list[Sample], key: Key, prompt: np.ndarray, end: str) -> li
     return [*samples[:-1], _ended(samples[-1], end)] if end else samples
 
 
+def with_turn_rewards(samples: list[Sample], rewards: Sequence[float | None]) -> list[Sample]:
+    """``samples`` with what was given for each turn of the episode, in order; a turn without an answer has none."""
+    if all(reward is None for reward in rewards):
+        return samples
+    told = np.array([np.nan if reward is None else reward for reward in rewards], np.float32)
+    ends = np.cumsum([len(sample.turns) for sample in samples])
+    told = np.concatenate([told, np.full(ends[-1] - len(told), np.nan, np.float32)])
+    parts = np.split(told, ends[:-1])
+    return [replace(sample, turn_rewards=part) for sample, part in zip(samples, parts, strict=True)]
+
+
 class _Played:
     """An episode while it is played."""
 
     def __init__(self, environment: Environment, transcript: Transcript, row: Row, ask: Ask, limits: Limits) -> None:
-        self._environment, self._row, self._ask, self._limits = environment, row, ask, limits
-        self.transcript = transcript
-        self.reward: float | None = None
+        self._environment, self._transcript, self._row = environment, transcript, row
+        self._ask, self._limits = ask, limits
+        self.rewards: list[float | None] = []
         self.counts: dict[str, int] = {}
         self.environment_s = self.policy_s = 0.0
+
+    @property
+    def reward(self) -> float | None:
+        """The sum of what the environment gave; None where it gave nothing."""
+        given = [reward for reward in self.rewards if reward is not None]
+        return sum(given) if given else None
 
     async def to_the_end(self) -> str:
         """Until the environment says that it is over, a turn was cut off, or there is a limit.
@@ -218,29 +239,28 @@ class _Played:
             why it ended, where that is not why the last turn did.
         """
         opening = await self._of_environment(self._environment.start(self._row))
-        self.transcript.open(opening.messages, opening.tools, self._row.template)
+        self._transcript.open(opening.messages, opening.tools, self._row.template)
         sampled = 0
         for number in range(self._limits.turns):
-            room = self._limits.room(len(self.transcript.tokens), sampled)
+            room = self._limits.room(len(self._transcript.tokens), sampled)
             if room < 1:
                 return "length"
             completion = await self._of_policy(number, room)
             sampled += len(completion.tokens)
-            turn = self.transcript.said(completion)
+            turn = self._transcript.said(completion)
             if turn.finish in GIVEN_UP:
                 return ""
             reply = await self._of_environment(self._environment.reply(turn))
             self._note(reply)
             if reply.done or turn.finish != "stop":
                 return ""
-            self.transcript.heard(reply.messages)
+            self._transcript.heard(reply.messages)
         return "turns"
 
     def _note(self, reply: Reply) -> None:
         for name, count in reply.counts.items():
             self.counts[name] = self.counts.get(name, 0) + count
-        if reply.reward is not None:
-            self.reward = (self.reward or 0.0) + reply.reward
+        self.rewards.append(reply.reward)
 
     async def _of_environment(self, answer: Awaitable[_Result]) -> _Result:
         began = time.monotonic()
@@ -251,7 +271,7 @@ class _Played:
 
     async def _of_policy(self, number: int, room: int) -> Completion:
         began = time.monotonic()
-        completion = await self._ask(self.transcript.tokens, number, room)
+        completion = await self._ask(self._transcript.tokens, number, room)
         self.policy_s += time.monotonic() - began
         return completion
 

@@ -33,7 +33,8 @@ class Scored:
         rewards: by reward; None where it gave no score.
         failures: by reward that failed on it, ``error``, ``timeout`` or ``killed``, a colon, and why.
         reward: the weighted total; NaN where none gave a score.
-        messages: the whole chat, where it is more than the row's and one answer.
+        messages, turns: the chat before and after the policy first spoke, where it is more than the row's with one
+            answer behind it.
         failure: why its environment could not go on, in the same form; empty where it could.
         counts: what happened in its episode, by name.
         environment_s, policy_s: seconds in which its episode waited for the environment, and for the policy.
@@ -45,6 +46,7 @@ class Scored:
     failures: dict[str, str] = field(default_factory=dict)
     reward: float = float("nan")
     messages: list[Message] = field(default_factory=list)
+    turns: list[Message] = field(default_factory=list)
     failure: str = ""
     counts: dict[str, int] = field(default_factory=dict)
     environment_s: float = 0.0
@@ -73,13 +75,14 @@ class Scorer:
             found = Score(dict.fromkeys(r.columns, episode.reward), episode.reward, {})
         elif sample.answers:
             found = await self._said(episode, row, text)
-        told = episode.messages, episode.failure, episode.counts, episode.environment_s, episode.policy_s
-        return [Scored(s, text, found.rewards, found.failures, found.total, *told) for s in episode.samples]
+        told = episode.messages, episode.turns, episode.failure, episode.counts
+        seconds = episode.environment_s, episode.policy_s
+        return [Scored(s, text, found.rewards, found.failures, found.total, *told, *seconds) for s in episode.samples]
 
     async def _said(self, episode: Episode, row: Row, text: str) -> Score:
         """What reward functions and environment say."""
         r, tokens = self._rewards, [token for sample in episode.samples for token in sample.response.tolist()]
-        opening = "" if episode.messages else self._opening_of(row)
+        opening = "" if episode.turns else self._opening_of(row)
         answer = Answer(
             completion=text,
             prompt=row.messages,
@@ -87,7 +90,7 @@ class Scorer:
             finish_reason=episode.samples[-1].reason,
             completion_ids=tokens,
             assistant_turn=opening + text,
-            messages=episode.messages or [*row.messages, {"role": "assistant", "content": text}],
+            messages=[*episode.messages, *episode.turns] or [*row.messages, {"role": "assistant", "content": text}],
         )
         given = dict.fromkeys(r.of_environment, episode.reward)
         return await asyncio.wrap_future(

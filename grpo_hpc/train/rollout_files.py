@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +144,7 @@ def _carried(carried: Collected) -> dict[str, np.ndarray]:
 
 
 def _told(scored: Scored) -> dict[str, object]:
-    return {name: getattr(scored, name) for name in ("text", "rewards", "failures", "reward")}
+    return {each.name: getattr(scored, each.name) for each in fields(scored) if each.name != "sample"}
 
 
 def _read_carried(table: np.ndarray, files: Mapping[int, Path], place: Place) -> Collected:

@@ -13,7 +13,8 @@ from grpo_hpc.observe.completions import CompletionLog
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.sinks import MetricSinks
 from grpo_hpc.rollout.engine import Synced
-from grpo_hpc.rollout.sample import FAILURES, LENGTH, episodes, keys_of
+from grpo_hpc.rollout.sample import FAILURES, LENGTH, REASONS, episodes, keys_of
+from grpo_hpc.rollout.scoring import Scored
 from grpo_hpc.train.experience import Experience
 from grpo_hpc.train.rollout_source import Rollout
 
@@ -90,7 +91,17 @@ def rollout_metrics(rollout: Rollout, rewards: Sequence[str], *, dynamic: bool) 
             "dynamic/filled_groups": float(rollout.filled),
             "dynamic/carried_completions": float(len(episodes(rollout.surplus))),
         }
+    if sampled["environment_s"].any():
+        metrics |= _episode_metrics(sampled)
     return metrics | _reward_columns(sampled, rewards, "rewards") | _reward_failures(sampled, rewards)
+
+
+def _episode_metrics(sampled: np.ndarray) -> dict[str, float]:
+    """What happened in episodes with an environment or an agent."""
+    means = {f"episodes/{name}": float(sampled[name].mean()) for name in ("turns", "tool_calls", "tool_failures")}
+    seconds = {f"episodes/{name}": float(sampled[name].mean()) for name in ("environment_s", "policy_s")}
+    ends = {"too_many_turns": sampled["end"] == REASONS.index("turns"), "failed": sampled["failed"] > 0}
+    return means | seconds | {f"episodes/{name}": float(found.sum()) for name, found in ends.items()}
 
 
 def evaluation_metrics(table: np.ndarray, rewards: Sequence[str]) -> dict[str, float]:
@@ -151,7 +162,7 @@ def completion_rows(
             "prompt_id": row.prompt_id,
             "position": key.position,
             "sample": key.sample,
-            "messages": row.messages,
+            "messages": scored.messages or row.messages,
             "completion": scored.text,
             "reward": scored.reward,
             "rewards": {name: scored.rewards.get(name) for name in rewards},
@@ -162,7 +173,16 @@ def completion_rows(
             "finish_reason": samples[-1].reason,
             "mean_rollout_logprob": float(logprobs.mean()) if len(logprobs) else None,
             "weight_version": int(versions.min()) if len(versions) else None,
+            **_told_of_episode(scored),
         }
+
+
+def _told_of_episode(scored: Scored) -> dict[str, object]:
+    """What there is to tell where an environment or an agent took part."""
+    if not scored.turns and not scored.failure:
+        return {}
+    seconds = {name: round(getattr(scored, name), 3) for name in ("environment_s", "policy_s")}
+    return {"turns": scored.turns, "environment_failure": scored.failure, **scored.counts, **seconds}
 
 
 def _reward_columns(

@@ -58,7 +58,8 @@ class AgentEpisodes:
         return Episode(
             left_of(conversation.samples(key), key, prompt, conversation.full),
             last.text if last else "",
-            last.messages if last else [],
+            last.messages[: last.opened] if last else [],
+            last.messages[last.opened :] if last else [],
             outcome.reward,
             counts=dict(outcome.counts),
             environment_s=max(0.0, seconds - asked.seconds),

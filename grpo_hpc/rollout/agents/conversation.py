@@ -32,6 +32,7 @@ class Transcript(Protocol):
     """A chat as tokens; :class:`grpo_hpc.rollout.chat.transcript.Transcript` is one."""
 
     messages: list[Message]
+    opened: int
     text: str
 
     def open(self, messages: list[Message], tools: list[dict[str, Any]], template: Mapping[str, Any]) -> None: ...

@@ -31,6 +31,7 @@ class Transcript:
 
     Attributes:
         messages: the whole chat, for logs and reward functions.
+        opened: messages of it that were there before the policy spoke.
         text: the policy's last turn without special tokens.
         cut: messages that were longer than allowed.
     """
@@ -38,7 +39,7 @@ class Transcript:
     def __init__(self, renderer: Renderer) -> None:
         self._renderer = renderer
         self.messages: list[Message] = []
-        self.text = ""
+        self.opened, self.text = 0, ""
         self.cut = 0
         self._turns = 0
         self._branches: list[_Branch] = []
@@ -60,7 +61,7 @@ class Transcript:
         """
         self._chat = self._renderer.open(messages, tools, template or {})
         self._branches.append(_Branch(self._renderer.encode(self._chat.prompt)))
-        self.messages = list(messages)
+        self.messages, self.opened = list(messages), len(messages)
 
     @property
     def tokens(self) -> np.ndarray:
