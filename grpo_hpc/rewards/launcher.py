@@ -48,7 +48,7 @@ def main() -> int:
         os.kill(child, signal.SIGKILL)
     code = _ended(child)
     if not order["namespaces"]:  # else they are gone with their process 1, and /proc is that of the namespace
-        _end_orphans()
+        end_descendants()
     return code if readable else OUT_OF_TIME
 
 
@@ -179,29 +179,29 @@ def _refuse_calls(instructions: bytes) -> None:
     _check(_libc.prctl(_SECCOMP, _FILTER, ctypes.byref(loaded)), "seccomp")
 
 
-def _end_orphans() -> None:
-    """Kill what the program left behind: as subreaper this process is its last ancestor.
+def end_descendants(spared: frozenset[int] = frozenset()) -> None:
+    """Kill what this process is the last ancestor of, as their subreaper, but for ``spared`` and what these started.
 
     All of it is stopped first, for what still forks is never killed to its end.
     """
     deadline, stopped = time.monotonic() + 5, set[int]()
-    while time.monotonic() < deadline and (left := _descendants(os.getpid())):
+    while time.monotonic() < deadline and (left := _descendants(os.getpid(), spared)):
         signalled = signal.SIGKILL if left <= stopped else signal.SIGSTOP
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signalled)
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
         stopped = left
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
 
 
-def _descendants(pid: int) -> set[int]:
+def _descendants(pid: int, spared: frozenset[int]) -> set[int]:
     found = set[int]()
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             found |= {int(child) for child in (task / "children").read_text().split()}
-    return found.union(*map(_descendants, found))
+    found -= spared
+    return found.union(*(_descendants(child, spared) for child in found))
 
 
 def _check(result: int, what: str) -> None:

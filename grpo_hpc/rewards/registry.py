@@ -22,9 +22,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,10 +30,11 @@ from typing import Any, TypeVar
 
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.files import with_home
+from grpo_hpc.python_files import definition, import_file, parse, require_name
 from grpo_hpc.rewards.batching import together
 from grpo_hpc.rewards.calling import RewardFunction
 from grpo_hpc.rewards.names import column_of, target_of
-from grpo_hpc.rewards.reward_params import Definition, asked_in_source, check_given, checked, declared, in_source, shown
+from grpo_hpc.rewards.reward_params import asked_in_source, check_given, checked, declared, in_source, shown
 
 # besides the columns of the data
 OFFERED = ("completions", "prompts", "finish_reasons", "completion_ids", "assistant_turns")
@@ -108,7 +107,7 @@ def is_model(name: str) -> bool:
     if not _is_file(target):
         return isinstance(_registered[target], type)
     path, wanted = _parts(target)
-    return isinstance(_definition(ast.parse(path.read_bytes(), str(path)), wanted), ast.ClassDef)
+    return isinstance(definition(ast.parse(path.read_bytes(), str(path)), wanted), ast.ClassDef)
 
 
 def needed_columns(names: Sequence[str], given: Parameters | None = None) -> dict[str, list[str]]:
@@ -123,7 +122,7 @@ def needed_columns(names: Sequence[str], given: Parameters | None = None) -> dic
         target, column = target_of(name), column_of(name)
         if _is_file(target):
             path, function = _parts(target)
-            required = asked_in_source(_definition(ast.parse(path.read_bytes(), str(path)), function))
+            required = asked_in_source(definition(ast.parse(path.read_bytes(), str(path)), function))
         else:
             required = _needed_by_registered(_registered[target], (given or {}).get(column, {}))
         found[column] = [each for each in required if each not in OFFERED]
@@ -219,58 +218,15 @@ def _check_file(name: str, given: Mapping[str, Any]) -> None:
     if ":" not in name:
         raise ConfigError(f"the reward function {name!r} names a file only", f"Name its function: {name}:function")
     path, function = _parts(name)
-    if not path.is_file():
-        raise ConfigError(f"the file {path} of the reward function {function!r} does not exist")
-    try:
-        tree = ast.parse(path.read_bytes(), str(path))
-    except (SyntaxError, ValueError) as error:
-        line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise ConfigError(f"{path}{line}, where the reward function {function!r} should be: {error}") from None
-    names = _names_in(tree)
-    if function not in names:
-        close = difflib.get_close_matches(function, names, n=1)
-        hint = f"Did you mean {close[0]}?" if close else f"It defines {', '.join(sorted(names)) or 'nothing'}."
-        raise ConfigError(f"{path} has no function {function!r}", hint)
-    if (node := _definition(tree, function)) is not None:
+    tree = parse(path, f"the reward function {function!r}")
+    require_name(path, tree, function, "function")
+    if (node := definition(tree, function)) is not None:
         check_given(function, *in_source(node), given, _OF_THE_RUN)
-
-
-def _definition(tree: ast.Module, name: str) -> Definition | None:
-    """Where ``name`` is defined at the top of a module; the last place counts."""
-    found = [node for node in tree.body if isinstance(node, Definition) and node.name == name]
-    return found[-1] if found else None
-
-
-def _names_in(tree: ast.Module) -> set[str]:
-    """Names that a module binds anywhere outside functions and classes."""
-    names: set[str] = set()
-    pending: list[ast.AST] = list(tree.body)
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
-            continue
-        if isinstance(node, ast.alias):
-            names.add((node.asname or node.name).partition(".")[0])
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        pending.extend(ast.iter_child_nodes(node))
-    return names
 
 
 def _load(name: str) -> RewardFunction:
     path, function = _parts(name)
-    module_name = f"grpo_hpc_reward_file_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file", "Its name must end in .py.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses and pickle look a class's module up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"importing {path} failed: {type(error).__name__}: {error}") from error
-    found = getattr(module, function)
+    found = getattr(import_file(path), function)
     if not callable(found):
         raise ConfigError(f"{function!r} in {path} is a {type(found).__name__}, not a function")
     return found

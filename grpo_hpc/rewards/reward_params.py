@@ -17,9 +17,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from grpo_hpc.errors import ConfigError
-
-Function = ast.FunctionDef | ast.AsyncFunctionDef
-Definition = Function | ast.ClassDef
+from grpo_hpc.python_files import Definition, Function
 
 
 def declared(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
