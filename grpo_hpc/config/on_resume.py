@@ -18,9 +18,11 @@ OBEYED = frozenset(
         *("sleep_level", "offload_model", "offload_optimizer", "sync_bucket_mib", "vllm_enforce_eager"),
         *("vllm_engine_kwargs", "vllm_gpu_memory_utilization", "vllm_kv_cache_gib", "vllm_max_num_seqs"),
         *("reward_workers", "reward_concurrency", "reward_timeout", "reward_retries", "max_failures"),
+        *("environment_timeout", "environment_memory_gib"),
         # what the next step or rollout looks up
         *("train_iters", "lr", "min_lr", "lr_decay_style", "lr_warmup_iters", "weight_decay", "clip_grad"),
-        *("max_skipped_updates", "reward_weights", "reward_params", "reward_failure", "max_resample_times"),
+        *("max_skipped_updates", "reward_weights", "reward_params", "reward_failure", "environment_failure"),
+        "max_resample_times",
         *("epsilon", "epsilon_high", "delta", "tau_pos", "tau_neg", "real_tau", "entropy_coef", "top_entropy_quantile"),
         *("fipo_decay_rate", "fipo_clip_range", "fipo_clip_high_only", "fipo_safety_threshold"),
         *("save_steps", "save_total_limit", "save_last", "export", "reshardable", "eval_steps"),
@@ -46,7 +48,7 @@ BOUND: dict[str, tuple[str, ...]] = {
         *("name", "output_dir", "device", "nodes", "nproc_per_node", "gpu"),
         *("vllm_mode", "vllm_server_nodes", "vllm_server_port", "vllm_tensor_parallel_size"),
         *("profile", "executor", "runtime", "image", "time_limit"),
-        *("path", "config", "train", "eval", "reward_funcs"),
+        *("path", "config", "train", "eval", "reward_funcs", "environment"),
     ),
     "its checkpoints hold what was made with it": (
         *("dtype", "use_distributed_optimizer", "adam_beta1", "adam_beta2", "adam_eps"),
@@ -62,6 +64,8 @@ BOUND: dict[str, tuple[str, ...]] = {
         *("num_train_epochs", "max_completion_length", "vllm_max_model_len", "vllm_dtype"),
         *("temperature", "top_p", "top_k", "min_p", "stop", "stop_token_ids", "structured_outputs_regex"),
         *("repetition_penalty", "presence_penalty", "frequency_penalty", "dynamic_sample"),
+        *("environment_params", "max_turns", "max_observation_tokens", "completion_length_limit_scope"),
+        *("thinking_history", "tool_parser", "reasoning_parser"),
     ),
     "a rollout that is half used was prepared with it": (
         *("loss_type", "importance_sampling_level", "loss_scaling", "beta", "kl_estimator", "kl_in_reward"),

@@ -36,6 +36,10 @@ def _colocated(cfg: RunConfig) -> bool:
     return _on_cuda(cfg) and not _on_servers(cfg)
 
 
+def _with_environment(cfg: RunConfig) -> bool:
+    return cfg.rollout.environment is not None
+
+
 def _adapters(cfg: RunConfig) -> bool:
     return cfg.tuner.tuner_type == "lora"
 
@@ -53,6 +57,14 @@ _OPTIONS = (
     *(
         _Option(f"rollout.{key}", _on_servers, "has a meaning only with rollout.vllm_mode: server")
         for key in ("vllm_server_nodes", "vllm_server_port", "vllm_server_timeout")
+    ),
+    *(
+        _Option(f"rollout.{key}", _with_environment, "has a meaning only with rollout.environment")
+        for key in (
+            *("environment_params", "environment_timeout", "environment_memory_gib", "environment_failure"),
+            *("max_turns", "max_observation_tokens", "completion_length_limit_scope"),
+            *("thinking_history", "tool_parser", "reasoning_parser"),
+        )
     ),
     _Option("rollout.sleep_level", _colocated, "has a meaning only where trainer and vLLM share GPUs"),
     *(
@@ -159,6 +171,7 @@ def problems(cfg: RunConfig) -> list[Problem]:
         _optimizer_device,
         _optimizer,
         _rollout,
+        _environment,
         _tuner,
         _rest,
         algorithm.problems,
@@ -334,6 +347,26 @@ def _rollout(cfg: RunConfig) -> list[Problem]:
             f"{prompt} + {roll.max_completion_length} = {needed}, got {roll.vllm_max_model_len}"
         )
         found.append(Problem("rollout.vllm_max_model_len", text))
+    return found
+
+
+def _environment(cfg: RunConfig) -> list[Problem]:
+    """What an environment asks of the rest of the run, and what asks for one."""
+    found: list[Problem] = []
+    roll, rewards = cfg.rollout, cfg.rewards
+    if roll.environment is not None and roll.vllm_max_model_len is None:
+        text = "needs rollout.vllm_max_model_len: tokens of a whole episode, the prompt, all turns and their answers"
+        found.append(Problem("rollout.environment", text))
+    for column in rewards.of_environment:
+        if roll.environment is None:
+            found.append(Problem("rewards.reward_funcs", f"names {column}, but there is no rollout.environment"))
+        if column in rewards.reward_params:
+            found.append(Problem("rewards.reward_params", f"{column} is the environment's and has no parameters"))
+        if column in rewards.reward_failure:
+            text = f"{column} is the environment's; rollout.environment_failure says what becomes of its failures"
+            found.append(Problem("rewards.reward_failure", text))
+    if len(rewards.of_environment) > 1:
+        found.append(Problem("rewards.reward_funcs", "names what the environment gives twice"))
     return found
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic_core import PydanticCustomError
 
+from grpo_hpc.config.environment_name import file_and_name, is_environment, with_absolute_file
 from grpo_hpc.config.patterns import WallTime, matching
 from grpo_hpc.config.site_paths import SitePath, expanded
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.rewards.names import column_of, file_of, is_path, with_file, with_paths
+from grpo_hpc.rewards.names import ENVIRONMENT, column_of, file_of, is_path, target_of, with_file, with_paths
 
 # Beyond these no machine is; they keep a slip of the finger from making a planner count for days.
 MOST_RANKS = 32_768
@@ -222,6 +224,16 @@ class Batch(Section):
         return self.train_iters
 
 
+def _environment(text: str) -> str:
+    if not is_environment(text):
+        raise PydanticCustomError("form", "must be path/to/file.py, for the functions in it, or path/to/file.py:Name")
+    return with_absolute_file(text, expanded)
+
+
+def _parameters(given: dict[str, Any]) -> dict[str, Any]:
+    return with_paths(given, expanded)
+
+
 class Rollout(Section):
     """vLLM and how it samples."""
 
@@ -326,6 +338,51 @@ class Rollout(Section):
     vllm_engine_kwargs: dict[str, JsonValue] = Field(
         default={}, description="further arguments of vLLM's engine, by the names that vLLM gives them"
     )
+
+    environment: Annotated[str, AfterValidator(_environment)] | None = Field(
+        default=None,
+        description="what answers the policy: path/to/file.py for functions that it may call, path/to/file.py:Name for "
+        "one of them or a class; absent: nothing, a completion is one turn",
+    )
+    environment_params: Annotated[dict[str, JsonValue], AfterValidator(_parameters)] = Field(
+        default={}, description="keyword arguments of the environment's class"
+    )
+    environment_timeout: float = Field(
+        default=60.0, gt=0, le=1e6, description="seconds that an environment has for one turn"
+    )
+    environment_memory_gib: float = Field(
+        default=4.0, gt=0, le=1e6, description="memory that the process of an environment may hold, in GiB"
+    )
+    environment_failure: Literal["drop", "zero"] = Field(
+        default="drop",
+        description="an episode whose environment fails: it has no reward and no vote in the baseline, or reward 0",
+    )
+    max_turns: int = Field(
+        default=10, ge=1, le=10**6, description="turns of the policy after which an episode is over at the latest"
+    )
+    max_observation_tokens: int = Field(
+        default=2048, ge=1, le=LONGEST, description="longest message of an environment in tokens; the rest is cut off"
+    )
+    completion_length_limit_scope: Literal["per_round", "total"] = Field(
+        default="per_round", description="max_completion_length is for each turn, or for all turns of an episode"
+    )
+    thinking_history: Literal["keep", "template"] = Field(
+        default="keep",
+        description="thoughts of earlier turns stay, or go where the chat template takes them out; then the rest of "
+        "the episode is a sequence of its own",
+    )
+    tool_parser: str = Field(
+        default="auto", min_length=1, description="vLLM's parser of tool calls; auto: that of the model's family"
+    )
+    reasoning_parser: str = Field(
+        default="auto", min_length=1, description="vLLM's parser of thoughts; auto: that of the model's family"
+    )
+
+    @property
+    def files(self) -> list[str]:
+        """Files and folders that the environment reads: its own, and paths among its parameters."""
+        own = [] if self.environment is None else [file_and_name(self.environment)[0]]
+        return own + [str(value) for name, value in self.environment_params.items() if is_path(name, value)]
 
     @property
     def reshaped_by(self) -> list[str]:
@@ -435,15 +492,13 @@ def _function(name: str) -> str:
     return with_file(name, expanded)
 
 
-def _parameters(given: dict[str, Any]) -> dict[str, Any]:
-    return with_paths(given, expanded)
-
-
 class Rewards(Section):
     """What is rewarded."""
 
     reward_funcs: list[Annotated[str, AfterValidator(_function)]] = Field(
-        min_length=1, description="registered names or path/to/file.py:function; column=name for another column"
+        min_length=1,
+        description="registered names, path/to/file.py:function, or environment for what rollout.environment gives; "
+        "column=name for another column",
     )
     reward_weights: list[Annotated[float, Field(ge=-1e6, le=1e6)]] | None = Field(
         default=None, description="one weight per reward function; absent: all 1"
@@ -471,6 +526,16 @@ class Rewards(Section):
     def columns(self) -> list[str]:
         """One name per reward, in the order of ``reward_funcs``."""
         return [column_of(name) for name in self.reward_funcs]
+
+    @property
+    def called(self) -> list[str]:
+        """Rewards that are functions or models: all but those that the environment gives."""
+        return [name for name in self.reward_funcs if target_of(name) != ENVIRONMENT]
+
+    @property
+    def of_environment(self) -> list[str]:
+        """Columns of what the environment gave in an episode, in sum."""
+        return [column_of(name) for name in self.reward_funcs if target_of(name) == ENVIRONMENT]
 
     @property
     def files(self) -> list[str]:
@@ -621,6 +686,12 @@ class RunConfig(Section):
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
     cluster: Cluster = Cluster()
+
+    @property
+    def inputs(self) -> list[str]:
+        """Files and folders that the run reads."""
+        own = [self.model.path, self.data.train, self.data.eval]
+        return list(dict.fromkeys([path for path in own if path] + self.rollout.files + self.rewards.files))
 
 
 def _sections() -> dict[str, type[Section]]:

@@ -158,9 +158,7 @@ def _paths(facts: dict[str, Any], cfg: RunConfig) -> Iterator[Finding]:
 
 def _read(cfg: RunConfig | None) -> list[str]:
     """Files and folders that the run reads."""
-    if cfg is None:
-        return []
-    return list(dict.fromkeys(filter(None, [cfg.model.path, cfg.data.train, cfg.data.eval, *cfg.rewards.files])))
+    return [] if cfg is None else cfg.inputs
 
 
 def _written(cfg: RunConfig | None) -> list[str]:

@@ -43,7 +43,7 @@ def make_job(
     steps.append(Step("train", program, nodes, ranks, obeys=True))
     if servers:
         steps.append(Step("serve", (*_SERVE, *server), servers, ranks, first_node=nodes, torchrun=False))
-    run_dir, binds = RunDir.of(cfg), _read_by(cfg)
+    run_dir, binds = RunDir.of(cfg), tuple(cfg.inputs)
     read = [*binds, str(run_dir.path)] if profile.image else []
     return Job(
         name=cfg.name,
@@ -141,8 +141,3 @@ def _is_file_image(profile: Profile) -> bool:
     if profile.runtime == "apptainer":
         return "://" not in image
     return profile.runtime == "pyxis" and image.endswith(".sqsh")
-
-
-def _read_by(cfg: RunConfig) -> tuple[str, ...]:
-    """Files and folders that the run reads."""
-    return tuple(dict.fromkeys(filter(None, (cfg.model.path, cfg.data.train, cfg.data.eval, *cfg.rewards.files))))

@@ -1,4 +1,4 @@
-"""How a run file names its rewards: ``exact_number``, ``own.py:function``, or ``column=`` before either.
+"""How a run file names its rewards: ``exact_number``, ``own.py:function``, ``environment``, or ``column=`` before it.
 
 A name before the equals sign is the reward's column; so one function or model can serve several columns.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
+
+ENVIRONMENT = "environment"
+"""The name of what the environment gave in an episode, in sum. It is no function."""
 
 _ALIASED = re.compile(r"([A-Za-z_]\w*)=(.+)", re.DOTALL)
 

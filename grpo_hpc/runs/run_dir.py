@@ -30,7 +30,9 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from grpo_hpc.config import RunConfig, dump_run, load_run
+from grpo_hpc.config.environment_name import with_absolute_file
 from grpo_hpc.config.library import model_config
+from grpo_hpc.config.sections import Rollout
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
 from grpo_hpc.files import link_atomically, write_atomically
 from grpo_hpc.rewards.names import with_file, with_paths
@@ -253,9 +255,18 @@ def with_absolute_paths(cfg: RunConfig) -> RunConfig:
             "data": data.model_copy(
                 update={"train": _absolute(data.train), "eval": data.eval and _absolute(data.eval)}
             ),
+            "rollout": _with_absolute_environment(cfg.rollout),
             "rewards": cfg.rewards.model_copy(update={"reward_funcs": functions, "reward_params": parameters}),
         }
     )
+
+
+def _with_absolute_environment(rollout: Rollout) -> Rollout:
+    if rollout.environment is None:
+        return rollout
+    environment = with_absolute_file(rollout.environment, _absolute)
+    parameters = with_paths(rollout.environment_params, _absolute)
+    return rollout.model_copy(update={"environment": environment, "environment_params": parameters})
 
 
 def _absolute(path: str) -> str:

@@ -17,6 +17,7 @@ ALLOWED = {
     "control": {"errors"},
     "digests": set(),
     "files": {"errors"},
+    "python_files": {"errors"},
     "redaction": set(),
     "saved_files": set(),
     "shipped": set(),
@@ -34,7 +35,7 @@ ALLOWED = {
     "algo": set(),
     "data": {"errors"},
     "observe": {"redaction", "errors", "files"},
-    "rewards": {"redaction", "addresses", "errors", "files"},
+    "rewards": {"redaction", "addresses", "errors", "files", "python_files"},
     "models": {"control", "errors", "files", "algo.logprob", "algo.mixing"},
     "checkpoint": {"errors", "files", "config.document", "models", "train.megatron.platform"},
     "rollout": {
@@ -42,6 +43,8 @@ ALLOWED = {
         "addresses",
         "control",
         "errors",
+        "files",
+        "python_files",
         "config",
         "data",
         "rewards",
@@ -102,6 +105,7 @@ ALLOWED = {
         "models.families.read_shape",
         "models.on_disk",
         "rollout.engine_arguments",
+        "rollout.environments",
     },
     "jobs.serving": {
         "addresses",
@@ -171,7 +175,7 @@ TORCH_FREE = [
     "jobs",
     "cli",
 ]
-TORCH_FREE += ["data", "observe", "rewards", "images", "models/families", "models/on_disk"]
+TORCH_FREE += ["data", "observe", "rewards", "images", "models/families", "models/on_disk", "rollout/environments"]
 READ_WITHOUT_TORCH = ["algo/losses.py", "algo/estimators.py"]  # by the run file
 READ_WITHOUT_TORCH += [f"models/{name}.py" for name in ("shape", "flops", "weight_map", "layouts")]
 MOST_MODULES = 20

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.config import RunConfig
-from grpo_hpc.errors import CheckpointError
+from grpo_hpc.errors import CheckpointError, GrpoHpcError
 from grpo_hpc.files import write_atomically
 from grpo_hpc.jobs.checks.node_reports import report_path, this_node
 from grpo_hpc.models.on_disk.model_folder import weight_files
 from grpo_hpc.rollout.engine_arguments import unknown_arguments
+from grpo_hpc.rollout.environments.environment_pool import EnvironmentPool
+from grpo_hpc.rollout.environments.found_in_file import require_rewards
 from grpo_hpc.runs.attempts import named_checkpoints
 from grpo_hpc.runs.run_dir import RunDir
 
@@ -44,6 +46,7 @@ def look(cfg: RunConfig, run_dir: RunDir) -> dict[str, Any]:
     problems += _gpu_problems(cfg)
     problems += _name_problems()
     problems += filter(None, [unknown_arguments(cfg.rollout.vllm_engine_kwargs)])
+    problems += _environment_problems(cfg)
     return {"free_gib": free, "problems": problems, "host": socket.gethostname()}
 
 
@@ -74,6 +77,20 @@ def _gpu_problems(cfg: RunConfig) -> list[str]:
     driver = Path("/proc/driver/nvidia/version").exists()
     why = "" if driver else "; the NVIDIA driver is not visible"
     return [f"{seen} of {needed} GPUs are visible{why}"]
+
+
+def _environment_problems(cfg: RunConfig) -> list[str]:
+    """Whether the environment's file can be imported here, with what it imports itself."""
+    if cfg.rollout.environment is None:
+        return []
+    pool = EnvironmentPool(cfg.rollout.environment, cfg.rollout.environment_params, log=Path(os.devnull))
+    try:
+        require_rewards(pool.start(), cfg.rewards.of_environment)
+    except GrpoHpcError as error:
+        return [" ".join(filter(None, (error.message, error.hint)))]
+    finally:
+        pool.close()
+    return []
 
 
 def _name_problems() -> list[str]:

@@ -32,8 +32,9 @@ def preflight(cfg: RunConfig, profile: Profile) -> None:
 
     check_model_folder(Path(cfg.model.path))
     _check_image(profile)
-    check_names(cfg.rewards.reward_funcs, cfg.rewards.reward_params)
-    needed = needed_columns(cfg.rewards.reward_funcs, cfg.rewards.reward_params)
+    check_names(cfg.rewards.called, cfg.rewards.reward_params)
+    needed = needed_columns(cfg.rewards.called, cfg.rewards.reward_params)
+    _check_environment(cfg)
     for file in filter(None, (cfg.data.train, cfg.data.eval)):
         counts = count_rows(file)
         require_columns(needed, file, counts.rows, counts.filled)
@@ -41,6 +42,15 @@ def preflight(cfg: RunConfig, profile: Profile) -> None:
         _check_packages(cfg)
         if problem := unknown_arguments(cfg.rollout.vllm_engine_kwargs):
             raise ConfigError(problem)
+
+
+def _check_environment(cfg: RunConfig) -> None:
+    """By the text of its file; each node imports it before a model is loaded."""
+    from grpo_hpc.rollout.environments.found_in_file import check_environment, require_rewards
+
+    if cfg.rollout.environment is not None:
+        kind = check_environment(cfg.rollout.environment)
+        require_rewards(kind, cfg.rewards.of_environment)
 
 
 def check_model_folder(folder: Path) -> None:

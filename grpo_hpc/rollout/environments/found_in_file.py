@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from grpo_hpc.config.environment_name import file_and_name
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.files import with_home
 from grpo_hpc.python_files import definition, import_file, parse, require_name
@@ -42,7 +43,7 @@ class Found(NamedTuple):
 
 def parts_of(environment: str) -> tuple[Path, str]:
     """File and name; no name means all functions of the file."""
-    file, _, name = environment.rpartition(":") if not environment.endswith(".py") else (environment, "", "")
+    file, name = file_and_name(environment)
     return with_home(file), name
 
 
@@ -66,6 +67,17 @@ def check_environment(environment: str) -> Kind | None:
     return "tools" if node is not None else None
 
 
+def require_rewards(kind: Kind | None, columns: Sequence[str]) -> None:
+    """Check that an environment of this kind gives the rewards that a run wants of it, by the names of their columns.
+
+    Raises:
+        ConfigError: it gives none.
+    """
+    if kind == "tools" and columns:
+        text = f"rewards.reward_funcs names {columns[0]}, but functions that the policy calls give no rewards"
+        raise ConfigError(text, "A class can: docs/environments.md. Else take it out, and name another reward.")
+
+
 def load_environment(environment: str, params: Mapping[str, Any]) -> Found:
     """Import the file and see what it holds.
 
@@ -76,7 +88,9 @@ def load_environment(environment: str, params: Mapping[str, Any]) -> Found:
         ConfigError: it cannot be imported or is no environment, or a parameter is wrong.
     """
     path, name = parts_of(environment)
-    require_name(path, parse(path, "rollout.environment"), name, "environment") if name else None
+    tree = parse(path, "rollout.environment")
+    if name:
+        require_name(path, tree, name, "environment")
     module = import_file(path)
     found: Any = getattr(module, name) if name else _public_functions(path, module)
     if isinstance(found, type):
