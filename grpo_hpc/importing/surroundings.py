@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grpo_hpc.importing import convert
+from grpo_hpc.importing import convert, multi_turn
 from grpo_hpc.importing.fates import Flag, all_same, converted, ignored, missing, nothing, renamed, without_key
 
 SERVER_FLAGS: tuple[Flag, ...] = (
@@ -18,15 +18,14 @@ SERVER_FLAGS: tuple[Flag, ...] = (
         "vllm_engine_kwargs",
         "vllm_quantization",
         "vllm_speculative_config",
-        "multi_turn_scheduler",
         "max_turns",
-        "gym_env",
     ),
+    converted("multi_turn_scheduler", multi_turn.scheduler, "gym_scheduler; any other is a class of your own"),
+    converted("gym_env", multi_turn.environment, "the class of the plugin becomes rollout.environment"),
+    converted("use_gym_env", multi_turn.environment_reward, "reward_funcs: [environment]"),
     *without_key("1", "vllm_pipeline_parallel_size"),
     *without_key("true", "vllm_enable_prefix_caching", "vllm_disable_cascade_attn"),
-    *without_key(
-        "false", "vllm_enable_lora", "vllm_enable_expert_parallel", "vllm_disable_custom_all_reduce", "use_gym_env"
-    ),
+    *without_key("false", "vllm_enable_lora", "vllm_enable_expert_parallel", "vllm_disable_custom_all_reduce"),
     converted("enable_thinking", convert.thinking, "an argument of the chat template: chat_template_kwargs"),
     renamed("port", "vllm_server_port"),
     *nothing("servers listen where the job runs", "host"),

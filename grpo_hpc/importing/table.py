@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from grpo_hpc.importing import convert
+from grpo_hpc.importing import convert, multi_turn
 from grpo_hpc.importing.convert import only, unless
 from grpo_hpc.importing.fates import (
     Flag,
@@ -30,10 +30,6 @@ def _served(run: Run) -> bool:
 
 def _gdpo(run: Run) -> bool:
     return bool(run.value("scale_rewards") == "gdpo")
-
-
-def _one_turn(run: Run) -> bool:
-    return run.value("multi_turn_scheduler") is None
 
 
 def _adam(run: Run) -> bool:
@@ -330,18 +326,23 @@ _ALGORITHM = (
 )
 
 _REWARDS = (
-    converted("reward_funcs", convert.reward_functions, "plugins are named path/to/file.py:function"),
-    *all_same(
-        "reward_weights",
-        "multi_turn_scheduler",
-        "gym_env",
+    converted(
+        "reward_funcs",
+        multi_turn.and_environment(convert.reward_functions),
+        "plugins are named path/to/file.py:function; with an environment that gives rewards it is the last",
     ),
-    *without_key("false", "use_gym_env"),
+    same("reward_weights"),
+    converted("multi_turn_scheduler", multi_turn.scheduler, "gym_scheduler; any other is a class of your own"),
+    converted("gym_env", multi_turn.environment, "the class of the plugin becomes rollout.environment"),
+    converted("use_gym_env", multi_turn.environment_reward, "reward_funcs: [environment]"),
     *(
         converted(name, convert.reward_parameter, f"`rewards.reward_params`, {parameter} of {function}")
         for name, (function, parameter) in convert.REWARD_PARAMETERS.items()
     ),
-    same("max_turns", convert=unless(_one_turn, "nothing happens without multi_turn_scheduler")),
+    *(
+        same(name, convert=unless(multi_turn.one_turn, "nothing happens without multi_turn_scheduler"))
+        for name in ("max_turns", "completion_length_limit_scope")
+    ),
     *ignored(
         "Megatron GRPO reads neither; to have it: reward_funcs: [helpful=reward_model], docs/rewards.md", "reward_model"
     ),
@@ -349,7 +350,7 @@ _REWARDS = (
         "Megatron GRPO reads neither; to have it: name a class of your own in reward_funcs", "reward_model_plugin"
     ),
     *nothing("reward functions are named together with their file", "external_plugins=custom_register_path"),
-    *ignored("no part of Megatron GRPO reads it", "completion_length_limit_scope", "move_model_batches"),
+    *ignored("no part of Megatron GRPO reads it", "move_model_batches"),
 )
 
 _TUNING = (

@@ -26,7 +26,7 @@ from grpo_hpc.plan.make import make_plan
 from grpo_hpc.rewards.registry import check_names
 
 RECIPES = Path(__file__).parent / "recipes"
-REWARDLESS = {"opd", "frozen_lake"}  # a teacher, an environment: not here yet
+REWARDLESS = {"opd"}  # a teacher: not here yet
 ENOUGH = ["--rlhf_type", "grpo", "--model", "models/m", "--dataset", "d.jsonl", "--train_iters", "10"]
 ENOUGH += ["--reward_funcs", "exact_number"]
 
@@ -110,6 +110,58 @@ def test_the_moe_recipe_in_full() -> None:
         "model.path": "models/Qwen3-30B-A3B-Instruct-2507",
     }
     assert {key: found[key] for key in expected} == expected
+
+
+PLUGIN = "envs = {}\nclass FrozenLakeEnv: ...\nenvs['frozen_lake'] = FrozenLakeEnv\n"
+GYM = ["--multi_turn_scheduler", "gym_scheduler", "--gym_env", "frozen_lake", "--vllm_max_model_len", "2048"]
+
+
+def test_the_frozen_lake_recipe() -> None:
+    found = values(import_run(from_files([RECIPES / "frozen_lake.sh"])))
+    expected = {
+        "rollout.environment": "frozen_lake_plugin.py:frozen_lake",
+        "rollout.max_turns": 10,
+        "rollout.vllm_max_model_len": 6632,
+        "rewards.reward_funcs": ["environment"],
+    }
+    assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "rewards"),
+    [
+        ([], ["exact_number", "environment"]),
+        (["--use_gym_env", "true"], ["exact_number", "environment"]),
+        (["--use_gym_env", "false"], ["exact_number"]),
+    ],
+)
+def test_the_class_behind_gym_env_is_found_in_the_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], rewards: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    result = imported(*GYM, "--external_plugins", "plugin.py", "--completion_length_limit_scope", "total", *flags)
+    found = values(result)
+    assert found["rollout.environment"] == "plugin.py:FrozenLakeEnv"
+    assert found["rollout.completion_length_limit_scope"] == "total"
+    assert found["rewards.reward_funcs"] == rewards
+    assert result.problems == ()
+    (tmp_path / "plugin.py").write_text("not python at all")
+    assert "put the name of the class there" in str(imported(*GYM, "--external_plugins", "plugin.py").rows)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "says"),
+    [
+        (["--multi_turn_scheduler", "math_tip_trick"], "multi_turn_scheduler", "a class with start and reply"),
+        (["--multi_turn_scheduler", "gym_scheduler"], "multi_turn_scheduler", "each row names its environment"),
+        (["--gym_env", "frozen_lake"], "gym_env", "it comes with no file"),
+    ],
+)
+def test_schedulers_and_environments_without_a_file(flags: list[str], name: str, says: str) -> None:
+    row = next(row for row in imported(*flags).rows if row.name == name)
+    assert row.fate is Fate.UNSUPPORTED
+    assert says in row.note
 
 
 def test_old_names_are_renamed() -> None:
