@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 SUFFIX = ".py"
 
@@ -18,7 +19,7 @@ def file_and_name(environment: str) -> tuple[str, str]:
 def is_environment(environment: str) -> bool:
     """Whether a text has the form of one."""
     file, name = file_and_name(environment)
-    return len(file) > len(SUFFIX) and file.endswith(SUFFIX) and (not name or name.isidentifier())
+    return Path(file).suffix == SUFFIX and (file == environment or name.isidentifier())
 
 
 def with_absolute_file(environment: str, absolute: Callable[[str], str]) -> str:

@@ -46,7 +46,7 @@ def look(cfg: RunConfig, run_dir: RunDir) -> dict[str, Any]:
     problems += _gpu_problems(cfg)
     problems += _name_problems()
     problems += filter(None, [unknown_arguments(cfg.rollout.vllm_engine_kwargs)])
-    problems += _environment_problems(cfg)
+    problems += environment_problems(cfg)
     return {"free_gib": free, "problems": problems, "host": socket.gethostname()}
 
 
@@ -79,7 +79,7 @@ def _gpu_problems(cfg: RunConfig) -> list[str]:
     return [f"{seen} of {needed} GPUs are visible{why}"]
 
 
-def _environment_problems(cfg: RunConfig) -> list[str]:
+def environment_problems(cfg: RunConfig) -> list[str]:
     """Whether the environment's file can be imported here, with what it imports itself."""
     if cfg.rollout.environment is None:
         return []

@@ -10,6 +10,7 @@ import pytest
 from grpo_hpc.cluster.profile import Profile
 from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import CheckpointError, ConfigError, EnvironmentProblem
+from grpo_hpc.jobs.checks.check_node import environment_problems
 from grpo_hpc.jobs.checks.preflight import check_model_folder, preflight
 from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.on_disk.model_folder import INDEX, check_model, read_model
@@ -145,3 +146,47 @@ def test_a_column_that_no_row_has_is_refused_before_queueing(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         preflight(run_over(model, train, evaluation), Profile(executor="slurm"))
+
+
+TOOLS = 'def add(a: int, b: int) -> int:\n    "Add."\n    return a + b\n'
+GAME = "class Game:\n    def reset(self, seed): ...\n    def step(self, action): ...\n"
+
+
+def played(model: Path, text: str, name: str, rewards: list[str]) -> RunConfig:
+    (model / "mine.py").write_text(text)
+    cfg = run_over(model, ', "answer": 4', ', "answer": 4')
+    rollout = cfg.rollout.model_copy(update={"environment": f"{model}/mine.py{name}"})
+    return cfg.model_copy(
+        update={"rollout": rollout, "rewards": cfg.rewards.model_copy(update={"reward_funcs": rewards})}
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "rewards", "said"),
+    [
+        (TOOLS, "", ["exact_number"], None),
+        (GAME, ":Game", ["environment", "exact_number"], None),
+        (TOOLS, "", ["environment"], "names environment, but functions that the policy calls give no rewards"),
+        (TOOLS, ":ad", ["exact_number"], "has no environment 'ad'"),
+        (TOOLS + "def x(", "", ["exact_number"], r"mine\.py:4, where rollout\.environment should be"),
+        ("class Game: ...", ":Game", ["exact_number"], r"mine\.py:1: the class Game is no environment"),
+    ],
+)
+def test_an_environment_is_looked_at_before_queueing_and_by_each_node(
+    model: Path, text: str, name: str, rewards: list[str], said: str | None
+) -> None:
+    cfg = played(model, text, name, rewards)
+    if said is None:
+        preflight(cfg, Profile(executor="slurm"))
+        assert environment_problems(cfg) == []
+        return
+    with pytest.raises(ConfigError, match=said):
+        preflight(cfg, Profile(executor="slurm"))
+    assert len(environment_problems(cfg)) == 1
+
+
+def test_what_only_an_import_shows_is_found_by_the_node(model: Path) -> None:
+    cfg = played(model, "import no_such_package\n" + TOOLS, "", ["exact_number"])
+    preflight(cfg, Profile(executor="slurm"))
+    (problem,) = environment_problems(cfg)
+    assert "mine.py:1 failed: ModuleNotFoundError: No module named 'no_such_package'" in problem

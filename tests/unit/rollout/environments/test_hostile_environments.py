@@ -17,6 +17,7 @@ from grpo_hpc.data.rows import Row
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
 from grpo_hpc.rollout.environments import environment_process
 from grpo_hpc.rollout.environments.environment_pool import EnvironmentPool
+from grpo_hpc.rollout.environments.found_in_file import load_environment
 from grpo_hpc.rollout.environments.frames import BadFrame, untrusted
 from grpo_hpc.rollout.environments.protocol import EpisodeFailed, Opening, Reply, Turn
 
@@ -269,13 +270,19 @@ def test_two_hundred_at_a_time(pool_of: Callable[..., EnvironmentPool]) -> None:
         ("def f(x: int): 'Do.'\nBOTH = [f, f]", "BOTH", {}, r"two functions 'f'"),
     ],
 )
-def test_a_file_that_is_of_no_use_is_refused_at_the_start(
-    pool_of: Callable[..., EnvironmentPool], text: str, name: str, params: dict[str, Any], says: str
+def test_a_file_that_is_of_no_use_is_refused(
+    tmp_path: Path, text: str, name: str, params: dict[str, Any], says: str
 ) -> None:
-    pool = pool_of(text, name, params)
+    file = tmp_path / "mine.py"
+    file.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        pool.start()
+        load_environment(f"{file}:{name}" if name else str(file), params)
     assert re.search(says, f"{caught.value.message} {caught.value.hint}"), caught.value.message
+
+
+def test_a_file_of_no_use_is_refused_before_any_episode(pool_of: Callable[..., EnvironmentPool]) -> None:
+    with pytest.raises(ConfigError, match=r"importing .*mine\.py:1 failed: ZeroDivisionError"):
+        pool_of("1 / 0").start()
 
 
 def test_a_file_that_ends_its_process_is_refused_at_the_start(pool_of: Callable[..., EnvironmentPool]) -> None:
