@@ -99,7 +99,7 @@ class ToolEnvironment:
         return Reply([message for message, _ in results], counts=counts)
 
     async def _answer(self, call: dict[str, Any]) -> tuple[Message, bool]:
-        asked = call.get("function") or {}
+        asked = call.get("function", call)
         name = str(asked.get("name"))
         tool = self._tools.get(name)
         if tool is None:
