@@ -37,12 +37,14 @@ class Turn:
         message: its text as the chat template would be given it back, thoughts and tool calls read out of it.
         text: all of it as it was sampled, without special tokens.
         finish: why it ended: ``stop``, ``length``, ``repetition``.
+        problem: why a tool call that seems to be in it could not be read; the message is its text then.
     """
 
     number: int
     message: Message
     text: str
     finish: str
+    problem: str = ""
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class Tool:
 
 
 class ToolEnvironment:
-    """Answers every turn with the results of its calls; a turn without calls ends the episode."""
+    """Answers every turn with the results of its calls; one that does not even seem to call ends the episode."""
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._tools = {tool.name: tool for tool in tools}
@@ -91,6 +91,9 @@ class ToolEnvironment:
 
     async def reply(self, turn: Turn) -> Reply:
         calls = turn.message.get("tool_calls") or []
+        if not calls and turn.problem:
+            unread = {"role": "user", "content": f"Error: {turn.problem}"}
+            return Reply([unread], counts={"tool_calls": 1, "tool_failures": 1})
         if not calls:
             return Reply(done=True)
         results = await asyncio.gather(*map(self._answer, calls))

@@ -148,6 +148,12 @@ def test_a_turn_without_a_call_ends_the_episode() -> None:
     assert replied(Turn(1, {"role": "assistant", "content": "4"}, "4", "stop")) == Reply(done=True)
 
 
+def test_a_call_that_cannot_be_read_is_told_to_the_policy() -> None:
+    reply = replied(Turn(0, {"role": "assistant", "content": "<tool_call>{"}, "<tool_call>{", "stop", "no JSON in it"))
+    assert reply.messages == [{"role": "user", "content": "Error: no JSON in it"}]
+    assert (reply.done, reply.counts) == (False, {"tool_calls": 1, "tool_failures": 1})
+
+
 def test_a_tool_may_give_the_episode_up() -> None:
     with pytest.raises(EpisodeFailed, match="the service is down"):
         replied(called(("gives_up", {})))
