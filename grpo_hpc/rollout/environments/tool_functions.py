@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, get_type_hints
@@ -24,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, Validation
 from grpo_hpc.data.rows import Row
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.rollout.environments.protocol import EpisodeFailed, Message, Opening, Reply, Turn
-from grpo_hpc.rollout.environments.user_code import resolved
+from grpo_hpc.rollout.environments.user_code import as_json, resolved
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _ENTRY = re.compile(r"( *)(\w+)(?: \([^)]*\))?: *(.*)")
@@ -41,7 +40,7 @@ class Tool:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.name = getattr(function, "__name__", type(function).__name__)
+        self.name = function.__name__
         self._function = function
         says, told = _docstring(function)
         if not says:
@@ -168,4 +167,4 @@ def _untitled(schema: Any) -> Any:
 
 
 def _text(returned: Any) -> str:
-    return returned if isinstance(returned, str) else json.dumps(returned, ensure_ascii=False)
+    return returned if isinstance(returned, str) else as_json(returned)

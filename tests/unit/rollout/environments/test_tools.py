@@ -133,7 +133,7 @@ def test_results_come_in_the_order_of_the_calls() -> None:
         ("weather", {"place": {}}, "Error: weather needs the argument place.city"),
         ("broken", {"x": 0}, "Error: ZeroDivisionError: division by zero"),
         ("leaves", {}, "Error: SystemExit: 2"),
-        ("odd", {}, "Error: TypeError: Object of type object is not JSON serializable"),
+        ("odd", {}, "Error: TypeError: an object of the type object is neither text nor JSON"),
     ],
 )
 def test_a_wrong_call_is_told_to_the_policy(name: Any, arguments: Any, says: str) -> None:
