@@ -82,7 +82,7 @@ HOSTILE = {
     "answer = Reply(done=True, counts={'a': 1.5})": ("error", "counts that are no whole numbers"),
     "answer = Reply([{'role': 'user', 'content': '', 'x': object()}])": (
         "error",
-        "what it returned is no JSON: a object",
+        "it returned is no JSON: an object",
     ),
     "answer = Reply([{'role': 'user', 'content': '', 'x': 'y' * 10**8}])": ("error", "; 1,048,576 at most"),
     "x = bytearray(2**31)": ("error", "MemoryError"),
