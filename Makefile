@@ -1,5 +1,5 @@
 # The developer's interface: every target is a few lines; the work is done by scripts and the package.
-.PHONY: setup demo quickstart test fuzz test-browser test-gpu test-containers test-slurm lint
+.PHONY: setup demo quickstart example-tools example-gym test fuzz test-browser test-gpu test-containers test-slurm lint
 
 py := .venv/bin/python
 gpu_py ?= python3
@@ -15,6 +15,15 @@ demo: setup
 quickstart: demo
 	@$(grpo) plan configs/quickstart.yaml
 	@$(grpo) submit configs/quickstart.yaml --fresh
+
+# Episodes of several turns, in the style of the quickstart: a calculator as a tool, and a game.
+example-tools: demo
+	@$(py) tools/make_multiplications.py
+	@$(grpo) submit configs/quickstart_tools.yaml --fresh
+
+example-gym: demo
+	@$(py) tools/make_lakes.py
+	@$(grpo) submit configs/quickstart_gym.yaml --fresh
 
 # Two at a time: much of a test's time is starting processes. The long ones begin first.
 test: setup

@@ -14,6 +14,7 @@ from grpo_hpc.data.rows import ROLES, Row
 from grpo_hpc.rollout.environments.frames import LONGEST, BadFrame, receive, send, untrusted
 from grpo_hpc.rollout.environments.protocol import EpisodeFailed, Message, Opening, Reply, Turn
 
+_CLOSE_SECONDS = 5.0
 _MOST_CHARACTERS_SAID = 4000  # of why an episode failed
 
 
@@ -69,7 +70,7 @@ class EpisodeProcess:
         return _value(answer, name)
 
     async def close(self) -> None:
-        """Let the object close itself, where it can, and end the process."""
+        """End the process."""
         await self._end()
 
     async def _start(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -108,7 +109,7 @@ class ProcessEnvironment:
         """Close the environment, unless it failed, and end its process."""
         try:
             if self._answers:
-                await self._process.call("close", [])
+                await self._process.call("close", [], _CLOSE_SECONDS)
         except EpisodeFailed:
             pass
         finally:

@@ -16,7 +16,7 @@ from grpo_hpc.redaction import redacted
 from grpo_hpc.rewards.calling import described
 from grpo_hpc.rollout.environments.frames import LONGEST, receive, send
 from grpo_hpc.rollout.environments.protocol import EpisodeFailed, Opening, Reply, Turn
-from grpo_hpc.rollout.environments.user_code import resolved, row_seed
+from grpo_hpc.rollout.environments.user_code import as_json, resolved, row_seed
 
 _MOST_CHARACTERS = 150_000  # of what a reply says; in UTF-8 they fit into a frame, whatever they are
 _RETURNED = {"start": Opening, "reply": Reply}
@@ -77,7 +77,7 @@ def _shortened(message: dict[str, Any], most: int) -> dict[str, Any]:
 
 def _encoded(answer: dict[str, Any]) -> bytes:
     try:
-        data = json.dumps(answer, ensure_ascii=False).encode(errors="replace")
+        data = as_json(answer).encode(errors="replace")
     except (TypeError, ValueError, RecursionError) as error:
         data = json.dumps({"failed": "error", "text": f"what it returned is no JSON: {error}"}).encode()
     if len(data) > LONGEST:

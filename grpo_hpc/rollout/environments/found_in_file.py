@@ -96,7 +96,7 @@ def load_environment(environment: str, params: Mapping[str, Any]) -> Found:
     if isinstance(found, type):
         return _class(path, found, params)
     functions: Sequence[Any] = found if isinstance(found, list | tuple) else [found]
-    if wrong := [each for each in functions if not callable(each) or isinstance(each, type)]:
+    if wrong := [each for each in functions if not inspect.isroutine(each)]:
         raise ConfigError(f"{name!r} in {path} is a {type(wrong[0]).__name__}, not a function or a class")
     if params:
         text = "rollout.environment_params are for a class; functions get their arguments from the policy"

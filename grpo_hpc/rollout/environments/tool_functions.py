@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, get_type_hints
@@ -24,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, Validation
 from grpo_hpc.data.rows import Row
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.rollout.environments.protocol import EpisodeFailed, Message, Opening, Reply, Turn
-from grpo_hpc.rollout.environments.user_code import resolved
+from grpo_hpc.rollout.environments.user_code import as_json, resolved
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _ENTRY = re.compile(r"( *)(\w+)(?: \([^)]*\))?: *(.*)")
@@ -41,7 +40,7 @@ class Tool:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.name = getattr(function, "__name__", type(function).__name__)
+        self.name = function.__name__
         self._function = function
         says, told = _docstring(function)
         if not says:
@@ -81,7 +80,7 @@ class Tool:
 
 
 class ToolEnvironment:
-    """Answers every turn with the results of its calls; a turn without calls ends the episode."""
+    """Answers every turn with the results of its calls; one that does not even seem to call ends the episode."""
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         self._tools = {tool.name: tool for tool in tools}
@@ -91,6 +90,9 @@ class ToolEnvironment:
 
     async def reply(self, turn: Turn) -> Reply:
         calls = turn.message.get("tool_calls") or []
+        if not calls and turn.problem:
+            unread = {"role": "user", "content": f"Error: {turn.problem}"}
+            return Reply([unread], counts={"tool_calls": 1, "tool_failures": 1})
         if not calls:
             return Reply(done=True)
         results = await asyncio.gather(*map(self._answer, calls))
@@ -99,7 +101,7 @@ class ToolEnvironment:
         return Reply([message for message, _ in results], counts=counts)
 
     async def _answer(self, call: dict[str, Any]) -> tuple[Message, bool]:
-        asked = call.get("function") or {}
+        asked = call.get("function", call)
         name = str(asked.get("name"))
         tool = self._tools.get(name)
         if tool is None:
@@ -165,4 +167,4 @@ def _untitled(schema: Any) -> Any:
 
 
 def _text(returned: Any) -> str:
-    return returned if isinstance(returned, str) else json.dumps(returned, ensure_ascii=False)
+    return returned if isinstance(returned, str) else as_json(returned)

@@ -128,6 +128,12 @@ def test_what_no_policy_can_use_ends_the_episode(pool_of: Callable[..., Environm
         played(pool_of(GYMNASIUM, "Guess", {"odd": odd}), "1")
 
 
+def test_numbers_of_numpy_are_numbers(pool_of: Callable[..., EnvironmentPool]) -> None:
+    text = OWN.format(x="").replace("done=right", "done=np.bool_(right), reward=np.float32(0.5)")
+    _, replies = played(pool_of(f"import numpy as np\n{text}", "Guess"), "5")
+    assert (replies[0].done, replies[0].reward) == (True, 0.5)
+
+
 def test_a_reset_of_another_kind_is_refused(pool_of: Callable[..., EnvironmentPool]) -> None:
     text = "class Guess:\n    def reset(self): ...\n    def step(self, action): ..."
     with pytest.raises(ConfigError, match="takes neither `seed` and `options`"):

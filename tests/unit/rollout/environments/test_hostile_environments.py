@@ -80,7 +80,10 @@ HOSTILE = {
     "answer = Reply(done=True, reward=float('nan'))": ("error", "the reward nan, which is no finite number"),
     "answer = Reply(done=True, reward='much')": ("error", "the reward much, which is no finite number"),
     "answer = Reply(done=True, counts={'a': 1.5})": ("error", "counts that are no whole numbers"),
-    "answer = Reply([{'role': 'user', 'content': '', 'x': object()}])": ("error", "what it returned is no JSON"),
+    "answer = Reply([{'role': 'user', 'content': '', 'x': object()}])": (
+        "error",
+        "it returned is no JSON: an object",
+    ),
     "answer = Reply([{'role': 'user', 'content': '', 'x': 'y' * 10**8}])": ("error", "; 1,048,576 at most"),
     "x = bytearray(2**31)": ("error", "MemoryError"),
     "os._exit(7)": ("killed", "its process ended in reply: exit code 7"),

@@ -133,7 +133,7 @@ def test_results_come_in_the_order_of_the_calls() -> None:
         ("weather", {"place": {}}, "Error: weather needs the argument place.city"),
         ("broken", {"x": 0}, "Error: ZeroDivisionError: division by zero"),
         ("leaves", {}, "Error: SystemExit: 2"),
-        ("odd", {}, "Error: TypeError: Object of type object is not JSON serializable"),
+        ("odd", {}, "Error: TypeError: an object of the type object is neither text nor JSON"),
     ],
 )
 def test_a_wrong_call_is_told_to_the_policy(name: Any, arguments: Any, says: str) -> None:
@@ -146,6 +146,12 @@ def test_a_wrong_call_is_told_to_the_policy(name: Any, arguments: Any, says: str
 
 def test_a_turn_without_a_call_ends_the_episode() -> None:
     assert replied(Turn(1, {"role": "assistant", "content": "4"}, "4", "stop")) == Reply(done=True)
+
+
+def test_a_call_that_cannot_be_read_is_told_to_the_policy() -> None:
+    reply = replied(Turn(0, {"role": "assistant", "content": "<tool_call>{"}, "<tool_call>{", "stop", "no JSON in it"))
+    assert reply.messages == [{"role": "user", "content": "Error: no JSON in it"}]
+    assert (reply.done, reply.counts) == (False, {"tool_calls": 1, "tool_failures": 1})
 
 
 def test_a_tool_may_give_the_episode_up() -> None:

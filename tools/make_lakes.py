@@ -1,0 +1,43 @@
+"""Make the lakes of the example with a game: data/lakes/train.jsonl and eval.jsonl.
+
+A row is a seed, from which the game makes its lake; no seed is in both files.
+
+    python tools/make_lakes.py [--target data/lakes]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+TARGET = Path(__file__).parents[1] / "data" / "lakes"
+TRAIN_ROWS, HELD_OUT_ROWS = 512, 64
+SYSTEM = "You walk over a frozen lake. Answer with one word: up, down, left or right. Never step into a hole."
+
+
+def row(seed: int) -> dict[str, Any]:
+    """One lake; what is seen of it comes from the game."""
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Go to the goal."}]
+    return {"messages": messages, "seed": seed}
+
+
+def write_rows(path: Path, seeds: Iterable[int]) -> None:
+    """Write one JSON line per seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row(seed)) + "\n" for seed in seeds), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the lakes of the example with a game.")
+    parser.add_argument("--target", type=Path, default=TARGET, help="folder to write to (default: %(default)s)")
+    arguments = parser.parse_args()
+    write_rows(arguments.target / "train.jsonl", range(HELD_OUT_ROWS, HELD_OUT_ROWS + TRAIN_ROWS))
+    write_rows(arguments.target / "eval.jsonl", range(HELD_OUT_ROWS))
+    print(f"{arguments.target}: {TRAIN_ROWS} lakes to learn on, {HELD_OUT_ROWS} held out")
+
+
+if __name__ == "__main__":
+    main()

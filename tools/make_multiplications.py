@@ -1,0 +1,73 @@
+"""Make the questions of the example with a tool: data/multiplications/train.jsonl and eval.jsonl.
+
+Products of two numbers from 11 to 99, more than the example's model can do in its head. Each row begins with a question
+that is answered by a call, so that the model sees how one is written. The same seed gives the same files.
+
+    python tools/make_multiplications.py [--target data/multiplications] [--seed 42]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+TARGET = Path(__file__).parents[1] / "data" / "multiplications"
+TRAIN_ROWS, HELD_OUT_ROWS = 512, 64
+SYSTEM = (
+    "You have a calculator. To use it, write a call as in the example and nothing else. "
+    "When you have its result, give only the number."
+)
+
+Pair = tuple[int, int]
+
+
+def split_pairs(seed: int) -> tuple[list[Pair], list[Pair]]:
+    """Pairs for training and for evaluation; none is in both."""
+    pairs = list(product(range(11, 100), repeat=2))
+    random.Random(seed).shuffle(pairs)
+    return pairs[HELD_OUT_ROWS : HELD_OUT_ROWS + TRAIN_ROWS], pairs[:HELD_OUT_ROWS]
+
+
+def call(expression: str) -> str:
+    """A call as the model is to write it."""
+    arguments = {"name": "calculator", "arguments": {"expression": expression}}
+    return f"<tool_call>\n{json.dumps(arguments)}\n</tool_call>"
+
+
+def row(a: int, b: int) -> dict[str, Any]:
+    """One question in chat format with its answer."""
+    messages = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": "What is 23 * 45?"},
+        {"role": "assistant", "content": call("23 * 45")},
+        {"role": "tool", "content": "1035"},
+        {"role": "assistant", "content": "1035"},
+        {"role": "user", "content": f"What is {a} * {b}?"},
+    ]
+    return {"messages": messages, "answer": a * b}
+
+
+def write_rows(path: Path, pairs: Iterable[Pair]) -> None:
+    """Write one JSON line per pair."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row(a, b)) + "\n" for a, b in pairs), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the questions of the example with a tool.")
+    parser.add_argument("--target", type=Path, default=TARGET, help="folder to write to (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=42, help="which questions are held out (default: %(default)s)")
+    arguments = parser.parse_args()
+    train, held_out = split_pairs(arguments.seed)
+    write_rows(arguments.target / "train.jsonl", train)
+    write_rows(arguments.target / "eval.jsonl", held_out)
+    print(f"{arguments.target}: {len(train)} questions to learn from, {len(held_out)} held out")
+
+
+if __name__ == "__main__":
+    main()
