@@ -210,10 +210,17 @@ def _messages(told: list[Any]) -> list[Message]:
         raise Refusal(400, "messages are missing", "messages")
     messages = [_message(message, f"messages[{place}]") for place, message in enumerate(told)]
     if messages[-1]["role"] == "assistant":
-        raise Refusal(
-            400, "the last message is the assistant's, and an answer that has begun is not continued", "messages"
-        )
-    return messages
+        text = "the last message is the assistant's, and an answer that has begun is not continued"
+        raise Refusal(400, text, "messages")
+    calls = [call for message in messages for call in message.get("tool_calls", [])]
+    names = {call["id"]: call["function"]["name"] for call in calls}
+    return [_named(message, names) for message in messages]
+
+
+def _named(message: Message, names: Mapping[str, str]) -> Message:
+    """A tool's result with the tool's name, which some templates write, and OpenAI's messages leave out."""
+    called = names.get(message.get("tool_call_id", ""))
+    return {"name": called} | message if message["role"] == "tool" and called else message
 
 
 def _message(told: Any, place: str) -> Message:
