@@ -251,8 +251,8 @@ class Collector:
         """A rollout that nothing can be learnt from ends the run, on every rank and with the reason."""
         table = found.table[found.table["answers"]]
         if not len(table):
-            failures = [s.failure for s in found.scored.values() if s.failure]
-            said = [text for part in self._control.gather(failures, "why environments failed") for text in part]
+            broken_off = [s.failure for s in found.scored.values() if s.failure]
+            said = [text for part in self._control.gather(broken_off, "why environments failed") for text in part]
             if said:
                 text = f"the environment failed in {len(said)} of {len(found.table)} episodes, and none is left"
                 raise RewardError(f"{text}; {said[0]}", "What it printed is in the run directory: environments/.")
