@@ -14,8 +14,8 @@ from grpo_hpc.rewards.runner import RewardRunner
 from grpo_hpc.rewards.score import Answer, first_failures, require_scores, score
 
 ANSWERS = [
-    Answer("one", [{"role": "user", "content": "question 1"}], {"answer": 1}, "stop", [5], "<think>one"),
-    Answer("two", [{"role": "user", "content": "question 2"}], {"answer": 2}, "length", [6, 7], "<think>two"),
+    Answer("one", [{"role": "user", "content": "question 1"}], {"answer": 1}, "stop", [5], "<think>one", []),
+    Answer("two", [{"role": "user", "content": "question 2"}], {"answer": 2}, "length", [6, 7], "<think>two", []),
 ]
 OWN = """
 def first(completions):
@@ -118,5 +118,5 @@ def test_no_score():
 
 
 def test_long_texts_are_cut(own):
-    answer = Answer("x" * 1000, [{"role": "user", "content": "y" * 1000}], {}, "stop", [1], "x")
+    answer = Answer("x" * 1000, [{"role": "user", "content": "y" * 1000}], {}, "stop", [1], "x", [])
     assert len(score(own, ["broken"], None, {}, answer).result().failures["broken"]) < 300
