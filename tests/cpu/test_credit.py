@@ -203,9 +203,16 @@ def in_branches(table):
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo"])
-@pytest.mark.parametrize("keys", [{}, {"scale_rewards": "batch"}, {"scale_rewards": "gdpo"}, {"beta": 0.2}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"scale_rewards": "batch"},
+        {"scale_rewards": "gdpo", "reward_funcs": ["exact_number", "plugin.py:f"]},
+        {"beta": 0.2, "kl_in_reward": True},
+    ],
+)
 def test_an_episode_counts_once_however_many_sequences_it_became(tmp_path, loss, keys):
-    keys = keys | {"kl_in_reward": True} * ("beta" in keys)
     cfg, (cut, whole, longer) = config(tmp_path, loss_type=loss, overlong_filter=True, **keys), in_branches(rollout())
     kl = np.arange(len(cut)) / 10 if "beta" in keys else None
     for table, paid in ((cut, kl), (longer, None if kl is None else np.bincount(whole, kl))):

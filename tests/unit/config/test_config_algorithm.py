@@ -42,6 +42,9 @@ def mistakes(*overrides: str) -> str:
         (["rollout_importance_sampling_min=0.5"], ["without rollout_importance_sampling_mode"]),
         (["scale_rewards=gdpo", "advantage_estimator=rloo"], ["algorithm.advantage_estimator", "gdpo"]),
         (["scale_rewards=gdpo", "beta=0.1", "kl_in_reward=true"], ["cannot be combined with scale_rewards gdpo"]),
+        (["turn_advantage_coef=0.5"], ["algorithm.turn_advantage_coef", "needs rollout.environment"]),
+        (["turn_advantage_coef=0.5", "scale_rewards=gdpo"], ["no one deviation that turns could be divided by"]),
+        (["turn_advantage_coef=0.5", "loss_type=real"], ["algorithm.turn_advantage_coef", "loss_type real"]),
         (["loss_scaling=ms_swift"], ["loss_type grpo", "scales exactly too"]),
         (
             ["loss_type=bnpo", "loss_scaling=ms_swift", "max_tokens_per_micro_batch=512"],
