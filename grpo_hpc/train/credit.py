@@ -62,7 +62,7 @@ def turn_rows(table: np.ndarray, held: Mapping[Key, Sample]) -> np.ndarray:
 
 
 def set_turn_advantages(cfg: RunConfig, table: np.ndarray, turns: np.ndarray) -> dict[Key, np.ndarray]:
-    """What each turn adds to the advantage of its tokens, by completion: float32 [turns], [0] where there is nothing.
+    """What each turn adds to the advantage of its tokens, by completion: float32, as many as it has ``turn_rewards``.
 
     ``c`` times the sum of the normalised rewards of the turn and of all later ones of its completion, where a reward
     is compared with those of all turns of its group: process supervision, DeepSeekMath, arXiv 2402.03300, section
@@ -78,7 +78,8 @@ def set_turn_advantages(cfg: RunConfig, table: np.ndarray, turns: np.ndarray) ->
     each: np.ndarray = advantages(rewards, groups, "grpo", scale).numpy() * cfg.algorithm.turn_advantage_coef
     for episode in _runs(turns, "position", "sample"):
         each[episode] = each[episode][::-1].cumsum()[::-1]
-    found = dict.fromkeys(keys_of(table), np.zeros(0, np.float32))
+    counts = table["turn_rewards"].tolist()
+    found = {key: np.zeros(count, np.float32) for key, count in zip(keys_of(table), counts, strict=True)}
     for run in _runs(turns, "position", "sample", "branch"):
         found[Key(*turns[run][0].tolist()[:3])] = each[run]
     table["turn_advantage"] = [np.abs(value).max(initial=0.0) for value in found.values()]

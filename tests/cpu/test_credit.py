@@ -171,7 +171,7 @@ def test_a_completion_that_failed_has_no_vote_among_turns(tmp_path):
     cfg, (table, made) = with_turns(config(tmp_path), 1.0), of_turns([[1.0], [0.0], [100.0], [50.0]])
     table["reward"][2], table["answers"][3] = np.nan, False
     found = set_turn_advantages(cfg, table, turn_rows(table, made))
-    assert [value.tolist() for value in found.values()][2:] == [[], []]
+    assert [value.tolist() for value in found.values()][2:] == [[0.0], [0.0]]
     assert found[Key(0, 0)] == -found[Key(0, 1)] != 0.0
 
 
