@@ -242,7 +242,11 @@ class _Played:
         self._transcript.open(opening.messages, opening.tools, self._row.template)
         sampled = 0
         for number in range(self._limits.turns):
-            room = self._limits.room(len(self._transcript.tokens), sampled)
+            length = len(self._transcript.tokens)
+            room = self._limits.room(length, sampled)
+            if room < 1 and not number:
+                text = f"the chat has {length} tokens before the policy speaks; rollout.vllm_max_model_len allows for"
+                raise EpisodeFailed("error", f"{text} {self._limits.context} and its turns")
             if room < 1:
                 return "length"
             completion = await self._of_policy(number, room)

@@ -98,10 +98,12 @@ def rollout_metrics(rollout: Rollout, rewards: Sequence[str], *, dynamic: bool) 
 
 def _episode_metrics(sampled: np.ndarray) -> dict[str, float]:
     """What happened in episodes with an environment or an agent."""
-    means = {f"episodes/{name}": float(sampled[name].mean()) for name in ("turns", "tool_calls", "tool_failures")}
-    seconds = {f"episodes/{name}": float(sampled[name].mean()) for name in ("environment_s", "policy_s")}
-    ends = {"too_many_turns": sampled["end"] == REASONS.index("turns"), "failed": sampled["failed"] > 0}
-    return means | seconds | {f"episodes/{name}": float(found.sum()) for name, found in ends.items()}
+    averaged = ("turns", "tool_calls", "tool_failures", "environment_s", "policy_s")
+    ends = np.bincount(sampled["end"], minlength=len(REASONS))
+    return {f"episodes/{name}": float(sampled[name].mean()) for name in averaged} | {
+        "episodes/too_many_turns": float(ends[REASONS.index("turns")]),
+        "episodes/failed": float((sampled["failed"] > 0).sum()),
+    }
 
 
 def evaluation_metrics(table: np.ndarray, rewards: Sequence[str]) -> dict[str, float]:

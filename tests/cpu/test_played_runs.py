@@ -66,11 +66,13 @@ def test_an_agent_trains_on_what_it_asked(tiny, tmp_path):
 
 def test_a_tool_that_is_not_called_is_one_turn(tiny, tmp_path):
     tools = tmp_path / "my_tools.py"
-    tools.write_text(
-        'def add(a: int, b: int) -> int:\n    """Add.\n\n    Args:\n        a: one.\n        b: two.\n    """\n'
-    )
+    tools.write_text('def f(x: int) -> int:\n    """F."""\n    return x\n')
     done = call("submit", new_run(tmp_path, tiny("qwen2"), "tools", **(KEYS | {"environment": str(tools)})))
     assert done.returncode == 2 and "give no rewards" in done.stderr, done.stdout + done.stderr
-    keys = {"environment": str(tools), "reward_funcs": [f"{PLAYMATES.parent / 'plugins.py'}:early_letters"]}
+    keys = {
+        "environment": str(tools),
+        "vllm_max_model_len": 512,
+        "reward_funcs": [f"{PLAYMATES.parent / 'plugins.py'}:early_letters"],
+    }
     _, rows, _ = played(tmp_path, tiny("qwen2"), "tools", **keys)
     assert all(row["episodes/turns"] == 1 for row in rows.values())

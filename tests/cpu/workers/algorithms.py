@@ -81,8 +81,10 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.data.prompts import open_prompts
     from grpo_hpc.data.tokenizer import Tokenizer
-    from grpo_hpc.rollout.collect import Collector, start_rewards
+    from grpo_hpc.rollout.collect import Collector
+    from grpo_hpc.rollout.episodes import SingleTurns
     from grpo_hpc.rollout.residency import Residency
+    from grpo_hpc.rollout.scoring import Scorer, start_rewards
     from grpo_hpc.train.checkpoints import TrainerState
     from grpo_hpc.train.colocation import Colocation
     from grpo_hpc.train.entry import _reference_scores
@@ -103,7 +105,8 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     recorder = Recorder()
     colocation = Colocation(Residency(), platform, policy, reference or (), clock)
     colocation.attach(engine)
-    collector = Collector(cfg, engine, tokenizer, start_rewards(cfg), ranks, lambda: False)
+    player, scorer = SingleTurns(cfg.rollout.max_completion_length), Scorer(cfg.rewards, tokenizer, start_rewards(cfg))
+    collector = Collector(cfg, engine, player, scorer, ranks, lambda: False)
     prompts = open_prompts(cfg.data.train, tokenizer, checkpoints.parent / "prompts").fitting(40)
     source = RolloutSource(cfg, schedule(cfg), collector, prompts, clock)
     recorder.watch(source)

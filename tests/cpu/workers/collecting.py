@@ -15,8 +15,10 @@ def main() -> None:
     from grpo_hpc.config import load_run
     from grpo_hpc.control import Control
     from grpo_hpc.data.rows import Row
-    from grpo_hpc.rollout.collect import Asked, Collector, start_rewards
+    from grpo_hpc.rollout.collect import Asked, Collector
     from grpo_hpc.rollout.engine import Completion
+    from grpo_hpc.rollout.episodes import SingleTurns
+    from grpo_hpc.rollout.scoring import Scorer, start_rewards
 
     cfg, written = load_run(sys.argv[1]), Path(sys.argv[2])
     assert cfg.rollout.ranks_of_engine == 2
@@ -63,9 +65,8 @@ def main() -> None:
             return f"answer to {row.prompt_id}: "
 
     engine = Engine()
-    collector = Collector(
-        cfg, engine, Tokenizer(), None if control.rank else start_rewards(cfg), control, lambda: False
-    )
+    scorer = None if control.rank else Scorer(cfg.rewards, Tokenizer(), start_rewards(cfg))
+    collector = Collector(cfg, engine, SingleTurns(12), scorer, control, lambda: False)
     asked = Asked(Prompts(), {10 + n: n for n in range(4)})
     found = collector.score(collector.collect(asked, 4), asked)
     table = found.table

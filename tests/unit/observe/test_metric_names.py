@@ -53,6 +53,8 @@ def test_names_in_the_trainer_are_in_the_table():
         "reward",
         "dropped",
         "failures",
+        "turns",
+        "environment_failure",
     }  # keys of completions, not metrics
     assert len(names) > 40
     assert [name for name in names if name not in rows and lookup(name) is None] == []
