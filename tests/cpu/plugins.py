@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 
 def early_letters(completion_ids: list[list[int]]) -> list[float]:
     """Share of tokens below 128: something that any model can learn, and that varies within a group."""
@@ -41,8 +43,8 @@ def writes(assistant_turns: list[str], written: list[str | None]) -> list[float 
     return [float(len(text)) for text in assistant_turns]
 
 
-def counts(completion_ids: list[list[int]], file: str) -> list[float]:
+def counts(completion_ids: list[list[int]]) -> list[float]:
     """The share of small tokens; notes every call."""
-    with open(file, "a") as calls:  # noqa: PTH123
+    with open(os.environ["CALLS"], "a") as calls:  # noqa: PTH123
         calls.writelines(f"{ids}\n" for ids in completion_ids)
     return early_letters(completion_ids)

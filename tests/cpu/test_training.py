@@ -177,12 +177,13 @@ def test_a_run_of_adapters_resumes_exactly(tiny, tmp_path):
     assert "loud" in (run_dir / "export" / "chat_template.jinja").read_text().partition("messages")[0]
 
 
-def test_a_stop_in_the_middle_of_a_rollout_is_obeyed_at_once_and_loses_nothing(tiny, tmp_path):
+def test_a_stop_in_the_middle_of_a_rollout_is_obeyed_at_once_and_loses_nothing(tiny, tmp_path, monkeypatch):
     """Two completions at a time, so a rollout is long; what has ended is neither sampled nor scored again."""
     calls = tmp_path / "calls"
     keys = {"nproc_per_node": 1, "train_iters": 2, "save_steps": None, "save_total_limit": None, "eval": None}
-    keys |= {"max_completion_length": 600, "vllm_max_model_len": 700, "vllm_max_num_seqs": 2}
-    keys |= {"reward_funcs": [f"{PLUGINS}:counts"], "reward_params": {"counts": {"file": str(calls)}}}
+    keys |= {"max_completion_length": 400, "vllm_max_model_len": 500, "vllm_max_num_seqs": 2}
+    keys |= {"reward_funcs": [f"{PLUGINS}:counts"]}
+    monkeypatch.setenv("CALLS", str(calls))
     keys |= {"max_tokens_per_micro_batch": 4000, "micro_batch_size": None}
     launcher = start("submit", new_run(tmp_path, tiny("llama"), "broken", **keys))
     deadline = time.monotonic() + 240
@@ -195,7 +196,7 @@ def test_a_stop_in_the_middle_of_a_rollout_is_obeyed_at_once_and_loses_nothing(t
     events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     kept = np.load(run_dir / "checkpoints" / "step_00000000" / "rollout" / "table.npz")["carried"]
     assert 5 <= len(kept) < 32 and not np.isnan(kept["reward"]).any(), "it was stopped in its rollout"
-    assert not metrics(run_dir) and any(event["event"] == "stopped" for event in events)
+    assert not (run_dir / "metrics.jsonl").exists() and any(event["event"] == "stopped" for event in events)
     before = calls.read_text().splitlines()
     assert before and len(before) == len(kept)
     again = call("resume", run_dir)
@@ -208,7 +209,7 @@ def test_a_stop_in_the_middle_of_a_rollout_is_obeyed_at_once_and_loses_nothing(t
     assert sorted(calls.read_text().splitlines()) == sorted(calls_made), "the same completions as without a stop"
     want = metrics(tmp_path / "runs" / "whole")
     for step, row in metrics(run_dir).items():
-        for name in ("loss", "grad_norm", "reward/mean", "completions/tokens"):
+        for name in {"loss", "grad_norm", "reward/mean", "completions/tokens"} & row.keys():
             assert row[name] == pytest.approx(want[step][name], rel=1e-3, abs=1e-5), f"{name} of step {step}"
 
 
