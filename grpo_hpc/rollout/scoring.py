@@ -69,7 +69,9 @@ class Scorer:
             RewardError: a function failed whose failures end the run.
         """
         r, sample = self._rewards, episode.samples[-1]
-        text = self._tokenizer.decode(sample.response.tolist()) if episode.text is None else episode.text
+        text = episode.text or ""
+        if episode.text is None and sample.answers:
+            text = self._tokenizer.decode(sample.response.tolist())
         found = Score(dict.fromkeys(r.columns), float("nan"), {})
         if episode.failure and episode.reward is not None:  # it is worth that
             found = Score(dict.fromkeys(r.columns, episode.reward), episode.reward, {})
