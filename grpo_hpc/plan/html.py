@@ -8,7 +8,7 @@ from html import escape
 from grpo_hpc.html_page import COLOURS, page
 from grpo_hpc.plan.explain import batch_lines
 from grpo_hpc.plan.make import Estimate, Plan
-from grpo_hpc.plan.measured_errors import accuracy
+from grpo_hpc.plan.measured.measured_errors import accuracy
 from grpo_hpc.plan.memory import GIB
 from grpo_hpc.plan.rates import Times
 
@@ -38,7 +38,9 @@ def _plan(plan: Plan) -> str:
         if plan.estimate.times is not None:
             parts += ["<h2>Time of a rollout and its steps</h2>", _timeline(plan.estimate.times)]
             parts += [_time_table(plan.estimate.times)]
-            parts += [f'<p class="note">{escape(accuracy(plan.estimate.execution.eager))}</p>']
+            parts += [
+                f'<p class="note">{escape(str(plan.estimate.task.pace or accuracy(plan.estimate.execution.eager)))}</p>'
+            ]
     return "\n".join(parts)
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from grpo_hpc.models.families.counting import count_active, count_parameters
 from grpo_hpc.plan.explain import batch_lines
 from grpo_hpc.plan.make import Estimate, Plan
-from grpo_hpc.plan.measured_errors import accuracy
+from grpo_hpc.plan.measured.measured_errors import accuracy
 from grpo_hpc.plan.memory import GIB, Term, Use
 from grpo_hpc.plan.rates import Times
 from grpo_hpc.plan.topology import Place, Topology
@@ -209,7 +209,7 @@ def _estimate(estimate: Estimate, explain: Sequence[str]) -> Iterator[Renderable
         )
     if estimate.times is not None:
         yield _timeline(estimate.times)
-        yield Text(f"{accuracy(estimate.execution.eager)}\n", style="dim")
+        yield Text(f"{estimate.task.pace or accuracy(estimate.execution.eager)}\n", style="dim")
         if "time" in explain:
             yield _time_table(estimate.times)
 

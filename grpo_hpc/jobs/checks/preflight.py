@@ -63,7 +63,8 @@ def check_model_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise EnvironmentProblem(
             f"the model folder {folder} does not exist",
-            "model.path must be a local Hugging Face folder with config.json, model*.safetensors and a tokenizer.",
+            "model.path must be a local Hugging Face folder with config.json, model*.safetensors and a tokenizer. "
+            "One of the hub's is fetched first, where there is a network: hf download OWNER/NAME --local-dir FOLDER",
         )
     missing: list[str] = []
     if not (folder / "config.json").is_file():
