@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
@@ -245,6 +246,39 @@ class Qkv(Layout):
     def to_hf(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
         groups = self._join(shards).unflatten(0, (self.kv_heads, -1))
         return tuple(part.flatten(0, 1) for part in groups.split(self._of_a_group, dim=1))
+
+
+@dataclass(frozen=True)
+class Fused(Layout):
+    """The tensors of another layout on top of each other, as one Hugging Face tensor."""
+
+    parts: Layout
+
+    @property
+    def axis(self) -> int | None:  # type: ignore[override]  # of a class elsewhere, here of what is fused
+        return self.parts.axis
+
+    @property
+    def stacked(self) -> int:  # type: ignore[override]
+        return self.parts.stacked
+
+    @property
+    def hf_shapes(self) -> tuple[Size, ...]:
+        shapes = self.parts.hf_shapes
+        return ((sum(shape[0] for shape in shapes), *shapes[0][1:]),)
+
+    def segments(self) -> list[Rows]:
+        above = [0, *accumulate(shape[0] for shape in self.parts.hf_shapes)]
+        placed = [(above[rows.source or 0], rows) for rows in self.parts.segments()]
+        return [Rows(0, first + rows.start, first + rows.stop) for first, rows in placed]
+
+    def rows_of(self, source: int) -> list[slice]:
+        return [rows for part in range(len(self.parts.hf_shapes)) for rows in self.parts.rows_of(part)]
+
+    def to_hf(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        import torch
+
+        return (torch.cat(self.parts.to_hf(shards)),)
 
 
 def padded_vocabulary(vocabulary: int, tensor_parallel: int) -> int:

@@ -29,6 +29,7 @@ from grpo_hpc.models.layouts import padded_vocabulary
 from grpo_hpc.models.micro_batch_context import MicroBatchContext, entered
 from grpo_hpc.models.norm import RmsNorm, TokenNorm
 from grpo_hpc.models.patches import patch_model
+from grpo_hpc.models.rotary import frequencies, rotary_options, stretch_rotated
 from grpo_hpc.models.routing import NO_BALANCE, Balance, PolicyRouter, share_routing_state
 from grpo_hpc.models.shape import ModelShape
 
@@ -89,9 +90,9 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
         "gradient_accumulation_fusion": False,
     }
     fields |= family(shape.family).megatron(shape) | dict(options)
-    if shape.mla:
-        fields["apply_rope_fusion"] = False  # Megatron fuses it for latent attention with YaRN scaling only
+    fields |= rotary_options(shape, bool(fields["apply_rope_fusion"]))
     config = make(**fields)
+    stretch_rotated(config, shape)
     config.moe_grouped_gemm = False  # Megatron builds them one by one, and we compute them together
     return config
 
@@ -140,6 +141,7 @@ class PolicyModel(GPTModel):
         vp_stage: which of this rank's model chunks it is, when pipeline stages interleave.
         balance: weights of the losses that keep experts evenly used.
         entropy_gradient: the entropies have a gradient, too.
+        longest: sequence of the engine that samples; where it takes the model's longest one, None.
 
     Attributes:
         routing: what its routers share; None without experts.
@@ -154,6 +156,7 @@ class PolicyModel(GPTModel):
         vp_stage: int | None = None,
         balance: Balance = NO_BALANCE,
         entropy_gradient: bool = False,
+        longest: int | None = None,
     ) -> None:
         super().__init__(
             config=config,
@@ -166,10 +169,9 @@ class PolicyModel(GPTModel):
             parallel_output=True,
             share_embeddings_and_output_weights=shape.tied,
             position_embedding_type="rope",
-            rotary_base=shape.rope_theta,
-            rope_scaling=shape.rope_scaling_factor is not None,
-            rope_scaling_factor=shape.rope_scaling_factor or 1.0,
         )
+        if not shape.mla:  # which has one in each layer
+            self.rotary_pos_emb.inv_freq = frequencies(shape.rotary, longest or shape.max_position)
         self.shape = shape
         self._temperature, self._entropy_gradient = temperature, entropy_gradient
         self.routing = share_routing_state(self, shape, balance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from grpo_hpc.errors import ConfigError
 
@@ -22,7 +22,9 @@ class Experts:
         normalise: the weights of the chosen experts are scaled to sum 1.
         scale: factor on the weights after that.
         groups, topk_groups: experts are chosen within the best ``topk_groups`` of ``groups`` groups.
+        group_best: the sum of that many of a group's best scores is the group's own.
         bias: the router has a correction bias that takes part in choosing only (DeepSeek-V3, arXiv 2412.19437).
+        shared_gate: what the shared expert gives is multiplied by a sigmoid of the token (Qwen2-MoE).
     """
 
     count: int
@@ -34,7 +36,32 @@ class Experts:
     scale: float = 1.0
     groups: int = 1
     topk_groups: int = 1
+    group_best: int = 2
     bias: bool = False
+    shared_gate: bool = False
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions of queries and keys (RoFormer, arXiv 2104.09864).
+
+    Attributes:
+        theta: base of the frequencies.
+        dim: dimensions of a head that are rotated, from the first on; the others have no position.
+        interleaved: neighbouring dimensions are rotated together, not those half of ``dim`` apart.
+        kind: how frequencies are scaled, in transformers' words; ``default`` is not at all.
+        settings: of that scaling, as ``config.json`` gives them; lists are tuples.
+        positions: longest sequence of the configuration, which some scalings take.
+        skipped: numbers of the layers without positions.
+    """
+
+    theta: float
+    dim: int
+    interleaved: bool = False
+    kind: str = "default"
+    settings: tuple[tuple[str, Any], ...] = ()
+    positions: int = 1
+    skipped: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +123,7 @@ class ModelShape:
         tied: input and output embeddings are one matrix.
         qkv_bias: query, key and value projections have a bias.
         qk_norm: queries and keys are normalised: each head by itself, or all heads of a token together.
-        rope_scaling_factor: Llama-3 frequency scaling; None without.
+        rotary: positions of queries and keys; with MLA, those of their ``rope_dim`` dimensions before its own YaRN.
         max_position: longest sequence; within a sliding window attention is full attention, so no longer than one.
         moe_layers: numbers of the layers with experts.
         unstated: keys that config.json leaves out, and vLLM takes another default for than transformers, with the
@@ -113,9 +140,8 @@ class ModelShape:
     vocab: int
     tied: bool
     norm_eps: float
-    rope_theta: float
+    rotary: Rotary
     max_position: int
-    rope_scaling_factor: float | None = None
     qkv_bias: bool = False
     qk_norm: Literal["head", "token"] | None = None
     moe_layers: tuple[int, ...] = ()

@@ -83,7 +83,7 @@ def test_no_torch_is_imported():
         ({"text_config": {"quantization_config": {"bits": 4}}}, "the weights are quantised, which cannot be trained"),
         ({"compression_config": {}}, "compression_config: the weights are quantised"),
         ({"hidden_size": None}, "'hidden_size' is missing or null"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary scaling"),
+        ({"rope_scaling": {"type": "proportional"}}, "rotary scaling 'proportional'"),
     ],
 )
 def test_what_a_family_cannot_do_is_refused(changed, said):
