@@ -77,9 +77,14 @@ class Layout(ABC):
     def hf_shapes(self) -> tuple[Size, ...]:
         """Shapes of the Hugging Face tensors."""
 
+    @property
+    def views(self) -> tuple[Size, ...]:
+        """The shapes in which a layout counts their rows: their own, or others of as many values."""
+        return self.hf_shapes
+
     def segments(self) -> list[Rows]:
         """The rows of the Megatron parameter from the first on, without padding."""
-        return [Rows(source, 0, shape[0]) for source, shape in enumerate(self.hf_shapes)]
+        return [Rows(source, 0, shape[0]) for source, shape in enumerate(self.views)]
 
     @property
     def sharded(self) -> bool:
@@ -88,7 +93,7 @@ class Layout(ABC):
     def shape(self, tensor_parallel: int = 1) -> Size:
         """Shape of the whole Megatron parameter, with the padding that ``tensor_parallel`` ranks need."""
         rows = sum(len(segment) for segment in self.segments())
-        return (rows, *self.hf_shapes[0][1:])
+        return (rows, *self.views[0][1:])
 
     def boxes(self, shard: Shard) -> list[tuple[slice, ...]]:
         """The parts of the whole parameter that a rank holds, in the order in which it stacks them."""
@@ -124,9 +129,11 @@ class Layout(ABC):
         return found
 
     def to_megatron(self, sources: Sequence[Sliceable], shard: Shard) -> Tensor:
-        """The shard, reading nothing but what it needs of ``sources``."""
+        """The shard, reading nothing but what it needs of ``sources``; all of those that it sees in another shape."""
         import torch
 
+        pairs = zip(sources, self.hf_shapes, self.views, strict=True)
+        sources = [source if shape == view else source[:].reshape(view) for source, shape, view in pairs]
         pieces: list[Tensor] = []
         for box in self.boxes(shard):
             columns = box[1:2] if self.axis == 1 else ()
@@ -142,7 +149,7 @@ class Layout(ABC):
     def to_hf(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The Hugging Face tensors, from all shards in rank order."""
         whole = self._join(shards)
-        return tuple(whole[rows] for (rows,) in _all_rows(self))
+        return tuple(whole[rows].view(shape) for (rows,), shape in zip(_all_rows(self), self.hf_shapes, strict=True))
 
     def _join(self, shards: Sequence[Tensor]) -> Tensor:
         import torch
@@ -169,6 +176,19 @@ class Copy(Layout):
 
     @property
     def hf_shapes(self) -> tuple[Size, ...]:
+        return (self.size,)
+
+
+@dataclass(frozen=True)
+class Row(Copy):
+    """A vector [n] that is one row [1, n] in Hugging Face files."""
+
+    @property
+    def hf_shapes(self) -> tuple[Size, ...]:
+        return ((1, *self.size),)
+
+    @property
+    def views(self) -> tuple[Size, ...]:
         return (self.size,)
 
 

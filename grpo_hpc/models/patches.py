@@ -8,6 +8,7 @@ What Megatron builds from a specification is chosen in :func:`grpo_hpc.models.po
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from grpo_hpc.models.dispatch import OneRankDispatcher
 from grpo_hpc.models.grouped import grouped_experts
 from grpo_hpc.models.head import LogprobHead
 from grpo_hpc.models.micro_batch_context import in_this_context
+from grpo_hpc.models.norm import TokenNorm
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -68,6 +70,7 @@ def patch_model(model: nn.Module) -> None:
     complete_key_gradients(model)
     tell_of_padding(model)
     sum_over_expert_replicas(model)
+    leave_cut_norms(model)
 
 
 @_patch(
@@ -165,6 +168,18 @@ def sum_over_expert_replicas(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if ".experts." in name:
             parameter.allreduce = False  # type: ignore[attr-defined]  # Megatron's word for it
+
+
+@_patch("megatron.core.distributed.finalize_model_grads:_allreduce_non_tensor_model_parallel_grads")
+def leave_cut_norms(model: Any) -> None:
+    """Keep the gradients of :class:`TokenNorm` from being summed over tensor-parallel ranks.
+
+    Megatron sums those of norms of queries and keys by their names, for in its own every rank has the same weights.
+    Here each has those of its heads. It looks at the model's configuration, whose layers were built with another.
+    """
+    if any(isinstance(module, TokenNorm) for module in model.modules()):
+        model.config = copy.copy(model.config)
+        model.config.qk_layernorm = False
 
 
 @_patch(

@@ -191,5 +191,5 @@ def require_experts(shape: ModelShape, given: Collection[str]) -> None:
         raise ConfigError(
             f"moe.moe_router_bias_update_rate: the routers of {shape.family} have no bias, and neither vLLM nor a "
             f"Hugging Face folder has a place for one",
-            "Balance its experts with moe.moe_aux_loss_coeff; a bias is part of deepseek_v3.",
+            "Balance its experts with moe.moe_aux_loss_coeff; a bias is part of deepseek_v3 and glm4_moe.",
         )

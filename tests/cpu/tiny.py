@@ -130,6 +130,13 @@ OWN = {
         },
     },
     "ernie4_5": {"head_dim": 32},
+    "ernie4_5_moe": {
+        "moe_num_experts": 8,
+        "moe_k": 3,
+        "moe_intermediate_size": 48,
+        "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1,
+    },
     "ministral3": {
         "head_dim": 32,
         "rope_parameters": _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
@@ -139,6 +146,10 @@ OWN = {
     "qwen2_5_vl": {"vision_config": _VISION},
     "qwen3_vl": {"vision_config": {**_VISION, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}},
 }
+
+
+def has_experts(family: str) -> bool:
+    return any("expert" in key for key in OWN[family])
 
 
 def save_tiny_model(path: Path, family: str = "llama", tied: bool = True, layers: int = 4, seed: int = 0) -> Path:

@@ -17,11 +17,13 @@ _FAMILIES = {
     "dense": ("llama", "mistral", "qwen2", "qwen3", "seed_oss", "smollm3", "phi3", "ernie4_5", "ministral3"),
     "experts": (
         *("qwen3_moe", "mixtral", "deepseek_v3", "olmoe", "qwen2_moe", "kimi_k2", "glm4_moe", "glm4_moe_lite"),
-        *("minimax_m2", "hy_v3", "deepseek_v2"),
+        *("minimax_m2", "hy_v3", "deepseek_v2", "ernie4_5_moe"),
     ),
     "vision_language": ("qwen2_5_vl", "qwen3_vl"),
 }
+FAMILIES = tuple(name for names in _FAMILIES.values() for name in names)
 _FOLDERS = {model_type: folder for folder, model_types in _FAMILIES.items() for model_type in model_types}
+_RENAMED = {"mimo": ("qwen2", "Qwen2ForCausalLM"), "internlm3": ("llama", "LlamaForCausalLM")}
 
 
 def family(model_type: str) -> Family:
@@ -30,9 +32,17 @@ def family(model_type: str) -> Family:
     Raises:
         CheckpointError: it is not supported.
     """
+    if model_type in _RENAMED:
+        name, architecture = _RENAMED[model_type]
+        raise CheckpointError(
+            f"model_type {model_type!r}: transformers has no class of that name, but the model is one of {name}",
+            f'In its config.json write "model_type": "{name}" and "architectures": ["{architecture}"], and remove '
+            '"auto_map"; vLLM and transformers then read it without code of its own.',
+        )
     if model_type not in _FOLDERS:
         raise CheckpointError(
-            f"model_type {model_type!r} is not supported", f"Supported families: {', '.join(_FOLDERS)}."
+            f"model_type {model_type!r} is not supported",
+            f"Supported families: {', '.join(FAMILIES)}. `grpo-hpc checkpoint inspect` says which is nearest.",
         )
     module = import_module(f"{__name__}.{_FOLDERS[model_type]}.{model_type}")
     if not isinstance(module.FAMILY, Family):
@@ -52,4 +62,4 @@ def synced_names(shape: ModelShape) -> frozenset[str]:
     return frozenset(name for entry in rows if entry.exported for name in entry.hf_names)
 
 
-__all__ = ["Family", "family", "synced_names", "weight_map"]
+__all__ = ["FAMILIES", "Family", "family", "synced_names", "weight_map"]

@@ -20,11 +20,14 @@ _SIZES = {
     **dict.fromkeys(("max_position_embeddings", "original_max_position_embeddings", "sliding_window"), 10**8),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok"), 2**13),
     **dict.fromkeys(("n_shared_experts", "num_shared_experts", "n_group", "topk_group"), 2**13),
+    **dict.fromkeys(("moe_num_experts", "moe_k", "moe_num_shared_experts"), 2**13),
+    **dict.fromkeys(("moe_layer_start_index", "moe_layer_interval"), 1024),
     **dict.fromkeys(("patch_size", "spatial_patch_size", "temporal_patch_size", "spatial_merge_size"), 1024),
     **dict.fromkeys(("in_channels", "in_chans"), 1024),
 }
 _MAY_BE_ZERO = {
     *("first_k_dense_replace", "n_shared_experts", "num_shared_experts", "shared_intermediate_size"),
+    *("moe_num_shared_experts", "moe_layer_start_index"),
     *("mscale", "mscale_all_dim", "llama_4_scaling_beta", "sliding_window"),
 }
 _NUMBERS = (
@@ -36,6 +39,7 @@ _LARGEST = 1e15
 _SWITCHES = (
     *("tie_word_embeddings", "norm_topk_prob", "attention_bias", "mlp_bias", "use_sliding_window", "rope_interleave"),
     *("use_qk_norm", "attention_out_bias", "use_bias", "qkv_bias", "truncate"),
+    *("moe_use_aux_free", "use_routing_bias", "moe_router_use_sigmoid", "moe_router_enable_expert_bias", "qk_norm"),
 )
 _LISTS = ("mlp_only_layers", "deepstack_visual_indexes", "no_rope_layers")
 _FACTORS = ("short_factor", "long_factor")
@@ -97,6 +101,9 @@ _KINDS: dict[str, Callable[[str, Any], str]] = {
     "mlp_layer_types": _words,
     **dict.fromkeys(_PARTS, _part),
 }
+
+KEYS = frozenset((*_KINDS, "moe_layer_end_index"))
+"""What is checked: all numbers and switches that a family reads, and more."""
 
 
 def _shown(value: Any) -> str:

@@ -251,9 +251,9 @@ def sparse_layers(config: Config, dense: int) -> tuple[int, ...]:
     return tuple(layer for layer, kind in enumerate(kinds) if kind == "sparse")
 
 
-def choice_bias_rule(shape: ModelShape, name: str) -> Rule:
+def choice_bias_rule(shape: ModelShape, name: str, kind: type[Copy] = Copy) -> Rule:
     """The bias that takes part in the choice of experts; float32, and not trained by gradients."""
-    layout = Copy((experts_of(shape).count,))
+    layout = kind((experts_of(shape).count,))
     return Rule(MG + "mlp.router.expert_bias", (name,), layout, "router", layers=shape.moe_layers, buffer=True)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from grpo_hpc.models.families.experts.qwen3_moe import read_sparse
 from grpo_hpc.models.families.experts.qwen3_moe import rules as sparse_rules
-from grpo_hpc.models.families.family import MG, Config, Family, moe_options, require, shared_rules
+from grpo_hpc.models.families.family import MG, Config, Family, experts_of, moe_options, require, shared_rules
 from grpo_hpc.models.layouts import Copy
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.weight_map import Rule
@@ -18,7 +18,7 @@ def read(config: Config) -> ModelShape:
     require(config, qkv_bias=True)
     shape = read_sparse(config, "qwen2_moe", qkv_bias=True)
     shared = config["shared_expert_intermediate_size"]
-    return replace(shape, experts=replace(shape.experts, shared_ffn=shared, shared_gate=True))
+    return replace(shape, experts=replace(experts_of(shape), shared_ffn=shared, shared_gate=True))
 
 
 def rules(shape: ModelShape) -> list[Rule]:
