@@ -31,7 +31,7 @@ from grpo_hpc.models.dispatch import OneRankDispatcher
 from grpo_hpc.models.grouped import grouped_experts
 from grpo_hpc.models.head import LogprobHead
 from grpo_hpc.models.micro_batch_context import in_this_context
-from grpo_hpc.models.norm import TokenNorm
+from grpo_hpc.models.norm import ScaledResidual, TokenNorm
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -71,6 +71,7 @@ def patch_model(model: nn.Module) -> None:
     tell_of_padding(model)
     sum_over_expert_replicas(model)
     leave_cut_norms(model)
+    keep_gradients_off(model)
 
 
 @_patch(
@@ -180,6 +181,18 @@ def leave_cut_norms(model: Any) -> None:
     if any(isinstance(module, TokenNorm) for module in model.modules()):
         model.config = copy.copy(model.config)
         model.config.qk_layernorm = False
+
+
+@_patch("megatron.core.transformer.transformer_layer:TransformerLayer.bias_dropout_add_exec_handler")
+def keep_gradients_off(model: nn.Module) -> None:
+    """Compute :class:`ScaledResidual` without gradients where the rest of a layer is.
+
+    Megatron turns gradients on around it, whatever the caller said: with a norm in it each layer would keep its
+    activations, and scoring would need the memory of training.
+    """
+    for module in model.modules():
+        if isinstance(getattr(module, "self_attn_bda", None), ScaledResidual):
+            module.bias_dropout_add_exec_handler = contextlib.nullcontext  # type: ignore[assignment]
 
 
 @_patch(

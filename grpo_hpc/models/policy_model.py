@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
@@ -27,7 +28,7 @@ from grpo_hpc.models.grouped import GroupedExperts
 from grpo_hpc.models.head import Scoring
 from grpo_hpc.models.layouts import padded_vocabulary
 from grpo_hpc.models.micro_batch_context import MicroBatchContext, entered
-from grpo_hpc.models.norm import RmsNorm, TokenNorm
+from grpo_hpc.models.norm import RmsNorm, ScaledResidual, TokenNorm
 from grpo_hpc.models.patches import patch_model
 from grpo_hpc.models.rotary import frequencies, rotary_options, stretch_rotated
 from grpo_hpc.models.routing import NO_BALANCE, Balance, PolicyRouter, share_routing_state
@@ -64,6 +65,7 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
         "normalization": "RMSNorm",
         "layernorm_epsilon": shape.norm_eps,
         "qk_layernorm": shape.qk_norm is not None,
+        "softmax_scale": shape.softmax_scale,
         "add_bias_linear": False,
         "add_qkv_bias": shape.qkv_bias,
         "hidden_dropout": 0.0,
@@ -118,10 +120,25 @@ def layer_spec(
         if shape.qk_norm == "token":
             attention.q_layernorm = ModuleSpec(TokenNorm, params={"heads": shape.heads})
             attention.k_layernorm = ModuleSpec(TokenNorm, params={"heads": shape.kv_heads})
+        _place_norms(layer.submodules, config, shape, engine)
         if isinstance(layer.submodules.mlp.submodules, MoESubmodules):
             layer.submodules.mlp.submodules.router = PolicyRouter
             layer.submodules.mlp.submodules.experts.module = GroupedExperts
     return spec
+
+
+def _place_norms(submodules: Any, config: TransformerConfig, shape: ModelShape, engine: bool) -> None:
+    """Norms and factors between a layer's parts and the residual; with norms after them alone, none before."""
+    if shape.norms != "before" or shape.residual_scale != 1.0:
+        params = {"config": config, "normed": shape.norms != "before", "scale": shape.residual_scale}
+        submodules.self_attn_bda = submodules.mlp_bda = ModuleSpec(ScaledResidual, params=params)
+    if shape.norms == "after":
+        submodules.input_layernorm = submodules.pre_mlp_layernorm = IdentityOp
+        if engine:  # whose layers have the norms in them
+            from megatron.core.extensions.transformer_engine import TEColumnParallelLinear
+
+            submodules.self_attention.submodules.linear_qkv = TEColumnParallelLinear
+            submodules.mlp.submodules.linear_fc1 = TEColumnParallelLinear
 
 
 def _use_our_norm(submodules: Any) -> None:
@@ -175,6 +192,8 @@ class PolicyModel(GPTModel):
         self.shape = shape
         self._temperature, self._entropy_gradient = temperature, entropy_gradient
         self.routing = share_routing_state(self, shape, balance)
+        if shape.embedding_scale != 1.0 and self.pre_process:
+            self.embedding.register_forward_hook(lambda module, inputs, output: output * shape.embedding_scale)
         patch_model(self)
 
     def forward(self, *args: Any, context: MicroBatchContext | None = None, **kwargs: Any) -> Tensor:
@@ -190,10 +209,18 @@ class PolicyModel(GPTModel):
         self, hidden_states: Tensor, *, labels: Tensor | None, loss_mask: Tensor | None, **others: Any
     ) -> Tensor:
         if labels is None or loss_mask is None or not self.post_process:
-            return super()._postprocess(hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **others)
+            out: Tensor = super()._postprocess(
+                hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **others
+            )
+            return out / self.shape.logit_divisor if self.post_process and self.shape.logit_divisor != 1.0 else out
         shared = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         scoring = Scoring(
-            labels.flatten(), loss_mask.flatten(), self.shape.vocab, self._temperature, shared, self._entropy_gradient
+            labels.flatten(),
+            loss_mask.flatten(),
+            self.shape.vocab,
+            self._temperature * self.shape.logit_divisor,
+            shared,
+            self._entropy_gradient,
         )
         scores: Tensor = self.output_layer(hidden_states, scoring=scoring)
         return scores

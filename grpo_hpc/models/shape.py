@@ -125,6 +125,10 @@ class ModelShape:
         qk_norm: queries and keys are normalised: each head by itself, or all heads of a token together.
         rotary: positions of queries and keys; with MLA, those of their ``rope_dim`` dimensions before its own YaRN.
         max_position: longest sequence; within a sliding window attention is full attention, so no longer than one.
+        norms: of a layer's two parts: before each, around it (its output is normed, too), or after it alone.
+        embedding_scale: factor on embedded tokens; ``residual_scale``: on what each part of a layer adds.
+        softmax_scale: factor on products of queries and keys; None is ``head_dim ** -0.5``.
+        logit_divisor: of logits.
         moe_layers: numbers of the layers with experts.
         unstated: keys that config.json leaves out, and vLLM takes another default for than transformers, with the
             value of transformers.
@@ -144,6 +148,11 @@ class ModelShape:
     max_position: int
     qkv_bias: bool = False
     qk_norm: Literal["head", "token"] | None = None
+    norms: Literal["before", "around", "after"] = "before"
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    softmax_scale: float | None = None
+    logit_divisor: float = 1.0
     moe_layers: tuple[int, ...] = ()
     experts: Experts | None = None
     mla: Mla | None = None

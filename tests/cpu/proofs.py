@@ -37,6 +37,9 @@ PROOFS = {
     "phi3": Proof("Phi-3, Phi-3.5-mini, Phi-4, Phi-4-mini", (("phi3", False), ("phi3+mini", True))),
     "ernie4_5": Proof("ERNIE-4.5-0.3B", (("ernie4_5", True),)),
     "ministral3": Proof("Devstral 2", (("ministral3", False),)),
+    "glm4": Proof("GLM-4-9B-0414, 32B-0414, GLM-Z1", (("glm4", False),)),
+    "olmo2": Proof("OLMo 2", (("olmo2", False),)),
+    "granite": Proof("Granite 3.0 to 3.3 (dense)", (("granite", True),)),
     "qwen2_moe": Proof("Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", (("qwen2_moe", False),)),
     "qwen3_moe": Proof("Qwen3-30B-A3B, Qwen3-235B-A22B", (("qwen3_moe", True), ("qwen3_moe+dense", False))),
     "mixtral": Proof("Mixtral 8x7B, 8x22B", (("mixtral", False),)),
@@ -60,7 +63,7 @@ VARIANTS = [variant for proof in PROOFS.values() for variant in proof.variants]
 """Logits, gradients, export and conversion of each are compared with transformers."""
 
 _ON_FOUR_RANKS = {layouts.MODELS[case.model][0] for case in layouts.LAYOUTS.values()}
-_OTHERWISE = {"qwen2_5_vl", "qwen3_vl"}  # their decoders are those of qwen2 and qwen3; a run of each is in test_sync
+_OTHERWISE = {"mistral", "qwen2_5_vl", "qwen3_vl"}  # their decoders are those of llama, qwen2 and qwen3
 CUT = [
     (name, tied)
     for family, proof in PROOFS.items()
@@ -69,11 +72,12 @@ CUT = [
 ]
 """One optimizer step of each on two ranks is compared with that on one."""
 
+_IN_WHOLE_RUNS = {"mixtral", "qwen2_5_vl", "qwen3_vl"}  # of test_sync
 SERVED = [
     variant
     for family, proof in PROOFS.items()
     for variant in proof.variants
-    if not proof.engine and family not in _OTHERWISE | {"mixtral"}
+    if not proof.engine and family not in _IN_WHOLE_RUNS
 ]
 """vLLM samples from weights of each that were synced to it."""
 

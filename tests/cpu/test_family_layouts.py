@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import has_experts
 
+SMALL = {"beta": 0.1, "use_distributed_optimizer": False, "global_batch_size": 8, "num_generations": 2}
 CASES = [(name, axis) for name, _ in CUT for axis in axes(name)]
 
 
@@ -34,9 +35,7 @@ def steps(tiny, tmp_path_factory):
 def run_file(folder, model, name, axis="", **keys):
     balance = {"moe_aux_loss_coeff": 0.1, "moe_z_loss_coeff": 0.01} if has_experts(name) else {}
     named = name.replace("+", ".") + (f"-{axis}" if axis else "")
-    return write_run(
-        folder, model, name=named, beta=0.1, epsilon=0.1, use_distributed_optimizer=False, **balance, **keys
-    )
+    return write_run(folder, model, name=named, **SMALL, **balance, **keys)
 
 
 def read(path):

@@ -129,6 +129,14 @@ OWN = {
             "long_factor": [1.0 + n for n in range(12)],
         },
     },
+    "glm4": {"head_dim": 32, "attention_bias": True},
+    "olmo2": {},
+    "granite": {
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.1,
+        "logits_scaling": 4.0,
+    },
     "ernie4_5": {"head_dim": 32},
     "ernie4_5_moe": {
         "moe_num_experts": 8,

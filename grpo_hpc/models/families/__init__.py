@@ -14,7 +14,10 @@ from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.weight_map import Rule, entries
 
 _FAMILIES = {
-    "dense": ("llama", "mistral", "qwen2", "qwen3", "seed_oss", "smollm3", "phi3", "ernie4_5", "ministral3"),
+    "dense": (
+        *("llama", "mistral", "qwen2", "qwen3", "seed_oss", "smollm3", "phi3", "ernie4_5", "ministral3"),
+        *("glm4", "olmo2", "granite"),
+    ),
     "experts": (
         *("qwen3_moe", "mixtral", "deepseek_v3", "olmoe", "qwen2_moe", "kimi_k2", "glm4_moe", "glm4_moe_lite"),
         *("minimax_m2", "hy_v3", "deepseek_v2", "ernie4_5_moe"),

@@ -33,6 +33,7 @@ _MAY_BE_ZERO = {
 _NUMBERS = (
     *("rope_theta", "rms_norm_eps", "routed_scaling_factor", "router_scaling_factor"),
     *("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+    *("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"),
     *("attention_factor", "partial_rotary_factor", "llama_4_scaling_beta"),
 )
 _LARGEST = 1e15

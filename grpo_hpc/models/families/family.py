@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from grpo_hpc.errors import CheckpointError
-from grpo_hpc.models.layouts import Copy, GateUp, Qkv, SplitColumns, SplitRows, Vocabulary
+from grpo_hpc.models.layouts import Copy, Fused, GateUp, Qkv, SplitColumns, SplitRows, Vocabulary
 from grpo_hpc.models.shape import Experts, ModelShape, Rotary
 from grpo_hpc.models.weight_map import Rule
 
@@ -240,6 +240,25 @@ def shared_rules(shape: ModelShape, hf: str) -> list[Rule]:
     """The expert that every token visits, under ``hf``."""
     width, layers = experts_of(shape).shared_ffn, shape.moe_layers
     return gated_rules(shape.hidden, width, MG + "mlp.shared_experts.", hf, layers, "shared_expert") if width else []
+
+
+def residual_norm_rules(shape: ModelShape, attention: str, mlp: str) -> list[Rule]:
+    """The norms behind the two parts of a layer, by their whole Hugging Face names."""
+    layout, layers = Copy((shape.hidden,)), all_layers(shape)
+    places = (("self_attn_bda", attention), ("mlp_bda", mlp))
+    return [Rule(f"{MG}{at}.norm.weight", (f"{name}.weight",), layout, "norm", layers=layers) for at, name in places]
+
+
+def fused(rules: list[Rule], names: Mapping[str, str]) -> list[Rule]:
+    """``rules``, of which those of several tensors are one tensor, under the name that ``names`` has for the first."""
+    return [_fused(rule, names) for rule in rules]
+
+
+def _fused(rule: Rule, names: Mapping[str, str]) -> Rule:
+    first = next((name for name in names if name in rule.hf[0]), None)
+    if first is None or len(rule.hf) == 1:
+        return rule
+    return replace(rule, hf=(rule.hf[0].replace(first, names[first]),), layout=Fused(rule.layout))
 
 
 def sparse_layers(config: Config, dense: int) -> tuple[int, ...]:
