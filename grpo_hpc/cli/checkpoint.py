@@ -93,17 +93,21 @@ def convert(
     as_json: bool,
     **axes: int,
 ) -> None:
-    """Convert SRC to DST: Hugging Face to Megatron, or Megatron to Hugging Face.
+    """Convert SRC to DST: Hugging Face to Megatron, Megatron to Hugging Face, or quantised to bfloat16 (--to hf).
 
     The layout (--tp --pp --ep --etp --vpp) decides how a Megatron checkpoint is cut into files; it can be loaded in any
     other. A conversion that was killed goes on when the same command is given again.
     """
+    from grpo_hpc.checkpoint.dequantise import is_quantised, plan_dequantise
     from grpo_hpc.checkpoint.folders import open_folder
     from grpo_hpc.checkpoint.to_hf import plan_to_hf
     from grpo_hpc.checkpoint.to_megatron import plan_to_megatron
 
     folder = open_folder(source, hf_config)
     other = "hf" if folder.kind == "megatron" else "megatron"
+    if to == folder.kind == "hf" and is_quantised(source):
+        _build(plan_dequantise(folder), target, workers, max_memory, as_json)
+        return
     if to not in (None, other):
         hint = "reshard cuts a Megatron checkpoint for another layout" if to == "megatron" else "there is nothing to do"
         raise click.UsageError(f"{source} is in the format {to} already; {hint}")

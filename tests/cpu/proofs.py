@@ -113,6 +113,8 @@ Weights are read from a folder in bfloat16 or float32. Layers that predict furth
 `mtp`) are left out: they are not trained, and exports do not have them. [adding_a_family.md](adding_a_family.md) adds
 one; `grpo-hpc checkpoint inspect MODEL` says of another model which of these it resembles, and what differs.
 
+- Published in FP8 or packed INT4 (DeepSeek-V3, Kimi-K2, MiniMax-M2), a model is made plain first:
+  `grpo-hpc checkpoint convert SRC DST --to hf` ([checkpoints.md](checkpoints.md)).
 - MiMo-7B is a Qwen2 and InternLM3 a Llama, once their `config.json` says so: the error of a plan has the words.
 - Models with one set of rotary frequencies for short sequences and one for long ones (LongRoPE: Phi-3.5, Phi-4-mini)
   take the set for `rollout.vllm_max_model_len`, or the model's longest sequence without it, as vLLM does.

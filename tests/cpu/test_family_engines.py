@@ -8,6 +8,7 @@ import pytest
 from proofs import SERVED
 from ranks import run_ranks
 from runfiles import write_run
+from tiny import has_experts
 
 SMALL = {"vllm_max_model_len": 128, "vllm_kv_cache_gib": 0.05}
 
@@ -17,7 +18,8 @@ def distances(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("engines")
     runs = [
         write_run(folder, tiny(*variant, layers=2), name=variant[0].replace("+", "."), lr=3e-2, **SMALL)
-        for variant in SERVED
+        # all are in one process, and vLLM makes its groups for experts with the first model or never
+        for variant in sorted(SERVED, key=lambda variant: not has_experts(variant[0]))
     ]
     run_ranks("engines", 1, folder, *runs, timeout=600)
     return json.loads((folder / "engines.json").read_text())
