@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from gradients import my_share, packed, sampled
-from onlayouts import control
+from onlayouts import control, requests_for
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.train.megatron.platform import Platform
@@ -41,17 +41,17 @@ def main() -> None:
 
 def distances(cfg: RunConfig, platform: Platform, policy: Any) -> list[float]:
     from grpo_hpc.config.batch import schedule
-    from grpo_hpc.rollout.engine import ColocateEngine, Request
+    from grpo_hpc.rollout.engine import ColocateEngine, complete
     from grpo_hpc.train.credit import set_token_weights
     from grpo_hpc.train.experience import by_key
 
     plan = schedule(cfg)
     engine = ColocateEngine(cfg, platform)
-    requests = [Request(np.array([256, *range(60, 64 + n)]), n) for n in range(plan.global_batch_size)]
+    requests = requests_for(cfg, [[256, *range(60, 64 + n)] for n in range(plan.global_batch_size)])
     worst = []
     for version in range(2):
         engine.load_weights(policy.exporter.tensors(), version)
-        rollout = sampled(requests, engine.generate(requests))
+        rollout = sampled(requests, complete(engine, requests))
         rollout.table["advantage"] = [(-1.0) ** n * (1 + n) for n in range(len(requests))]
         set_token_weights(cfg, plan, rollout.table)
         share = my_share(cfg, rollout)
