@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -157,7 +158,7 @@ class ModelShape:
     experts: Experts | None = None
     mla: Mla | None = None
     vision: Vision | None = None
-    unstated: tuple[tuple[str, str], ...] = ()
+    unstated: tuple[tuple[str, Any], ...] = ()
 
     @property
     def dense_layers(self) -> tuple[int, ...]:
@@ -174,7 +175,7 @@ def require_engine(shape: ModelShape, device: str) -> None:
             attention, and the run is on a CPU.
     """
     if shape.unstated:
-        keys = ", ".join(f'"{key}": "{value}"' for key, value in shape.unstated)
+        keys = ", ".join(f'"{key}": {json.dumps(value)}' for key, value in shape.unstated)
         raise ConfigError(
             f"the model's config.json leaves out {' and '.join(key for key, _ in shape.unstated)}: vLLM would compute "
             "another model than the one that is trained",

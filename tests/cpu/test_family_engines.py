@@ -27,6 +27,8 @@ def distances(tiny, tmp_path_factory):
 
 @pytest.mark.parametrize("name", [name for name, _ in SERVED])
 def test_log_probabilities_of_engine_and_trainer_are_one(name, distances):
-    before, after = distances[name.replace("+", ".")]
+    found = distances[name.replace("+", ".")]
+    assert isinstance(found, list), found
+    before, after = found
     assert before <= 1e-3, "after the first sync"
     assert after <= 1e-3, "after a large update and another sync"

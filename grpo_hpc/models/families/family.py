@@ -58,6 +58,11 @@ def require(config: Config, **supported: Any) -> None:
             raise CheckpointError(f"{key}: {config[key]!r} is not supported (only {wanted!r})")
 
 
+def unstated(config: Config, **meant: Any) -> tuple[tuple[str, Any], ...]:
+    """Keys that a configuration leaves out, and vLLM takes otherwise than transformers does."""
+    return tuple((key, value) for key, value in meant.items() if config.get(key) is None)
+
+
 def read_decoder(config: Config, family: str, **own: Any) -> ModelShape:
     """The shape of a Llama-like decoder; ``own`` are fields in which the family differs."""
     require(config, hidden_act="silu", attention_bias=False, mlp_bias=False, use_sliding_window=False)

@@ -1,7 +1,7 @@
 """One family after another: what vLLM samples from synced weights, before and after an update, against the trainer.
 
 Arguments: output folder, run files. Writes OUTPUT/engines.json: for each run, by its name, the largest distances of
-log-probabilities before and after a large update.
+log-probabilities before and after a large update, or what went wrong.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ def main() -> None:
     found: dict[str, Any] = {}
     policies = [TrainedPolicy(cfg, platform, control()) for cfg in runs]  # vLLM replaces streams that Megatron takes
     for cfg, policy in zip(runs, policies, strict=True):
-        found[cfg.name] = distances(cfg, platform, policy)
+        try:
+            found[cfg.name] = distances(cfg, platform, policy)
+        except Exception as error:  # what is wrong with one says nothing of the others
+            found[cfg.name] = f"{type(error).__name__}: {error}"
         (folder / "engines.json").write_text(json.dumps(found))
 
 

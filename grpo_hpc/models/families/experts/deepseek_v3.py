@@ -21,6 +21,7 @@ from grpo_hpc.models.families.family import (
     require,
     rope_of,
     shared_rules,
+    unstated,
 )
 from grpo_hpc.models.layouts import Copy, Layout, SplitColumns, SplitRows
 from grpo_hpc.models.shape import Experts, Mla, ModelShape, Rotary, Yarn
@@ -41,7 +42,7 @@ def read(config: Config, family: str = "deepseek_v3") -> ModelShape:
         family,
         balanced_experts(config),
         tuple(range(config["first_k_dense_replace"], config["num_hidden_layers"])),
-        unstated=tuple((key, value) for key, value in ROUTING.items() if config.get(key) is None),
+        unstated=unstated(config, **ROUTING),
     )
 
 

@@ -12,6 +12,7 @@ from grpo_hpc.models.families.family import (
     read_decoder,
     require,
     rotary_of,
+    unstated,
 )
 from grpo_hpc.models.shape import Experts, ModelShape
 from grpo_hpc.models.weight_map import Rule
@@ -37,6 +38,7 @@ def read(config: Config) -> ModelShape:
         rotary=rotary_of(config, head_dim, partial=config.get("rotary_dim", head_dim) / head_dim),
         qk_norm="token",
         experts=experts,
+        unstated=unstated(config, scoring_func="sigmoid", use_routing_bias=True),
         moe_layers=tuple(range(config["num_hidden_layers"])),
     )
 
