@@ -5,6 +5,7 @@ Shapes: T tokens of one packed micro-batch, N of them scored, H hidden size.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,13 +118,28 @@ def layer_spec(
             attention.core_attention = PackedSdpaAttention
             _use_our_norm(layer.submodules)
             _use_our_norm(attention)
+        if shape.mla and shape.mla.q_rank is None:  # queries that are not compressed have no norm
+            attention.q_layernorm = IdentityOp
         if shape.qk_norm == "token":
             attention.q_layernorm = ModuleSpec(TokenNorm, params={"heads": shape.heads})
             attention.k_layernorm = ModuleSpec(TokenNorm, params={"heads": shape.kv_heads})
         _place_norms(layer.submodules, config, shape, engine)
-        if isinstance(layer.submodules.mlp.submodules, MoESubmodules):
-            layer.submodules.mlp.submodules.router = PolicyRouter
-            layer.submodules.mlp.submodules.experts.module = GroupedExperts
+        moe = _submodules(layer.submodules.mlp)
+        if isinstance(moe, MoESubmodules):
+            moe.router, moe.experts = PolicyRouter, _built_as(GroupedExperts, moe.experts)
+    return spec
+
+
+def _submodules(spec: Any) -> Any:
+    """Of a specification, which newer versions of Megatron-Core write as a partial call."""
+    return spec.keywords["submodules"] if isinstance(spec, functools.partial) else spec.submodules
+
+
+def _built_as(module: type, spec: Any) -> Any:
+    """A specification with another class to build."""
+    if isinstance(spec, functools.partial):
+        return functools.partial(module, **spec.keywords)
+    spec.module = module
     return spec
 
 
@@ -138,7 +154,7 @@ def _place_norms(submodules: Any, config: TransformerConfig, shape: ModelShape, 
             from megatron.core.extensions.transformer_engine import TEColumnParallelLinear
 
             submodules.self_attention.submodules.linear_qkv = TEColumnParallelLinear
-            submodules.mlp.submodules.linear_fc1 = TEColumnParallelLinear
+            _submodules(submodules.mlp).linear_fc1 = TEColumnParallelLinear
 
 
 def _use_our_norm(submodules: Any) -> None:

@@ -115,6 +115,9 @@ one; `grpo-hpc checkpoint inspect MODEL` says of another model which of these it
 
 - Published in FP8 or packed INT4 (DeepSeek-V3, Kimi-K2, MiniMax-M2), a model is made plain first:
   `grpo-hpc checkpoint convert SRC DST --to hf` ([checkpoints.md](checkpoints.md)).
+- Some folders bring a tokenizer that is a program of its own (Moonlight, Kimi-K2, InternLM3). It is refused until
+  `model.trust_remote_code: true` says that it may run, which it then does on every node, with all that the run may do.
+  It travels into exports. A folder's code for the model itself computes nothing: Megatron and vLLM's own classes do.
 - MiMo-7B is a Qwen2 and InternLM3 a Llama, once their `config.json` says so: the error of a plan has the words.
 - Models with one set of rotary frequencies for short sequences and one for long ones (LongRoPE: Phi-3.5, Phi-4-mini)
   take the set for `rollout.vllm_max_model_len`, or the model's longest sequence without it, as vLLM does.
