@@ -149,7 +149,10 @@ class Layout(ABC):
     def to_hf(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The Hugging Face tensors, from all shards in rank order."""
         whole = self._join(shards)
-        return tuple(whole[rows].view(shape) for (rows,), shape in zip(_all_rows(self), self.hf_shapes, strict=True))
+        pieces = tuple(whole[rows] for (rows,) in _all_rows(self))
+        if self.views == self.hf_shapes:
+            return pieces
+        return tuple(piece.view(shape) for piece, shape in zip(pieces, self.hf_shapes, strict=True))
 
     def _join(self, shards: Sequence[Tensor]) -> Tensor:
         import torch

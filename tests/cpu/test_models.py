@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from grpo_hpc.models.families.counting import count_parameters
 from grpo_hpc.models.families.read_shape import shape_of
+from grpo_hpc.models.layouts import WHOLE, Fused, Qkv, Shard
 
 BIASES = ("correction_bias", "expert_bias")  # of routers: no gradient moves them
 
@@ -76,3 +77,14 @@ def test_parameters_are_those_that_transformers_counts(name):
         model = auto.from_config(AutoConfig.for_model(known.get(model_type, model_type), **config))
     trained = [parameter.numel() for name, parameter in model.named_parameters() if not name.endswith(BIASES)]
     assert count_parameters(shape) == sum(trained)
+
+
+def test_rows_of_a_tensor_that_fuses_several_come_back_whatever_their_width():
+    """As those of an adapter's factor do, which has other columns than the weight."""
+    layout = Fused(Qkv(4, 2, 8, (16,)))
+    for width in (16, 3):
+        tensor = torch.randn(64, width)
+        whole = Fused(Qkv(4, 2, 8, (width,))).to_megatron([tensor], WHOLE)
+        assert not torch.equal(whole, tensor) and torch.equal(layout.to_hf([whole])[0], tensor)
+        shards = [Fused(Qkv(4, 2, 8, (width,))).to_megatron([tensor], Shard(rank, 2)) for rank in range(2)]
+        assert torch.equal(layout.to_hf(shards)[0], tensor)

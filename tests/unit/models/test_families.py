@@ -15,7 +15,7 @@ from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.families import weight_map
 from grpo_hpc.models.families.counting import count_active, count_by_part, count_layer, count_parameters
 from grpo_hpc.models.families.read_shape import read_shape, shape_of
-from grpo_hpc.models.layouts import Copy, GateUp, Qkv, Rows, Shard, SplitColumns, Vocabulary
+from grpo_hpc.models.layouts import Copy, Fused, GateUp, Qkv, Row, Rows, Shard, SplitColumns, Vocabulary
 from grpo_hpc.models.weight_map import entries
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
@@ -170,6 +170,9 @@ layouts = st.one_of(
     st.builds(lambda r, c: Vocabulary((r, c)), st.integers(1, 40), sizes),
     st.builds(lambda w, h: GateUp(4 * w, h), sizes, sizes),
     st.builds(lambda k, g, d, h: Qkv(k * g, k, 4 * d, h), sizes, sizes, sizes, st.sampled_from([(), (3,)])),
+    st.builds(lambda w, h: Fused(GateUp(4 * w, h)), sizes, sizes),
+    st.builds(lambda k, g, d: Fused(Qkv(k * g, k, 4 * d, (3,))), sizes, sizes, sizes),
+    st.builds(lambda n: Row((n,)), sizes),
 )
 
 
@@ -180,11 +183,11 @@ def test_row_lists_and_boxes_cover_everything_once(layout, ranks):
     placed: list[tuple[int | None, int]] = []
     for piece in layout.rows(0, rows):
         placed += [(piece.source, row) for row in range(piece.start, piece.stop)]
-    wanted = {(source, row) for source, shape in enumerate(layout.hf_shapes) for row in range(shape[0])}
+    wanted = {(source, row) for source, shape in enumerate(layout.views) for row in range(shape[0])}
     assert len(placed) == rows and {place for place in placed if place[0] is not None} == wanted
     for source in range(len(layout.hf_shapes)):
         again = [placed[row] for part in layout.rows_of(source) for row in range(part.start, part.stop)]
-        assert again == [(source, row) for row in range(layout.hf_shapes[source][0])]
+        assert again == [(source, row) for row in range(layout.views[source][0])]
     if layout.sharded:
         cells = [
             (row, column)

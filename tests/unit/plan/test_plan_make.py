@@ -324,3 +324,16 @@ def test_the_page_is_whole_and_escapes_names(tmp_path: Path) -> None:
     for svg in page.split("<svg")[1:]:
         ElementTree.fromstring("<svg" + svg.split("</svg>")[0] + "</svg>")
     assert page.count("<rect") > 8 + 20
+
+
+PUBLISHED = json.loads((Path(__file__).parents[1] / "models" / "published.json").read_text())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_configuration_can_be_planned_with(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    keys = [f"model.config={tmp_path / 'config.json'}", "rollout.vllm_max_model_len=2048"]
+    keys += ["rollout.max_completion_length=1024", "parallel.tensor_model_parallel_size=2"]
+    plan = make_plan(shipped("qwen3_8b", *keys))
+    assert plan.shape is not None and plan.estimate is not None
+    assert plan.shape.family == PUBLISHED[name]["model_type"]
