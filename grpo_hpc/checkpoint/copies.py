@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from grpo_hpc.models.on_disk.stored import Block, Stored
 
@@ -30,6 +31,25 @@ class Add:
     inner: tuple[int, int] = (0, 1)
 
 
+Kind = Literal["fp8", "int4"]
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Numbers of few bits that a target is made of: each times the scale of its block, in bfloat16.
+
+    Attributes:
+        kind: of numbers: e4m3 in bytes, or eight in each 32-bit word, the lowest four bits first, less 8.
+        weight: matrix of bytes or words; ``scale``: matrix with a number for each block.
+        block: rows and columns of numbers that share a scale; blocks at the edges may be smaller.
+    """
+
+    kind: Kind
+    weight: Stored
+    scale: Stored
+    block: tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Target:
     """One tensor or chunk of a file to be written.
@@ -41,6 +61,7 @@ class Target:
         rows, width: the raw bytes as a matrix.
         blocks: what fills it; what none fills stays zero.
         adds: what is then added.
+        quantised: what fills it instead.
     """
 
     name: str
@@ -52,6 +73,7 @@ class Target:
     width: int
     blocks: tuple[Block, ...]
     adds: tuple[Add, ...] = ()
+    quantised: Quantised | None = None
 
     @property
     def raw(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from grpo_hpc.checkpoint.copies import Add, Check, Job, Target
+from grpo_hpc.checkpoint.copies import Add, Check, Job, Quantised, Target
 from grpo_hpc.errors import CheckpointError
 from grpo_hpc.models.on_disk.stored import Block, Stored
 
@@ -108,6 +109,8 @@ class Copier:
 
     def _part(self, target: Target, first: int, last: int, use: str = "part") -> Bytes:
         """Rows ``first:last`` of a target, in the buffer ``use``."""
+        if target.quantised is not None:
+            return self._multiplied(target.quantised, first, last)
         blocks = [b for b in target.blocks if b.row < last and b.row + b.rows > first]
         filled = sum((min(last, b.row + b.rows) - max(first, b.row)) * b.width for b in blocks)
         part = self._buffer(use, (last - first) * target.width).reshape(last - first, target.width)
@@ -124,6 +127,22 @@ class Copier:
         for add in target.adds:
             self._add(part, first, last, add)
         return part
+
+    def _multiplied(self, quantised: Quantised, first: int, last: int) -> Bytes:
+        """Rows ``first:last`` of a quantised matrix in bfloat16."""
+        height, width = quantised.block
+        numbers = _NUMBERS[quantised.kind](self._rows(quantised.weight, first, last))
+        grid = self._rows(quantised.scale, first // height, -(-last // height))
+        scales = to_float32(grid, quantised.scale.dtype)[np.arange(first, last) // height - first // height]
+        columns = np.arange(numbers.shape[1]) // width
+        return from_float32(numbers * scales[:, columns], "bfloat16")
+
+    def _rows(self, stored: Stored, first: int, last: int) -> Bytes:
+        """Rows ``first:last`` of a matrix that is one chunk, as they are."""
+        (block,) = stored.blocks((), slice(first, last))
+        raw = np.empty((block.rows, block.width), np.uint8)
+        self._read(block.file, block.offset, raw)
+        return raw
 
     def _add(self, part: Bytes, first: int, last: int, add: Add) -> None:
         top, bottom = max(first, add.row), min(last, add.row + add.rows)
@@ -189,6 +208,27 @@ class Copier:
                 raise CheckpointError(f"{file} cannot be opened: {error.strerror}") from error
         self._handles.move_to_end(key)
         return self._handles[key]
+
+
+def _eight_bits() -> NDArray[np.float32]:
+    """All numbers of float8_e4m3fn: sign, four bits of exponent less 7, three of mantissa; all ones are no number."""
+    bits = np.arange(256)
+    exponent, mantissa = bits >> 3 & 15, (bits & 7) / 8
+    size = np.where(exponent > 0, (1 + mantissa) * 2.0 ** (exponent - 7), mantissa * 2.0**-6)
+    size[bits & 127 == 127] = np.nan
+    return np.where(bits < 128, size, -size).astype(np.float32)
+
+
+_E4M3 = _eight_bits()
+
+
+def _four_bits(raw: Bytes) -> NDArray[np.float32]:
+    """Rows of words [n, bytes] as numbers [n, 2 * bytes]: a byte's lower half first."""
+    halves = np.stack((raw & 15, raw >> 4), -1).reshape(len(raw), -1)
+    return halves.astype(np.float32) - np.float32(8)
+
+
+_NUMBERS: dict[str, Callable[[Bytes], NDArray[np.float32]]] = {"fp8": _E4M3.__getitem__, "int4": _four_bits}
 
 
 def to_float32(raw: Bytes, dtype: str, columns: slice = _ALL) -> NDArray[np.float32]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from grpo_hpc.checkpoint.folders import Folder
+from grpo_hpc.models.families import FAMILIES
+from grpo_hpc.models.families.read_shape import read_config
+from grpo_hpc.models.families.relatives import Relative, nearest
 from grpo_hpc.models.on_disk.stored import Stored
 
 
@@ -83,6 +87,30 @@ def summary(folder: Folder) -> dict[str, Any]:
         "digests": folder.manifest is not None,
         "optimizer": any(name.startswith("optimizer") for name in folder.tensors),
     }
+
+
+def relative_of(folder: Folder) -> Relative | None:
+    """The family that a model folder of an unknown one resembles most; None of a known one, or where none does."""
+    if folder.kind != "hf":
+        return None
+    config = read_config(folder.path)
+    if config.get("model_type") in FAMILIES:
+        return None
+    return nearest(config, {name: stored.shape for name, stored in folder.tensors.items()})
+
+
+def described(relative: Relative) -> Iterator[str]:
+    """A relative in lines for people."""
+    yield f"this family is not supported; the nearest that is: {relative.family}"
+    yield f"  {relative.share:.0%} of the tensors of both have the same names"
+    yield from (f"  {relative.family} cannot have {said}" for said in relative.refused)
+    if relative.unread:
+        yield f"  no supported family reads these options: {', '.join(relative.unread)}"
+    yield from (f"  not in {relative.family}: {name}" for name in relative.unknown)
+    yield from (f"  only in {relative.family}: {name}" for name in relative.missing)
+    for name, size, own in relative.sizes:
+        yield f"  {name} is {list(size)}, in {relative.family} it would be {list(own)}"
+    yield "docs/adding_a_family.md says how a family is added"
 
 
 def _step(folder: Folder) -> int | None:

@@ -61,10 +61,14 @@ class MegatronWriter:
         file: str,
         blocks: Sequence[Block],
         adds: Sequence[Add] = (),
+        *,
+        depth: int,
     ) -> Target:
-        """A chunk ``start, size`` of the tensor ``key``, filled by ``blocks`` and then ``adds``."""
+        """A chunk ``start, size`` of the tensor ``key``, filled by ``blocks`` and then ``adds``.
+
+        ``depth`` dimensions lead; behind them it is a matrix.
+        """
         head, tail = frame(dtype, size)
-        depth = next((axis for axis, length in enumerate(size) if length > 1), len(size) - 1)
         width = math.prod(size[depth + 1 :]) * ITEMSIZE[dtype]
         target = Target(key, Path(file), self._end[file], head, tail, size[depth], width, tuple(blocks), tuple(adds))
         self._described[key] = (dtype, shape)

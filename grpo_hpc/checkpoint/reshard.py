@@ -128,9 +128,8 @@ def _chunks(
                 blocks = list(stored.blocks(prefix, there, columns)) if there.start < there.stop else []
                 leading = stored.shape[:depth]
                 added = tuple(adds(stored, rule, *at, rows, columns))
-                yield Job(
-                    (writer.target(stored.name, stored.dtype, (*leading, *whole), start, size, file, blocks, added),)
-                )
+                full, kind = (*leading, *whole), stored.dtype
+                yield Job((writer.target(stored.name, kind, full, start, size, file, blocks, added, depth=depth),))
 
 
 def _as_training(plan: Plan, source: Folder) -> Plan:

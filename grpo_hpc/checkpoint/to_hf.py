@@ -145,7 +145,7 @@ def _shards(tensors: list[Wanted], shard_bytes: int) -> list[list[Wanted]]:
 
 
 def _job(file: str, place: Placed, stored: Stored, prefix: Size, rows: list[slice]) -> Job:
-    height = place.shape[0]
+    height = sum(part.stop - part.start for part in rows)  # of the layout's view of it
     width = place.nbytes // height if height else 0
     blocks: list[Block] = []
     at = 0

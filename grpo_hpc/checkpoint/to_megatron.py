@@ -58,7 +58,8 @@ def _jobs(
     writer: MegatronWriter, source: Folder, shape: ModelShape, parallel: Parallel, rule: Rule, layer: int, expert: int
 ) -> Iterator[Job]:
     """The chunks of one parameter. Ranks that take columns of the same rows share a job, so these are read once."""
-    tensors = [source.tensors[name] for name in hf_names(rule, layer, expert)]
+    seen = zip(hf_names(rule, layer, expert), rule.layout.views, strict=True)
+    tensors = [source.tensors[name].viewed(view) for name, view in seen]
     dtype, shards = tensors[0].dtype, parallel.shards(rule)
     whole = rule.layout.shape(shards[0].size)
     for slot in slots(rule, shape, layer, expert, is_uniform(shape)):
@@ -75,7 +76,8 @@ def _jobs(
                     size = (*(1,) * len(slot.prefix), rows.stop - rows.start, *tail)
                     columns = box[1] if len(box) > 1 else None
                     blocks = list(_blocks(rule, tensors, rows, columns))
-                    target = writer.target(slot.key, dtype, (*slot.leading, *whole), start, size, file, blocks)
+                    full, depth = (*slot.leading, *whole), len(slot.prefix)
+                    target = writer.target(slot.key, dtype, full, start, size, file, blocks, depth=depth)
                     together.append(target)
         if rule.layout.axis == 1:
             by_rows: dict[int, list[int]] = {}

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,17 +93,21 @@ def convert(
     as_json: bool,
     **axes: int,
 ) -> None:
-    """Convert SRC to DST: Hugging Face to Megatron, or Megatron to Hugging Face.
+    """Convert SRC to DST: Hugging Face to Megatron, Megatron to Hugging Face, or quantised to bfloat16 (--to hf).
 
     The layout (--tp --pp --ep --etp --vpp) decides how a Megatron checkpoint is cut into files; it can be loaded in any
     other. A conversion that was killed goes on when the same command is given again.
     """
+    from grpo_hpc.checkpoint.dequantise import is_quantised, plan_dequantise
     from grpo_hpc.checkpoint.folders import open_folder
     from grpo_hpc.checkpoint.to_hf import plan_to_hf
     from grpo_hpc.checkpoint.to_megatron import plan_to_megatron
 
     folder = open_folder(source, hf_config)
     other = "hf" if folder.kind == "megatron" else "megatron"
+    if to == folder.kind == "hf" and is_quantised(source):
+        _build(plan_dequantise(folder), target, workers, max_memory, as_json)
+        return
     if to not in (None, other):
         hint = "reshard cuts a Megatron checkpoint for another layout" if to == "megatron" else "there is nothing to do"
         raise click.UsageError(f"{source} is in the format {to} already; {hint}")
@@ -223,18 +228,21 @@ def verify(
 @click.argument("source", type=_PATH, metavar="SRC")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, every tensor by itself.")
 def inspect(source: Path, as_json: bool) -> None:
-    """Show what is in SRC: a tree of modules with shapes and sizes, files, layout, step."""
+    """Show what is in SRC: a tree of modules with shapes and sizes, files, layout, step.
+
+    Of a model of an unknown family it says which known one it resembles, and what differs.
+    """
     from grpo_hpc.checkpoint.folders import open_folder
-    from grpo_hpc.checkpoint.inspect import summary, tree
+    from grpo_hpc.checkpoint.inspect import described, relative_of, summary, tree
 
     folder = open_folder(source)
-    facts = summary(folder)
+    facts, resembles = summary(folder), relative_of(folder)
     if as_json:
         tensors = {
             name: {"dtype": t.dtype, "shape": t.shape, "bytes": t.nbytes, "chunks": len(t.chunks)}
             for name, t in folder.tensors.items()
         }
-        click.echo(json_text({**facts, "weights": tensors}))
+        click.echo(json_text({**facts, "weights": tensors, "relative": resembles and asdict(resembles)}))
         return
     from rich.console import Console
     from rich.tree import Tree
@@ -248,6 +256,8 @@ def inspect(source: Path, as_json: bool) -> None:
             click.echo(f"{name}: {facts[name]}")
     for name, size in facts["files"].items():
         click.echo(f"  {name}  {_size(size)}")
+    if resembles is not None:
+        click.echo("\n".join(described(resembles)))
 
 
 def _grow(shown: Any, node: Node) -> None:

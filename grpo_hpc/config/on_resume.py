@@ -51,7 +51,7 @@ BOUND: dict[str, tuple[str, ...]] = {
         *("name", "output_dir", "device", "gpu"),
         *("vllm_mode", "vllm_server_nodes", "vllm_server_port", "vllm_tensor_parallel_size"),
         *("profile", "executor", "runtime", "image", "time_limit"),
-        *("path", "config", "train", "eval", "reward_funcs", "environment"),
+        *("path", "config", "trust_remote_code", "train", "eval", "reward_funcs", "environment"),
     ),
     "its checkpoints hold what was made with it": (
         *("dtype", "use_distributed_optimizer", "adam_beta1", "adam_beta2", "adam_eps"),

@@ -43,6 +43,11 @@ class Model(Section):
         description="a config.json, or the name of one in configs/models, to plan with while `path` is not there",
     )
     dtype: Precision = Field(default="bfloat16", description="training precision")
+    trust_remote_code: bool = Field(
+        default=False,
+        description="run the Python code that a model's folder brings for its tokenizer, on every node; vLLM then runs "
+        "what it brings for its configuration, too",
+    )
 
 
 class Data(Section):

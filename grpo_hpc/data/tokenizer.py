@@ -15,9 +15,34 @@ from typing import Any
 from grpo_hpc.data.rows import Row
 from grpo_hpc.errors import ConfigError
 
-_FILES = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*/*.jinja")  # what a tokenizer may be made from
+_FILES = (
+    "*.json",
+    "*.model",
+    "*.tiktoken",
+    "*.txt",
+    "*.jinja",
+    "*/*.jinja",
+    "*.py",
+)  # what a tokenizer may be made from
 
 _ANSWER, _THOUGHTS = "\ue000", "<think>"  # a text that no template begins an answer with; where thoughts begin
+
+
+def own_code(folder: Path) -> str:
+    """The class that a model's folder names for its tokenizer and brings the code of; empty where transformers has one.
+
+    Raises:
+        ConfigError: the tokenizer's configuration cannot be read.
+    """
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{folder / 'tokenizer_config.json'} cannot be read: {error}") from error
+    named = config.get("auto_map") if isinstance(config, dict) else None
+    classes = named.get("AutoTokenizer") if isinstance(named, dict) else named
+    return next((str(name) for name in (classes if isinstance(classes, list) else [classes]) if name), "")
 
 
 class Tokenizer:
@@ -26,16 +51,25 @@ class Tokenizer:
     Args:
         model_path: a Hugging Face folder.
         kwargs: what its chat template is told beside each row's messages; a row may say otherwise.
+        trust_remote_code: run the tokenizer's own code, if the folder brings some.
 
     Raises:
-        ConfigError: its tokenizer has no chat template, or one that does not read all of ``kwargs``.
+        ConfigError: it brings some that is not trusted; or it has no chat template, or one that does not read all of
+            ``kwargs``.
     """
 
-    def __init__(self, model_path: str, kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, model_path: str, kwargs: Mapping[str, Any] | None = None, trust_remote_code: bool = False
+    ) -> None:
         from transformers import AutoTokenizer
 
         self.folder = Path(model_path)
-        self._tokenizer = AutoTokenizer.from_pretrained(model_path)
+        if not trust_remote_code and (code := own_code(self.folder)):
+            raise ConfigError(
+                f"the tokenizer in {model_path} is a program of its own: {code}",
+                "Read it; model.trust_remote_code: true then runs it on every node, with all that the run may do.",
+            )
+        self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
         if not self._tokenizer.chat_template:
             raise ConfigError(f"the tokenizer in {model_path} has no chat template", "Add a chat_template to it.")
         self._kwargs = dict(kwargs or {})

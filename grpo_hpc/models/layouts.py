@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
@@ -76,9 +77,14 @@ class Layout(ABC):
     def hf_shapes(self) -> tuple[Size, ...]:
         """Shapes of the Hugging Face tensors."""
 
+    @property
+    def views(self) -> tuple[Size, ...]:
+        """The shapes in which a layout counts their rows: their own, or others of as many values."""
+        return self.hf_shapes
+
     def segments(self) -> list[Rows]:
         """The rows of the Megatron parameter from the first on, without padding."""
-        return [Rows(source, 0, shape[0]) for source, shape in enumerate(self.hf_shapes)]
+        return [Rows(source, 0, shape[0]) for source, shape in enumerate(self.views)]
 
     @property
     def sharded(self) -> bool:
@@ -87,7 +93,7 @@ class Layout(ABC):
     def shape(self, tensor_parallel: int = 1) -> Size:
         """Shape of the whole Megatron parameter, with the padding that ``tensor_parallel`` ranks need."""
         rows = sum(len(segment) for segment in self.segments())
-        return (rows, *self.hf_shapes[0][1:])
+        return (rows, *self.views[0][1:])
 
     def boxes(self, shard: Shard) -> list[tuple[slice, ...]]:
         """The parts of the whole parameter that a rank holds, in the order in which it stacks them."""
@@ -123,9 +129,11 @@ class Layout(ABC):
         return found
 
     def to_megatron(self, sources: Sequence[Sliceable], shard: Shard) -> Tensor:
-        """The shard, reading nothing but what it needs of ``sources``."""
+        """The shard, reading nothing but what it needs of ``sources``; all of those that it sees in another shape."""
         import torch
 
+        pairs = zip(sources, self.hf_shapes, self.views, strict=True)
+        sources = [source if shape == view else source[:].reshape(view) for source, shape, view in pairs]
         pieces: list[Tensor] = []
         for box in self.boxes(shard):
             columns = box[1:2] if self.axis == 1 else ()
@@ -141,7 +149,10 @@ class Layout(ABC):
     def to_hf(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The Hugging Face tensors, from all shards in rank order."""
         whole = self._join(shards)
-        return tuple(whole[rows] for (rows,) in _all_rows(self))
+        pieces = tuple(whole[rows] for (rows,) in _all_rows(self))
+        if self.views == self.hf_shapes:
+            return pieces
+        return tuple(piece.view(shape) for piece, shape in zip(pieces, self.hf_shapes, strict=True))
 
     def _join(self, shards: Sequence[Tensor]) -> Tensor:
         import torch
@@ -168,6 +179,19 @@ class Copy(Layout):
 
     @property
     def hf_shapes(self) -> tuple[Size, ...]:
+        return (self.size,)
+
+
+@dataclass(frozen=True)
+class Row(Copy):
+    """A vector [n] that is one row [1, n] in Hugging Face files."""
+
+    @property
+    def hf_shapes(self) -> tuple[Size, ...]:
+        return ((1, *self.size),)
+
+    @property
+    def views(self) -> tuple[Size, ...]:
         return (self.size,)
 
 
@@ -245,6 +269,39 @@ class Qkv(Layout):
     def to_hf(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
         groups = self._join(shards).unflatten(0, (self.kv_heads, -1))
         return tuple(part.flatten(0, 1) for part in groups.split(self._of_a_group, dim=1))
+
+
+@dataclass(frozen=True)
+class Fused(Layout):
+    """The tensors of another layout on top of each other, as one Hugging Face tensor."""
+
+    parts: Layout
+
+    @property
+    def axis(self) -> int | None:  # type: ignore[override]  # of a class elsewhere, here of what is fused
+        return self.parts.axis
+
+    @property
+    def stacked(self) -> int:  # type: ignore[override]
+        return self.parts.stacked
+
+    @property
+    def hf_shapes(self) -> tuple[Size, ...]:
+        shapes = self.parts.hf_shapes
+        return ((sum(shape[0] for shape in shapes), *shapes[0][1:]),)
+
+    def segments(self) -> list[Rows]:
+        above = [0, *accumulate(shape[0] for shape in self.parts.hf_shapes)]
+        placed = [(above[rows.source or 0], rows) for rows in self.parts.segments()]
+        return [Rows(0, first + rows.start, first + rows.stop) for first, rows in placed]
+
+    def rows_of(self, source: int) -> list[slice]:
+        return [rows for part in range(len(self.parts.hf_shapes)) for rows in self.parts.rows_of(part)]
+
+    def to_hf(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        import torch
+
+        return (torch.cat(self.parts.to_hf(shards)),)
 
 
 def padded_vocabulary(vocabulary: int, tensor_parallel: int) -> int:

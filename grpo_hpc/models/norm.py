@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,22 @@ class RmsNorm(torch.nn.RMSNorm):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps)
         setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010 -- unknown to torch's types
+
+
+class ScaledResidual(torch.nn.Module):
+    """Adds what a part of a layer gives to what went into it, normed first or scaled.
+
+    A layer's specification names it where Megatron adds biases and drops; our models do neither there.
+    """
+
+    def __init__(self, config: TransformerConfig, normed: bool, scale: float) -> None:
+        super().__init__()
+        self.norm = RmsNorm(config, config.hidden_size, config.layernorm_epsilon) if normed else torch.nn.Identity()
+        self._scale = scale
+
+    def forward(self, training: bool, fused: bool) -> Callable[[tuple[Tensor, Any], Tensor, float], Tensor]:
+        """What Megatron calls with the part's output (and no bias) [T, 1, H] and its input [T, 1, H]."""
+        return lambda output, residual, dropped: residual + self.norm(output[0]) * self._scale
 
 
 class TokenNorm(torch.nn.Module):

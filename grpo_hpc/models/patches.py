@@ -8,6 +8,7 @@ What Megatron builds from a specification is chosen in :func:`grpo_hpc.models.po
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from grpo_hpc.models.dispatch import OneRankDispatcher
 from grpo_hpc.models.grouped import grouped_experts
 from grpo_hpc.models.head import LogprobHead
 from grpo_hpc.models.micro_batch_context import in_this_context
+from grpo_hpc.models.norm import ScaledResidual, TokenNorm
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -68,6 +70,8 @@ def patch_model(model: nn.Module) -> None:
     complete_key_gradients(model)
     tell_of_padding(model)
     sum_over_expert_replicas(model)
+    leave_cut_norms(model)
+    keep_gradients_off(model)
 
 
 @_patch(
@@ -165,6 +169,30 @@ def sum_over_expert_replicas(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if ".experts." in name:
             parameter.allreduce = False  # type: ignore[attr-defined]  # Megatron's word for it
+
+
+@_patch("megatron.core.distributed.finalize_model_grads:_allreduce_non_tensor_model_parallel_grads")
+def leave_cut_norms(model: Any) -> None:
+    """Keep the gradients of :class:`TokenNorm` from being summed over tensor-parallel ranks.
+
+    Megatron sums those of norms of queries and keys by their names, for in its own every rank has the same weights.
+    Here each has those of its heads. It looks at the model's configuration, whose layers were built with another.
+    """
+    if any(isinstance(module, TokenNorm) for module in model.modules()):
+        model.config = copy.copy(model.config)
+        model.config.qk_layernorm = False
+
+
+@_patch("megatron.core.transformer.transformer_layer:TransformerLayer.bias_dropout_add_exec_handler")
+def keep_gradients_off(model: nn.Module) -> None:
+    """Compute :class:`ScaledResidual` without gradients where the rest of a layer is.
+
+    Megatron turns gradients on around it, whatever the caller said: with a norm in it each layer would keep its
+    activations, and scoring would need the memory of training.
+    """
+    for module in model.modules():
+        if isinstance(getattr(module, "self_attn_bda", None), ScaledResidual):
+            module.bias_dropout_add_exec_handler = contextlib.nullcontext  # type: ignore[assignment]
 
 
 @_patch(

@@ -5,6 +5,7 @@ Shapes: T tokens of one packed micro-batch, N of them scored, H hidden size.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from megatron.core import parallel_state as mpu
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
@@ -27,8 +29,9 @@ from grpo_hpc.models.grouped import GroupedExperts
 from grpo_hpc.models.head import Scoring
 from grpo_hpc.models.layouts import padded_vocabulary
 from grpo_hpc.models.micro_batch_context import MicroBatchContext, entered
-from grpo_hpc.models.norm import RmsNorm, TokenNorm
+from grpo_hpc.models.norm import RmsNorm, ScaledResidual, TokenNorm
 from grpo_hpc.models.patches import patch_model
+from grpo_hpc.models.rotary import frequencies, rotary_options, stretch_rotated
 from grpo_hpc.models.routing import NO_BALANCE, Balance, PolicyRouter, share_routing_state
 from grpo_hpc.models.shape import ModelShape
 
@@ -63,6 +66,7 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
         "normalization": "RMSNorm",
         "layernorm_epsilon": shape.norm_eps,
         "qk_layernorm": shape.qk_norm is not None,
+        "softmax_scale": shape.softmax_scale,
         "add_bias_linear": False,
         "add_qkv_bias": shape.qkv_bias,
         "hidden_dropout": 0.0,
@@ -89,9 +93,9 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
         "gradient_accumulation_fusion": False,
     }
     fields |= family(shape.family).megatron(shape) | dict(options)
-    if shape.mla:
-        fields["apply_rope_fusion"] = False  # Megatron fuses it for latent attention with YaRN scaling only
+    fields |= rotary_options(shape, bool(fields["apply_rope_fusion"]))
     config = make(**fields)
+    stretch_rotated(config, shape)
     config.moe_grouped_gemm = False  # Megatron builds them one by one, and we compute them together
     return config
 
@@ -114,13 +118,43 @@ def layer_spec(
             attention.core_attention = PackedSdpaAttention
             _use_our_norm(layer.submodules)
             _use_our_norm(attention)
+        if shape.mla and shape.mla.q_rank is None:  # queries that are not compressed have no norm
+            attention.q_layernorm = IdentityOp
         if shape.qk_norm == "token":
             attention.q_layernorm = ModuleSpec(TokenNorm, params={"heads": shape.heads})
             attention.k_layernorm = ModuleSpec(TokenNorm, params={"heads": shape.kv_heads})
-        if isinstance(layer.submodules.mlp.submodules, MoESubmodules):
-            layer.submodules.mlp.submodules.router = PolicyRouter
-            layer.submodules.mlp.submodules.experts.module = GroupedExperts
+        _place_norms(layer.submodules, config, shape, engine)
+        moe = _submodules(layer.submodules.mlp)
+        if isinstance(moe, MoESubmodules):
+            moe.router, moe.experts = PolicyRouter, _built_as(GroupedExperts, moe.experts)
     return spec
+
+
+def _submodules(spec: Any) -> Any:
+    """Of a specification, which newer versions of Megatron-Core write as a partial call."""
+    return spec.keywords["submodules"] if isinstance(spec, functools.partial) else spec.submodules
+
+
+def _built_as(module: type, spec: Any) -> Any:
+    """A specification with another class to build."""
+    if isinstance(spec, functools.partial):
+        return functools.partial(module, **spec.keywords)
+    spec.module = module
+    return spec
+
+
+def _place_norms(submodules: Any, config: TransformerConfig, shape: ModelShape, engine: bool) -> None:
+    """Norms and factors between a layer's parts and the residual; with norms after them alone, none before."""
+    if shape.norms != "before" or shape.residual_scale != 1.0:
+        params = {"config": config, "normed": shape.norms != "before", "scale": shape.residual_scale}
+        submodules.self_attn_bda = submodules.mlp_bda = ModuleSpec(ScaledResidual, params=params)
+    if shape.norms == "after":
+        submodules.input_layernorm = submodules.pre_mlp_layernorm = IdentityOp
+        if engine:  # whose layers have the norms in them
+            from megatron.core.extensions.transformer_engine import TEColumnParallelLinear
+
+            submodules.self_attention.submodules.linear_qkv = TEColumnParallelLinear
+            _submodules(submodules.mlp).linear_fc1 = TEColumnParallelLinear
 
 
 def _use_our_norm(submodules: Any) -> None:
@@ -140,6 +174,7 @@ class PolicyModel(GPTModel):
         vp_stage: which of this rank's model chunks it is, when pipeline stages interleave.
         balance: weights of the losses that keep experts evenly used.
         entropy_gradient: the entropies have a gradient, too.
+        longest: sequence of the engine that samples; where it takes the model's longest one, None.
 
     Attributes:
         routing: what its routers share; None without experts.
@@ -154,6 +189,7 @@ class PolicyModel(GPTModel):
         vp_stage: int | None = None,
         balance: Balance = NO_BALANCE,
         entropy_gradient: bool = False,
+        longest: int | None = None,
     ) -> None:
         super().__init__(
             config=config,
@@ -166,13 +202,14 @@ class PolicyModel(GPTModel):
             parallel_output=True,
             share_embeddings_and_output_weights=shape.tied,
             position_embedding_type="rope",
-            rotary_base=shape.rope_theta,
-            rope_scaling=shape.rope_scaling_factor is not None,
-            rope_scaling_factor=shape.rope_scaling_factor or 1.0,
         )
+        if not shape.mla:  # which has one in each layer
+            self.rotary_pos_emb.inv_freq = frequencies(shape.rotary, longest or shape.max_position)
         self.shape = shape
         self._temperature, self._entropy_gradient = temperature, entropy_gradient
         self.routing = share_routing_state(self, shape, balance)
+        if shape.embedding_scale != 1.0 and self.pre_process:
+            self.embedding.register_forward_hook(lambda module, inputs, output: output * shape.embedding_scale)
         patch_model(self)
 
     def forward(self, *args: Any, context: MicroBatchContext | None = None, **kwargs: Any) -> Tensor:
@@ -188,10 +225,18 @@ class PolicyModel(GPTModel):
         self, hidden_states: Tensor, *, labels: Tensor | None, loss_mask: Tensor | None, **others: Any
     ) -> Tensor:
         if labels is None or loss_mask is None or not self.post_process:
-            return super()._postprocess(hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **others)
+            out: Tensor = super()._postprocess(
+                hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **others
+            )
+            return out / self.shape.logit_divisor if self.post_process and self.shape.logit_divisor != 1.0 else out
         shared = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         scoring = Scoring(
-            labels.flatten(), loss_mask.flatten(), self.shape.vocab, self._temperature, shared, self._entropy_gradient
+            labels.flatten(),
+            loss_mask.flatten(),
+            self.shape.vocab,
+            self._temperature * self.shape.logit_divisor,
+            shared,
+            self._entropy_gradient,
         )
         scores: Tensor = self.output_layer(hidden_states, scoring=scoring)
         return scores

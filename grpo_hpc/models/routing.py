@@ -19,11 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, topk_routing_with_score_function
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor, nn
 
@@ -104,20 +103,25 @@ class PolicyRouter(TopKRouter):
         context = current_context()
         tokens = None if context is None else context.routed
         logits = logits.view(-1, self.state.experts.count)
-        probs, chosen = topk_routing_with_score_function(
-            logits,
-            self.topk,
-            use_pre_softmax=self.config.moe_router_pre_softmax,
-            num_groups=self.config.moe_router_num_groups,
-            group_topk=self.config.moe_router_group_topk,
-            scaling_factor=self.config.moe_router_topk_scaling_factor,
-            score_function=self.score_function,
-            expert_bias=self.expert_bias,
-            router_replay=_Choice(self, context),
-        )
+        experts = self.state.experts
+        scores = expert_scores(logits, experts)
+        told = self._recorded(choose(scores, self.expert_bias, experts), context)
+        probs, chosen = spread(chosen_weights(scores, told, experts), told, logits)
         if tokens is not None and self.training and torch.is_grad_enabled():
             probs = self._balanced(probs, logits.float(), chosen, tokens)
         return probs, chosen
+
+    def _recorded(self, own: Tensor, context: MicroBatchContext | None) -> Tensor:
+        """The experts [t, k] that each token goes to: those it is told, or its ``own``, which are recorded if asked."""
+        if context is None or context.routed is None or context.routed.experts is None:
+            if context is not None and context.record is not None:
+                context.record(context.number, self.place, own)
+            return own
+        told = context.routed.experts[:, self.place].to(own)
+        if self.training and torch.is_grad_enabled():
+            kept = (own[:, :, None] == told[:, None, :]).any(-1)[context.routed.real]
+            self.state.sums[2:] += torch.stack([torch.ones_like(kept).sum(), (~kept).sum()])
+        return told
 
     def _balanced(self, probs: Tensor, logits: Tensor, chosen: Tensor, tokens: RoutedTokens) -> Tensor:
         """``probs``, whose backward pass starts the gradients of balance and z-loss as well."""
@@ -136,11 +140,8 @@ class PolicyRouter(TopKRouter):
     def _aux_loss(self, logits: Tensor, chosen: Tensor, tokens: RoutedTokens, share: Tensor) -> Tensor:
         """This rank's part of ``sum_s sum_i f_si P_si``."""
         experts = self.state.experts
-        if experts.score == "softmax":
-            scores = logits.softmax(-1)
-        else:
-            scores = logits.sigmoid()
-            scores = scores / scores.sum(-1, keepdim=True)
+        scores = expert_scores(logits, experts)
+        scores = scores / scores.sum(-1, keepdim=True)
         counts = logits.new_zeros(len(tokens.lengths) + 1, experts.count).index_add_(0, tokens.sequence, chosen.float())
         if self.tp_cp_group.size() > 1:
             dist.all_reduce(counts, group=self.tp_cp_group)
@@ -148,28 +149,38 @@ class PolicyRouter(TopKRouter):
         return (fractions * scores * share[:, None]).sum()
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """Stands where Megatron looks for a recorded routing: chooses as told, or freely."""
+def expert_scores(logits: Tensor, experts: Experts) -> Tensor:
+    """What a router says of each expert, in float32: logits [t, E] -> scores [t, E]."""
+    return logits.float().softmax(-1) if experts.score == "softmax" else logits.float().sigmoid()
 
-    router: PolicyRouter
-    context: MicroBatchContext | None
 
-    def get_replay_topk(
-        self, scores: Tensor, topk: int, groups: int | None, group_topk: int | None, choose: Any
-    ) -> tuple[Tensor, Tensor]:
-        """The scores and numbers of the experts [t, k] that each token goes to."""
-        place, context = self.router.place, self.context
-        values, own = choose(scores, topk, groups, group_topk)
-        if context is None or context.routed is None or context.routed.experts is None:
-            if context is not None and context.record is not None:
-                context.record(context.number, place, own)
-            return values, own
-        told = context.routed.experts[:, place].to(own)
-        if self.router.training and torch.is_grad_enabled():
-            kept = (own[:, :, None] == told[:, None, :]).any(-1)[context.routed.real]
-            self.router.state.sums[2:] += torch.stack([torch.ones_like(kept).sum(), (~kept).sum()])
-        return scores.gather(1, told), told
+def choose(scores: Tensor, bias: Tensor | None, experts: Experts) -> Tensor:
+    """The experts that each token goes to: scores [t, E] -> numbers [t, k].
+
+    A ``bias`` [E] takes part in the choice only. With groups, those whose ``group_best`` best experts have the largest
+    sum are chosen first, and experts within them (arXiv 2412.19437, section 2.1.2; 2405.04434, section 2.2.2).
+    """
+    ranked = scores if bias is None else scores + bias
+    if experts.groups > 1:
+        grouped = ranked.unflatten(-1, (experts.groups, -1))
+        best = grouped.topk(experts.group_best, -1).values.sum(-1).topk(experts.topk_groups, -1).indices
+        within = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter(-1, best, True)
+        ranked = grouped.masked_fill(~within[..., None], -torch.inf).flatten(-2)
+    return ranked.topk(experts.topk, -1).indices
+
+
+def chosen_weights(scores: Tensor, chosen: Tensor, experts: Experts) -> Tensor:
+    """What the chosen experts' outputs are multiplied by: scores [t, E], numbers [t, k] -> [t, k]."""
+    weights = scores.gather(-1, chosen)
+    if experts.normalise:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return weights * experts.scale
+
+
+def spread(weights: Tensor, chosen: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and numbers [t, k] over all experts: probabilities like ``logits`` [t, E], and who was chosen [t, E]."""
+    probs = torch.zeros_like(logits).scatter(1, chosen, weights.to(logits.dtype))
+    return probs, torch.zeros_like(logits, dtype=torch.bool).scatter(1, chosen, True)
 
 
 def policy_routers(model: nn.Module) -> Iterator[PolicyRouter]:

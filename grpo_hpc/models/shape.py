@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from grpo_hpc.errors import ConfigError
 
@@ -22,7 +23,9 @@ class Experts:
         normalise: the weights of the chosen experts are scaled to sum 1.
         scale: factor on the weights after that.
         groups, topk_groups: experts are chosen within the best ``topk_groups`` of ``groups`` groups.
+        group_best: the sum of that many of a group's best scores is the group's own.
         bias: the router has a correction bias that takes part in choosing only (DeepSeek-V3, arXiv 2412.19437).
+        shared_gate: what the shared expert gives is multiplied by a sigmoid of the token (Qwen2-MoE).
     """
 
     count: int
@@ -34,7 +37,32 @@ class Experts:
     scale: float = 1.0
     groups: int = 1
     topk_groups: int = 1
+    group_best: int = 2
     bias: bool = False
+    shared_gate: bool = False
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions of queries and keys (RoFormer, arXiv 2104.09864).
+
+    Attributes:
+        theta: base of the frequencies.
+        dim: dimensions of a head that are rotated, from the first on; the others have no position.
+        interleaved: neighbouring dimensions are rotated together, not those half of ``dim`` apart.
+        kind: how frequencies are scaled, in transformers' words; ``default`` is not at all.
+        settings: of that scaling, as ``config.json`` gives them; lists are tuples.
+        positions: longest sequence of the configuration, which some scalings take.
+        skipped: numbers of the layers without positions.
+    """
+
+    theta: float
+    dim: int
+    interleaved: bool = False
+    kind: str = "default"
+    settings: tuple[tuple[str, Any], ...] = ()
+    positions: int = 1
+    skipped: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,8 +124,12 @@ class ModelShape:
         tied: input and output embeddings are one matrix.
         qkv_bias: query, key and value projections have a bias.
         qk_norm: queries and keys are normalised: each head by itself, or all heads of a token together.
-        rope_scaling_factor: Llama-3 frequency scaling; None without.
+        rotary: positions of queries and keys; with MLA, those of their ``rope_dim`` dimensions before its own YaRN.
         max_position: longest sequence; within a sliding window attention is full attention, so no longer than one.
+        norms: of a layer's two parts: before each, around it (its output is normed, too), or after it alone.
+        embedding_scale: factor on embedded tokens; ``residual_scale``: on what each part of a layer adds.
+        softmax_scale: factor on products of queries and keys; None is ``head_dim ** -0.5``.
+        logit_divisor: of logits.
         moe_layers: numbers of the layers with experts.
         unstated: keys that config.json leaves out, and vLLM takes another default for than transformers, with the
             value of transformers.
@@ -113,16 +145,20 @@ class ModelShape:
     vocab: int
     tied: bool
     norm_eps: float
-    rope_theta: float
+    rotary: Rotary
     max_position: int
-    rope_scaling_factor: float | None = None
     qkv_bias: bool = False
     qk_norm: Literal["head", "token"] | None = None
+    norms: Literal["before", "around", "after"] = "before"
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    softmax_scale: float | None = None
+    logit_divisor: float = 1.0
     moe_layers: tuple[int, ...] = ()
     experts: Experts | None = None
     mla: Mla | None = None
     vision: Vision | None = None
-    unstated: tuple[tuple[str, str], ...] = ()
+    unstated: tuple[tuple[str, Any], ...] = ()
 
     @property
     def dense_layers(self) -> tuple[int, ...]:
@@ -139,7 +175,7 @@ def require_engine(shape: ModelShape, device: str) -> None:
             attention, and the run is on a CPU.
     """
     if shape.unstated:
-        keys = ", ".join(f'"{key}": "{value}"' for key, value in shape.unstated)
+        keys = ", ".join(f'"{key}": {json.dumps(value)}' for key, value in shape.unstated)
         raise ConfigError(
             f"the model's config.json leaves out {' and '.join(key for key, _ in shape.unstated)}: vLLM would compute "
             "another model than the one that is trained",
@@ -165,5 +201,5 @@ def require_experts(shape: ModelShape, given: Collection[str]) -> None:
         raise ConfigError(
             f"moe.moe_router_bias_update_rate: the routers of {shape.family} have no bias, and neither vLLM nor a "
             f"Hugging Face folder has a place for one",
-            "Balance its experts with moe.moe_aux_loss_coeff; a bias is part of deepseek_v3.",
+            "Balance its experts with moe.moe_aux_loss_coeff; a bias is part of deepseek_v3 and glm4_moe.",
         )

@@ -171,6 +171,7 @@ class ColocateEngine:
         self.version: int | None = None
         self._llm = LLM(
             model=cfg.model.path,
+            trust_remote_code=cfg.model.trust_remote_code,
             dtype=r.vllm_dtype,
             tensor_parallel_size=r.vllm_tensor_parallel_size,
             distributed_executor_backend="external_launcher",

@@ -115,7 +115,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         scores = control.rank % cfg.rollout.ranks_of_engine == 0  # for its replica
         runner = start_rewards(cfg) if scores else None
         pool = _environments(cfg, run_dir, control.rank) if scores and cfg.rollout.environment else None
-        tokenizer = Tokenizer(cfg.model.path, cfg.data.chat_template_kwargs)
+        tokenizer = Tokenizer(cfg.model.path, cfg.data.chat_template_kwargs, cfg.model.trust_remote_code)
         train_set = _prompts(cfg.data.train, cfg, run_dir, tokenizer, control)  # before a model: rows may be wrong
         eval_set = _prompts(cfg.data.eval, cfg, run_dir, tokenizer, control) if cfg.data.eval else None
         policy = TrainedPolicy(cfg, platform, control, clock.progress)

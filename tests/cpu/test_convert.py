@@ -17,7 +17,7 @@ import torch
 from ranks import run_ranks
 from runfiles import write_run
 from safetensors.torch import load_file, save_file
-from tiny import OWN, save_tiny_model
+from tiny import OWN, has_experts, save_tiny_model
 
 from grpo_hpc.checkpoint.folders import open_folder
 from grpo_hpc.checkpoint.naming import Parallel, layers_and_experts
@@ -30,7 +30,7 @@ from grpo_hpc.models.families.read_shape import shape_of
 from grpo_hpc.models.on_disk.safetensors_file import plan_file
 
 ROOT = Path(__file__).parents[2]
-MOE = {"qwen3_moe", "qwen3_moe+dense", "mixtral", "deepseek_v3", "olmoe"}
+MOE = {name for name in OWN if has_experts(name)}
 # three layers do not come out even over two stages, and four ranks are more than the two key/value heads
 LAYOUTS = {
     "one": Parallel(),

@@ -129,3 +129,27 @@ def test_rewards_see_what_the_prompt_began(folder):
     written = "a</think>\n<answer>b</answer>", "a</think>Action: b\nAction Input: c"
     assert format_reward([opening + written[0]]) == react_format([opening + written[1]]) == [1.0]
     assert format_reward([written[0]]) == react_format([written[1]]) == [0.0]
+
+
+OWN = """
+from transformers import PreTrainedTokenizerFast
+
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    marked = True
+"""
+
+
+def test_a_tokenizer_that_is_a_program_runs_when_it_is_trusted(folder):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    named = {"auto_map": {"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]}, "tokenizer_class": "OwnTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | named))
+    (folder / "tokenization_own.py").write_text(OWN)
+    with pytest.raises(ConfigError, match=r"a program of its own: tokenization_own\.OwnTokenizer") as error:
+        Tokenizer(str(folder))
+    assert "model.trust_remote_code: true" in error.value.hint
+    trusted = Tokenizer(str(folder), trust_remote_code=True)
+    assert trusted._tokenizer.marked and trusted.decode([104, 105])
+    before = trusted.digest
+    (folder / "tokenization_own.py").write_text(OWN + "\n")
+    assert Tokenizer(str(folder), trust_remote_code=True).digest != before, "its code decides about tokens, too"

@@ -10,6 +10,29 @@ VOCAB = 263  # 256 bytes, three specials and a few rows no tokenizer reaches: di
 
 _EXPERTS = {"num_experts_per_tok": 2, "norm_topk_prob": True}
 _VISION = {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 44, "out_hidden_size": 128}
+_YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+    "beta_fast": 32,
+    "beta_slow": 1,
+}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 48,
+}
+_BALANCED = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 48,
+    "n_shared_experts": 2,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.8,
+}
 # What a family's configuration has besides the common sizes; names with a plus are variants of a family.
 OWN = {
     "llama": {"head_dim": 64},  # not hidden / heads
@@ -48,22 +71,104 @@ OWN = {
         "v_head_dim": 48,
         "n_group": 4,
         "topk_group": 2,
-        "rope_scaling": {
-            "rope_type": "yarn",
-            "factor": 4.0,
-            "original_max_position_embeddings": 128,
-            "beta_fast": 32,
-            "beta_slow": 1,
-            "mscale": 1.0,
-            "mscale_all_dim": 0.7,
-        },
+        "rope_scaling": _YARN | {"mscale": 1.0, "mscale_all_dim": 0.7},
         "num_experts_per_tok": 4,
         "rms_norm_eps": 1e-6,
     },
+    "deepseek_v3+moonlight": {  # and Kimi-K2
+        **_LATENT,
+        **_BALANCED,
+        "n_group": 1,
+        "topk_group": 1,
+        "q_lora_rank": None,
+        "rms_norm_eps": 1e-5,
+        "first_k_dense_replace": 1,
+        "routed_scaling_factor": 2.446,
+    },
+    "deepseek_v2": {
+        **_LATENT,
+        "n_routed_experts": 8,
+        "moe_intermediate_size": 48,
+        "n_shared_experts": 2,
+        "first_k_dense_replace": 1,
+        "num_experts_per_tok": 3,
+        "topk_method": "group_limited_greedy",
+        "n_group": 4,
+        "topk_group": 2,
+        "norm_topk_prob": False,
+        "routed_scaling_factor": 1.5,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": _YARN | {"mscale": 0.707, "mscale_all_dim": 0.707},
+    },
+    "glm4_moe": {**_BALANCED, "head_dim": 32, "first_k_dense_replace": 1, "attention_bias": True, "use_qk_norm": True},
+    "glm4_moe_lite": {**_LATENT, **_BALANCED, "v_head_dim": 48, "mlp_layer_types": None, "rms_norm_eps": 1e-5},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": False,
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 80,
+    },
+    "minimax_m2": {
+        "head_dim": 32,
+        "rotary_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "scoring_func": "sigmoid",
+        "use_routing_bias": True,
+    },
+    "hy_v3": {
+        "head_dim": 32,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48,
+        "router_scaling_factor": 2.826,
+        "expert_hidden_dim": 48,
+        "first_k_dense_replace": 1,
+        "qk_norm": True,
+        "route_norm": True,
+    },
+    "seed_oss": {"head_dim": 64},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "phi3": {},
+    "phi3+mini": {
+        "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 128,
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "short_factor": [1.0 + 0.1 * n for n in range(12)],
+            "long_factor": [1.0 + n for n in range(12)],
+        },
+    },
+    "glm4": {"head_dim": 32, "attention_bias": True},
+    "olmo2": {},
+    "granite": {
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.1,
+        "logits_scaling": 4.0,
+    },
+    "ernie4_5": {"head_dim": 32},
+    "ernie4_5_moe": {
+        "moe_num_experts": 8,
+        "moe_k": 3,
+        "moe_intermediate_size": 48,
+        "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1,
+    },
+    "ministral3": {
+        "head_dim": 32,
+        "rope_parameters": _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
+    },
+    "llama+dynamic": {"rope_scaling": {"rope_type": "dynamic", "factor": 6.0}},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False},
     "qwen2_5_vl": {"vision_config": _VISION},
     "qwen3_vl": {"vision_config": {**_VISION, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}},
 }
+
+
+def has_experts(family: str) -> bool:
+    return any("expert" in key for key in OWN[family])
 
 
 def save_tiny_model(path: Path, family: str = "llama", tied: bool = True, layers: int = 4, seed: int = 0) -> Path:

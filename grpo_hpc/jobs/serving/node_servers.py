@@ -102,6 +102,8 @@ def options(cfg: RunConfig, number: int) -> list[str]:
     words = ["--model", cfg.model.path, "--dtype", roll.vllm_dtype, "--seed", str(cfg.seed + number)]
     words += ["--tensor-parallel-size", str(roll.vllm_tensor_parallel_size)]
     words += ["--logprobs-mode", "processed_logprobs"]  # of the distribution that is sampled from
+    if cfg.model.trust_remote_code:
+        words += ["--trust-remote-code"]
     if roll.vllm_max_model_len is not None:
         words += ["--max-model-len", str(roll.vllm_max_model_len)]
     words += ["--max-num-seqs", str(sequences_of(cfg))]

@@ -1,7 +1,7 @@
 """The supported model families. A family is one file: how its config.json is read, weight map, Megatron options.
 
 Beside them: how a configuration is read with them, and what their weight maps add up to. All of it is free of torch.
-To add a family, write its file and name it in ``_FAMILIES``.
+To add a family, write its file and name it in ``_FAMILIES`` under its folder.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from grpo_hpc.models.families.family import Family
 from grpo_hpc.models.shape import ModelShape
 from grpo_hpc.models.weight_map import Rule, entries
 
-_FAMILIES = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-    "mixtral",
-    "deepseek_v3",
-    "olmoe",
-    "qwen2_5_vl",
-    "qwen3_vl",
-)
+_FAMILIES = {
+    "dense": (
+        *("llama", "mistral", "qwen2", "qwen3", "seed_oss", "smollm3", "phi3", "ernie4_5", "ministral3"),
+        *("glm4", "olmo2", "granite"),
+    ),
+    "experts": (
+        *("qwen3_moe", "mixtral", "deepseek_v3", "olmoe", "qwen2_moe", "kimi_k2", "glm4_moe", "glm4_moe_lite"),
+        *("minimax_m2", "hy_v3", "deepseek_v2", "ernie4_5_moe"),
+    ),
+    "vision_language": ("qwen2_5_vl", "qwen3_vl"),
+}
+FAMILIES = tuple(name for names in _FAMILIES.values() for name in names)
+_FOLDERS = {model_type: folder for folder, model_types in _FAMILIES.items() for model_type in model_types}
+_RENAMED = {"mimo": ("qwen2", "Qwen2ForCausalLM"), "internlm3": ("llama", "LlamaForCausalLM")}
 
 
 def family(model_type: str) -> Family:
@@ -33,13 +35,22 @@ def family(model_type: str) -> Family:
     Raises:
         CheckpointError: it is not supported.
     """
-    if model_type not in _FAMILIES:
+    if model_type in _RENAMED:
+        name, architecture = _RENAMED[model_type]
         raise CheckpointError(
-            f"model_type {model_type!r} is not supported", f"Supported families: {', '.join(_FAMILIES)}."
+            f"model_type {model_type!r}: transformers has no class of that name, but the model is one of {name}",
+            f'In its config.json write "model_type": "{name}" and "architectures": ["{architecture}"], and remove '
+            '"auto_map"; vLLM and transformers then read it without code of its own.',
         )
-    described = import_module(f"{__name__}.{model_type}").FAMILY
-    if not isinstance(described, Family):
-        raise TypeError(f"{__name__}.{model_type}.FAMILY is no Family")
+    if model_type not in _FOLDERS:
+        raise CheckpointError(
+            f"model_type {model_type!r} is not supported",
+            f"Supported families: {', '.join(FAMILIES)}. `grpo-hpc checkpoint inspect` says which is nearest.",
+        )
+    module = import_module(f"{__name__}.{_FOLDERS[model_type]}.{model_type}")
+    if not isinstance(module.FAMILY, Family):
+        raise TypeError(f"{module.__name__}.FAMILY is no Family")
+    described: Family = module.FAMILY
     return described
 
 
@@ -54,4 +65,4 @@ def synced_names(shape: ModelShape) -> frozenset[str]:
     return frozenset(name for entry in rows if entry.exported for name in entry.hf_names)
 
 
-__all__ = ["Family", "family", "synced_names", "weight_map"]
+__all__ = ["FAMILIES", "Family", "family", "synced_names", "weight_map"]

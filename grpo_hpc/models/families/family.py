@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from grpo_hpc.errors import CheckpointError
-from grpo_hpc.models.layouts import Copy, GateUp, Qkv, SplitColumns, SplitRows, Vocabulary
-from grpo_hpc.models.shape import Experts, ModelShape
+from grpo_hpc.models.layouts import Copy, Fused, GateUp, Qkv, SplitColumns, SplitRows, Vocabulary
+from grpo_hpc.models.shape import Experts, ModelShape, Rotary
 from grpo_hpc.models.weight_map import Rule
 
 Config = Mapping[str, Any]
@@ -19,8 +19,16 @@ Config = Mapping[str, Any]
 HEAD = "lm_head.weight"
 MG = "decoder.layers.{i}."
 
-# Llama 3.1's frequency scaling; Megatron-Core has exactly these constants built in (arXiv 2407.21783, section 3.4).
-_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# Scalings of rotary frequencies, in transformers' words, and what each must be told.
+_SCALINGS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+_NOT_SETTINGS = ("rope_theta", "rope_type", "type", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
 
 
 @dataclass(frozen=True)
@@ -50,26 +58,31 @@ def require(config: Config, **supported: Any) -> None:
             raise CheckpointError(f"{key}: {config[key]!r} is not supported (only {wanted!r})")
 
 
+def unstated(config: Config, **meant: Any) -> tuple[tuple[str, Any], ...]:
+    """Keys that a configuration leaves out, and vLLM takes otherwise than transformers does."""
+    return tuple((key, value) for key, value in meant.items() if config.get(key) is None)
+
+
 def read_decoder(config: Config, family: str, **own: Any) -> ModelShape:
     """The shape of a Llama-like decoder; ``own`` are fields in which the family differs."""
     require(config, hidden_act="silu", attention_bias=False, mlp_bias=False, use_sliding_window=False)
-    theta, factor = _rope(config)
     heads = config["num_attention_heads"]
+    head_dim = own.get("head_dim") or config.get("head_dim") or config["hidden_size"] // heads
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     fields: dict[str, Any] = {
         "layers": config["num_hidden_layers"],
         "hidden": config["hidden_size"],
         "heads": heads,
         "kv_heads": config.get("num_key_value_heads") or heads,
-        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+        "head_dim": head_dim,
         "ffn": config["intermediate_size"],
         "vocab": config["vocab_size"],
         "tied": bool(config.get("tie_word_embeddings")),
         "norm_eps": config.get("rms_norm_eps", 1e-6),
-        "rope_theta": theta,
-        "rope_scaling_factor": factor,
         "max_position": min(config["max_position_embeddings"], window or config["max_position_embeddings"]),
     }
+    if "rotary" not in own:
+        fields["rotary"] = rotary_of(config, head_dim)
     return ModelShape(family=family, **fields | own)
 
 
@@ -81,14 +94,38 @@ def rope_of(config: Config) -> dict[str, Any]:
     return rope
 
 
-def _rope(config: Config) -> tuple[float, float | None]:
-    """Base and Llama-3 scaling factor. Multimodal rotary positions (``mrope``) are plain ones on text."""
+def rotary_of(config: Config, head_dim: int, partial: float = 1.0, interleaved: bool = False) -> Rotary:
+    """Rotary positions of a configuration. Multimodal ones (``mrope``) are plain on text.
+
+    Args:
+        partial: share of a head's dimensions that is rotated, where the configuration does not say it.
+    """
     rope = rope_of(config)
-    if rope["rope_type"] in ("default", "mrope"):
-        return rope["rope_theta"], None
-    if rope["rope_type"] == "llama3" and all(rope.get(key) == value for key, value in _LLAMA3_ROPE.items()):
-        return rope["rope_theta"], float(rope["factor"])
-    raise CheckpointError(f"rotary scaling {rope} is not supported", f"Supported: none, or llama3 with {_LLAMA3_ROPE}.")
+    kind = {"mrope": "default", "su": "longrope"}.get(rope["rope_type"], rope["rope_type"])
+    if kind not in _SCALINGS:
+        raise CheckpointError(f"rotary scaling {kind!r} is not supported", f"Supported: {', '.join(_SCALINGS)}.")
+    if "original_max_position_embeddings" in _SCALINGS[kind]:
+        trained = config.get("original_max_position_embeddings") or config["max_position_embeddings"]
+        rope.setdefault("original_max_position_embeddings", trained)
+    _ = [rope[key] for key in _SCALINGS[kind]]
+    settings = {key: _fixed(value) for key, value in sorted(rope.items()) if key not in _NOT_SETTINGS}
+    share = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or partial
+    dim = int(head_dim * share)
+    if dim % 2 or not 0 < dim <= head_dim:
+        raise CheckpointError(f"{dim} of {head_dim} dimensions of a head cannot be rotated in pairs")
+    plain = kind == "default"
+    return Rotary(
+        rope["rope_theta"],
+        dim,
+        interleaved,
+        kind,
+        () if plain else tuple(settings.items()),
+        1 if plain else config["max_position_embeddings"],
+    )
+
+
+def _fixed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def all_layers(shape: ModelShape) -> tuple[int, ...]:
@@ -204,6 +241,51 @@ def moe_rules(
     ]
 
 
+def shared_rules(shape: ModelShape, hf: str) -> list[Rule]:
+    """The expert that every token visits, under ``hf``."""
+    width, layers = experts_of(shape).shared_ffn, shape.moe_layers
+    return gated_rules(shape.hidden, width, MG + "mlp.shared_experts.", hf, layers, "shared_expert") if width else []
+
+
+def residual_norm_rules(shape: ModelShape, attention: str, mlp: str) -> list[Rule]:
+    """The norms behind the two parts of a layer, by their whole Hugging Face names."""
+    layout, layers = Copy((shape.hidden,)), all_layers(shape)
+    places = (("self_attn_bda", attention), ("mlp_bda", mlp))
+    return [Rule(f"{MG}{at}.norm.weight", (f"{name}.weight",), layout, "norm", layers=layers) for at, name in places]
+
+
+def fused(rules: list[Rule], names: Mapping[str, str]) -> list[Rule]:
+    """``rules``, of which those of several tensors are one tensor, under the name that ``names`` has for the first."""
+    return [_fused(rule, names) for rule in rules]
+
+
+def _fused(rule: Rule, names: Mapping[str, str]) -> Rule:
+    first = next((name for name in names if name in rule.hf[0]), None)
+    if first is None or len(rule.hf) == 1:
+        return rule
+    return replace(rule, hf=(rule.hf[0].replace(first, names[first]),), layout=Fused(rule.layout))
+
+
+def sparse_layers(config: Config, dense: int) -> tuple[int, ...]:
+    """Layers with experts, as ``mlp_layer_types`` says; without it all but the first ``dense``."""
+    layers = config["num_hidden_layers"]
+    kinds = config.get("mlp_layer_types") or ["dense"] * dense + ["sparse"] * (layers - dense)
+    if len(kinds) != layers or set(kinds) - {"dense", "sparse"}:
+        raise CheckpointError(f"mlp_layer_types must say dense or sparse for each of {layers} layers")
+    return tuple(layer for layer, kind in enumerate(kinds) if kind == "sparse")
+
+
+def choice_bias_rule(shape: ModelShape, name: str, kind: type[Copy] = Copy) -> Rule:
+    """The bias that takes part in the choice of experts; float32, and not trained by gradients."""
+    layout = kind((experts_of(shape).count,))
+    return Rule(MG + "mlp.router.expert_bias", (name,), layout, "router", layers=shape.moe_layers, buffer=True)
+
+
+def next_layers(shape: ModelShape) -> tuple[str, ...]:
+    """Layers behind the last one, which predict further tokens (DeepSeek-V3, arXiv 2412.19437, section 2.2)."""
+    return (f"model.layers.{shape.layers}.", *(f"model.layers.{shape.layers + n}." for n in range(1, 4)))
+
+
 def experts_of(shape: ModelShape) -> Experts:
     if shape.experts is None:
         raise CheckpointError(f"{shape.family} without experts is not supported")
@@ -211,22 +293,22 @@ def experts_of(shape: ModelShape) -> Experts:
 
 
 def moe_options(shape: ModelShape) -> dict[str, Any]:
-    """Megatron's options for ``shape.experts``.
-
-    Softmax over all experts, choose, normalise is the same as choose, softmax over the chosen: so Megatron's two
-    orders (``moe_router_pre_softmax``) are what ``normalise`` chooses between.
-    """
+    """Megatron's options for ``shape.experts``; how they are chosen is ours (:mod:`grpo_hpc.models.routing`)."""
     moe = experts_of(shape)
     uniform = shape.moe_layers == all_layers(shape)
     options: dict[str, Any] = {
         "num_moe_experts": moe.count,
         "moe_router_topk": moe.topk,
         "moe_ffn_hidden_size": moe.ffn,
-        "moe_router_score_function": moe.score,
-        "moe_router_pre_softmax": moe.score == "softmax" and not moe.normalise,
+        "moe_router_score_function": "sigmoid",  # with another it refuses a bias
+        "moe_router_enable_expert_bias": moe.bias,
+        "moe_router_bias_update_rate": 0.0,
         "moe_router_load_balancing_type": "none",
         "moe_layer_freq": 1 if uniform else [int(layer in shape.moe_layers) for layer in range(shape.layers)],
     }
     if moe.shared_ffn:
-        options["moe_shared_expert_intermediate_size"] = moe.shared_ffn
+        options |= {
+            "moe_shared_expert_intermediate_size": moe.shared_ffn,
+            "moe_shared_expert_gate": moe.shared_gate,
+        }
     return options

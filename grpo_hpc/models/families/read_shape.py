@@ -13,6 +13,8 @@ from grpo_hpc.models.families.config_values import checked
 from grpo_hpc.models.shape import Experts, ModelShape
 
 _LARGEST = 1 << 24  # bytes of a config.json
+QUANTISED = ("quantization_config", "compression_config")
+"""Keys of a configuration that say how weights are quantised."""
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -79,12 +81,13 @@ def _require_choice(experts: Experts) -> None:
 def _require_plain_weights(config: dict[str, Any]) -> None:
     """Refuse weights that are stored in blocks with scales: no map knows these tensors, and exports copy the config."""
     for part in (config, config.get("text_config")):
-        for key in ("quantization_config", "compression_config"):
+        for key in QUANTISED:
             if isinstance(part, dict) and (said := part.get(key)) is not None:
                 method = said.get("quant_method") if isinstance(said, dict) else None
                 raise CheckpointError(
                     f"{key}: the weights are quantised{f' ({method})' if method else ''}, which cannot be trained or "
                     "converted",
-                    "Take the model's folder in bfloat16 or float32. If its weights are, and the key is a leftover, "
+                    "Take the model's folder in bfloat16 or float32; of FP8 and packed INT4 weights "
+                    "`grpo-hpc checkpoint convert SRC DST --to hf` makes one. If the key is a leftover, "
                     f"remove {key} from config.json.",
                 )

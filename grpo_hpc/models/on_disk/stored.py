@@ -97,6 +97,13 @@ class Stored:
         size = (count, *self.shape[1:])
         return replace(self, shape=size, chunks=(replace(chunk, offset=chunk.offset + first * width, size=size),))
 
+    def viewed(self, shape: Size) -> Stored:
+        """A tensor that is one chunk, in another shape of as many values."""
+        if shape == self.shape:
+            return self
+        (chunk,) = self.chunks
+        return replace(self, shape=shape, chunks=(replace(chunk, start=(0,) * len(shape), size=shape),))
+
     def blocks(self, prefix: Size, rows: slice, columns: slice | None = None) -> Iterator[Block]:
         """Where a part of the matrix ``tensor[prefix]`` lies; rows and byte columns count from the part's corner.
 

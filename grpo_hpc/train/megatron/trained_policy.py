@@ -78,7 +78,8 @@ def _bare_model(cfg: RunConfig, platform: Platform) -> list[PolicyModel]:
         for stage in [None] if stages is None else range(stages):
             spec = layer_spec(config, platform.layer_spec, shape, stage)
             bonus = cfg.algorithm.entropy_coef != 0.0
-            model = PolicyModel(shape, config, spec, cfg.rollout.temperature, stage, balance_of(cfg), bonus)
+            longest = cfg.rollout.vllm_max_model_len
+            model = PolicyModel(shape, config, spec, cfg.rollout.temperature, stage, balance_of(cfg), bonus, longest)
             if model.routing is not None:
                 model.routing.on(platform.device)
             chunks.append(model.to(platform.device))

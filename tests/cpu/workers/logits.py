@@ -1,12 +1,14 @@
 """Megatron logits of packed sequences, gathered over the vocabulary, beside those of transformers.
 
 Arguments: output folder, run files of one layout. Each gives OUTPUT/<number>.safetensors, with
-the exported weights too.
+the exported weights too, and on one rank the gradients of both for the same loss.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -66,7 +68,50 @@ def compare(cfg: RunConfig, platform: Platform) -> dict[str, Tensor]:
         theirs = torch.cat([reference(s[None]).logits[0] for s in sequences])
         rounded = torch.cat([reference.to(chunks[0].config.params_dtype)(s[None]).logits[0] for s in sequences]).float()
     ours = torch.cat(parts, dim=-1)[:, : model.shape.vocab].float().cpu().contiguous()
-    return {"ours": ours, "theirs": theirs, "rounded": rounded} | exported
+    found = {"ours": ours, "theirs": theirs, "rounded": rounded} | exported
+    if dist.get_world_size() > 1 or platform.is_cuda or model.shape.vision:
+        return found
+    inputs = (tokens, positions, packed)
+    return found | gradients(chunks, platform, inputs) | their_gradients(reference, sequences)
+
+
+def gradients(chunks: list[Any], platform: Platform, inputs: tuple[Any, ...]) -> dict[str, Tensor]:
+    """Of a weighted sum of the log-probabilities of next tokens."""
+    from grpo_hpc.models.movers import HfExporter
+
+    tokens, positions, packed = inputs
+    with platform.megatron():
+        scores = chunks[0](
+            tokens,
+            positions,
+            None,
+            packed_seq_params=packed,
+            labels=tokens.roll(-1),
+            loss_mask=torch.ones_like(tokens).bool(),
+        )[0]
+        mask = positions[0].roll(-1) != 0  # the last token of a sequence has no next one
+        (scores[mask] * weights(int(mask.sum()))).sum().backward()
+    values = HfExporter(chunks, platform.layer_spec, control(), values=lambda p: p.grad if p.requires_grad else p)
+    return {f"gradient/ours/{name}": value.clone().contiguous() for name, value in values.tensors()}
+
+
+def their_gradients(reference: Any, sequences: list[Tensor]) -> dict[str, Tensor]:
+    """The same of transformers; saved as a model would be, so that they have the names of its files."""
+    from safetensors.torch import load_file
+
+    logits = [reference(s[None]).logits[0, :-1].log_softmax(-1) for s in sequences]
+    scores = torch.cat([part.gather(1, s[1:, None])[:, 0] for part, s in zip(logits, sequences, strict=True)])
+    (scores * weights(len(scores))).sum().backward()
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        for parameter in reference.parameters():
+            if parameter.grad is not None:
+                parameter.copy_(parameter.grad)
+        reference.save_pretrained(folder)
+        return {f"gradient/theirs/{k}": v for k, v in load_file(f"{folder}/model.safetensors").items()}
+
+
+def weights(count: int) -> Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(1))
 
 
 if __name__ == "__main__":

@@ -362,3 +362,16 @@ def test_a_run_is_planned_for_the_gpus_of_its_cluster() -> None:
     assert any("set resources.gpu to l40s" in warning for warning in other.warnings)
     unknown = make_plan(open_ended, site=Site("mysite", gpu="a100"))
     assert any("a100-40, a100-80" in warning for warning in unknown.warnings)
+
+
+PUBLISHED = json.loads((Path(__file__).parents[1] / "models" / "published.json").read_text())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_configuration_can_be_planned_with(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    keys = [f"model.config={tmp_path / 'config.json'}", "rollout.vllm_max_model_len=2048"]
+    keys += ["rollout.max_completion_length=1024", "parallel.tensor_model_parallel_size=2"]
+    plan = make_plan(shipped("qwen3_8b", *keys))
+    assert plan.shape is not None and plan.estimate is not None
+    assert plan.shape.family == PUBLISHED[name]["model_type"]

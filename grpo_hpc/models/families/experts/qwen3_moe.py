@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from grpo_hpc.models.families.family import (
     Config,
     Family,
@@ -18,7 +20,8 @@ from grpo_hpc.models.weight_map import Rule
 HF = "model.layers.{i}."
 
 
-def read(config: Config) -> ModelShape:
+def read_sparse(config: Config, family: str, **own: Any) -> ModelShape:
+    """The shape of a decoder with experts in the layers that ``decoder_sparse_step`` and ``mlp_only_layers`` say."""
     dense, step = set(config.get("mlp_only_layers") or ()), config.get("decoder_sparse_step", 1)
     layers = config["num_hidden_layers"]
     experts = Experts(
@@ -29,10 +32,10 @@ def read(config: Config) -> ModelShape:
     )
     return read_decoder(
         config,
-        "qwen3_moe",
-        qk_norm="head",
+        family,
         experts=experts,
         moe_layers=tuple(i for i in range(layers) if i not in dense and (i + 1) % step == 0),
+        **own,
     )
 
 
@@ -41,4 +44,4 @@ def rules(shape: ModelShape) -> list[Rule]:
     return [*embedding_rules(shape), *attention_rules(shape, HF), *dense, *moe_rules(shape, HF)]
 
 
-FAMILY = Family(read=read, rules=rules, megatron=moe_options)
+FAMILY = Family(read=lambda config: read_sparse(config, "qwen3_moe", qk_norm="head"), rules=rules, megatron=moe_options)

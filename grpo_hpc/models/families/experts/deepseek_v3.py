@@ -10,68 +10,83 @@ from grpo_hpc.models.families.family import (
     Config,
     Family,
     all_layers,
+    choice_bias_rule,
     embedding_rules,
-    experts_of,
-    gated_rules,
     input_norm_rule,
     mlp_rules,
     moe_options,
     moe_rules,
+    next_layers,
     read_decoder,
     require,
     rope_of,
+    shared_rules,
+    unstated,
 )
 from grpo_hpc.models.layouts import Copy, Layout, SplitColumns, SplitRows
-from grpo_hpc.models.shape import Experts, Mla, ModelShape, Yarn
+from grpo_hpc.models.shape import Experts, Mla, ModelShape, Rotary, Yarn
 from grpo_hpc.models.weight_map import Rule
 
 HF = "model.layers.{i}."
+BIAS = "mlp.gate.e_score_correction_bias"
 
 
 # what vLLM has other defaults for: no bias in the choice of experts, and scores by softmax
 ROUTING = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
 
 
-def read(config: Config) -> ModelShape:
-    require(config, rope_interleave=True, rms_norm_eps=1e-6, **ROUTING)
-    layers, rope = config["num_hidden_layers"], rope_of(config)
+def read(config: Config, family: str = "deepseek_v3") -> ModelShape:
+    require(config, **ROUTING)
+    return read_latent(
+        config,
+        family,
+        balanced_experts(config),
+        tuple(range(config["first_k_dense_replace"], config["num_hidden_layers"])),
+        unstated=unstated(config, **ROUTING),
+    )
+
+
+def balanced_experts(config: Config) -> Experts:
+    """Experts by sigmoid, of which a bias that balances them helps to choose."""
+    return Experts(
+        count=config["n_routed_experts"],
+        topk=config["num_experts_per_tok"],
+        ffn=config["moe_intermediate_size"],
+        shared_ffn=config["moe_intermediate_size"] * config.get("n_shared_experts", 0),
+        score="sigmoid",
+        normalise=config.get("norm_topk_prob", True),
+        scale=config["routed_scaling_factor"],
+        groups=config.get("n_group", 1),
+        topk_groups=config.get("topk_group", 1),
+        bias=True,
+    )
+
+
+def read_latent(config: Config, family: str, experts: Experts, moe_layers: tuple[int, ...], **own: Any) -> ModelShape:
+    """The shape of a decoder with latent attention.
+
+    Its norms of compressed queries and keys have the model's epsilon, as in vLLM; in transformers they have 1e-6.
+    """
+    require(config, rope_interleave=True)
+    rope = rope_of(config)
     mla = Mla(
-        q_rank=config["q_lora_rank"],
+        q_rank=config.get("q_lora_rank"),
         kv_rank=config["kv_lora_rank"],
         nope_dim=config["qk_nope_head_dim"],
         rope_dim=config["qk_rope_head_dim"],
         v_dim=config["v_head_dim"],
         yarn=_yarn(rope),
     )
-    experts = Experts(
-        count=config["n_routed_experts"],
-        topk=config["num_experts_per_tok"],
-        ffn=config["moe_intermediate_size"],
-        shared_ffn=config["moe_intermediate_size"] * (config.get("n_shared_experts") or 0),
-        score="sigmoid",
-        normalise=config["norm_topk_prob"],
-        scale=config["routed_scaling_factor"],
-        groups=config["n_group"],
-        topk_groups=config["topk_group"],
-        bias=True,
-    )
-    if not experts.normalise:
-        raise CheckpointError("norm_topk_prob: false is not supported with sigmoid scores")
-    if experts.groups > 1 and experts.topk != 2 * experts.topk_groups:
-        # the model ranks groups by their two best experts, Megatron by as many as the choice has per group
-        raise CheckpointError(
-            f"num_experts_per_tok {experts.topk} must be 2 * topk_group = {2 * experts.topk_groups} with expert groups"
-        )
-    plain = {**config, "rope_parameters": {"rope_theta": rope["rope_theta"]}, "rope_scaling": None}
     return read_decoder(
-        plain,
-        "deepseek_v3",
+        config,
+        family,
         kv_heads=config["num_attention_heads"],
         head_dim=mla.nope_dim + mla.rope_dim,
+        rotary=Rotary(rope["rope_theta"], mla.rope_dim, interleaved=True),
         experts=experts,
-        moe_layers=tuple(range(config["first_k_dense_replace"], layers)),
+        moe_layers=moe_layers,
         mla=mla,
-        unstated=tuple((key, value) for key, value in ROUTING.items() if config.get(key) is None),
+        **own,
     )
 
 
@@ -96,7 +111,8 @@ def rules(shape: ModelShape) -> list[Rule]:
         *mla_rules(shape),
         *(mlp_rules(shape, HF) if shape.dense_layers else []),
         *moe_rules(shape, HF),
-        *_router_and_shared(shape),
+        choice_bias_rule(shape, HF + BIAS),
+        *shared_rules(shape, HF + "mlp.shared_experts."),
     ]
 
 
@@ -140,18 +156,8 @@ def mla_of(shape: ModelShape) -> Mla:
     return shape.mla
 
 
-def _router_and_shared(shape: ModelShape) -> list[Rule]:
-    moe, layers = experts_of(shape), shape.moe_layers
-    name, layout = HF + "mlp.gate.e_score_correction_bias", Copy((moe.count,))
-    bias = Rule(MG + "mlp.router.expert_bias", (name,), layout, "router", layers=layers, buffer=True)
-    if not moe.shared_ffn:
-        return [bias]
-    mg, hf = MG + "mlp.shared_experts.", HF + "mlp.shared_experts."
-    return [bias, *gated_rules(shape.hidden, moe.shared_ffn, mg, hf, layers, "shared_expert")]
-
-
 def megatron(shape: ModelShape) -> dict[str, Any]:
-    mla, moe = mla_of(shape), experts_of(shape)
+    mla = mla_of(shape)
     options: dict[str, Any] = {
         "multi_latent_attention": True,
         "q_lora_rank": mla.q_rank,
@@ -159,16 +165,11 @@ def megatron(shape: ModelShape) -> dict[str, Any]:
         "qk_head_dim": mla.nope_dim,
         "qk_pos_emb_head_dim": mla.rope_dim,
         "v_head_dim": mla.v_dim,
-        "rotary_base": shape.rope_theta,
+        "rotary_base": shape.rotary.theta,
         "qk_layernorm": True,
-        "moe_router_enable_expert_bias": moe.bias,
-        "moe_router_bias_update_rate": 0.0,
-        "moe_router_topk_scaling_factor": moe.scale,
         "rope_type": "rope",
         "rotary_scaling_factor": 1.0,
     }
-    if moe.groups > 1:
-        options |= {"moe_router_num_groups": moe.groups, "moe_router_group_topk": moe.topk_groups}
     if mla.yarn is not None:
         options |= {
             "rope_type": "yarn",
@@ -186,6 +187,6 @@ FAMILY = Family(
     read=read,
     rules=rules,
     megatron=megatron,
-    ignored=lambda shape: (f"model.layers.{shape.layers}.",),  # the multi-token prediction layer
-    float32=("mlp.gate.e_score_correction_bias",),
+    ignored=next_layers,
+    float32=(BIAS,),
 )

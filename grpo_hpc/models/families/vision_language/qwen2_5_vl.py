@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grpo_hpc.models.families.family import Config, Family, decoder_rules, read_decoder
-from grpo_hpc.models.families.vision import biased, merged_width, tower, weight
+from grpo_hpc.models.families.vision_language.tower import biased, merged_width, tower, weight
 from grpo_hpc.models.shape import ModelShape, Vision
 from grpo_hpc.models.weight_map import Rule
 

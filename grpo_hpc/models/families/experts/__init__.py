@@ -1,0 +1,1 @@
+"""Families with experts in some layers or in all."""
