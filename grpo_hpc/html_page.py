@@ -9,7 +9,10 @@ from __future__ import annotations
 from base64 import b64encode
 from hashlib import sha256
 from html import escape
+from typing import Literal
 
+Loads = Literal["nothing", "scripts beside", "its own server"]
+"""What a page may load beyond itself: scripts in files beside it, or the answers of the server that it came from."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0578d", "#8a6d00", "#3d9bd6", "#8a6bbd", "#737373")
 """Seen on light and on dark paper."""
 STYLE = """
@@ -31,19 +34,19 @@ svg{max-width:100%;height:auto} svg text{fill:var(--ink)} svg text[fill=white]{f
 """
 
 
-def page(title: str, body: str, *, style: str = "", script: str = "", data: str = "", beside: bool = False) -> str:
-    """A page that opens from a disk and asks no network for anything.
+def page(title: str, body: str, *, style: str = "", script: str = "", data: str = "", loads: Loads = "nothing") -> str:
+    """A page that opens from a disk and asks no network for anything, unless it ``loads`` from its server.
 
     Args:
         body: HTML.
         style: what this page needs beyond :data:`STYLE`.
         script: its only one; every other is refused by the page's policy, whatever its data hold.
         data: JSON for the script, which finds it in the element ``data``.
-        beside: the script may load further scripts, from files beside the page.
     """
     trusted = f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" if script else "'none'"
-    trusted += " 'strict-dynamic'" if beside else ""
+    trusted += " 'strict-dynamic'" if loads == "scripts beside" else ""
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {trusted}"
+    policy += "; connect-src 'self'" if loads == "its own server" else ""
     head = [
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><meta name="referrer" content="no-referrer">',

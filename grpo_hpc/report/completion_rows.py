@@ -37,10 +37,10 @@ class Sample:
 def sample(folder: Path, wanted: int) -> Sample:
     """About ``wanted`` completions from steps over the whole run, the first and the last among them."""
     found = Sample()
-    found.steps = _steps_of(folder, found.damaged)
+    found.steps = recorded_steps(folder, found.damaged)
     chosen = spread(found.steps, min(_STEPS, wanted))
     for step in chosen:
-        groups = list(_groups(_rows_of(folder, step, found.damaged)).values())
+        groups = list(_groups(rows_of(folder, step, found.damaged)).values())
         for group in spread(groups, max(1, round(wanted / len(chosen) / max(1, len(groups[0]))))) if groups else []:
             found.rows += [cut(row) for row in group]
     return found
@@ -56,8 +56,8 @@ def write_beside(run: int, folder: Path, beside: Path) -> list[str]:
     """
     damaged: list[str] = []
     beside.mkdir(exist_ok=True)
-    for step in _steps_of(folder, damaged):
-        rows = in_script(json_text(_rows_of(folder, step, damaged)))
+    for step in recorded_steps(folder, damaged):
+        rows = in_script(json_text(rows_of(folder, step, damaged)))
         write_atomically(beside / f"run_{run}_step_{step}.js", f"loadCompletions({run},{step},{rows})\n")
     return damaged
 
@@ -91,7 +91,7 @@ def clear(beside: Path) -> None:
 def matching(folder: Path, steps: Sequence[int], wanted: Wanted, damaged: list[str]) -> Iterator[Row]:
     """Rows of ``steps`` that are ``wanted``; what cannot be read is noted in ``damaged``."""
     for step in steps:
-        yield from filter(wanted, _rows_of(folder, step, damaged))
+        yield from filter(wanted, rows_of(folder, step, damaged))
 
 
 def texts(row: Row) -> Iterator[str]:
@@ -134,7 +134,8 @@ def _groups(rows: Sequence[Row]) -> dict[Any, list[Row]]:
     return dict(sorted(groups.items(), key=lambda group: str(group[0]).zfill(20)))
 
 
-def _steps_of(folder: Path, damaged: list[str]) -> list[int]:
+def recorded_steps(folder: Path, damaged: list[str]) -> list[int]:
+    """The steps that have completions in ``folder``; why it cannot be read is noted in ``damaged``."""
     try:
         return steps_with_completions(folder)
     except OSError as error:
@@ -142,7 +143,8 @@ def _steps_of(folder: Path, damaged: list[str]) -> list[int]:
         return []
 
 
-def _rows_of(folder: Path, step: int, damaged: list[str]) -> list[Row]:
+def rows_of(folder: Path, step: int, damaged: list[str]) -> list[Row]:
+    """The completions of ``step``; what cannot be read is noted in ``damaged``."""
     rows: list[Row] = []
     try:
         rows.extend(read_completions(folder, step))

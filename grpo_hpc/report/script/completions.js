@@ -3,7 +3,7 @@
 const LONG = 12000, FIRST = 8;
 const HIDDEN_SIGNS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
 const chosen = { run: 0, step: "", text: "", low: "", high: "", finish: "", sort: "order", groups: false, shown: FIRST };
-let list = null, count = null;
+let list = null, count = null, steps = null;
 
 const picture = (sign) => (sign.charCodeAt(0) < 32 ? String.fromCharCode(0x2400 + sign.charCodeAt(0)) : `U+${sign.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}`);
 
@@ -113,6 +113,7 @@ function loadCompletions(run, step, rows) {
 
 function fetchStep(run, step) {
   if (!DATA.beside || step === "" || DATA.runs[run].completions.loaded?.has(step)) return;
+  if (DATA.live) { askServer("completions", [["run", DATA.live[run]], ["step", step]]).then(({ rows }) => loadCompletions(run, step, rows), () => { count.textContent = `the completions of step ${step} did not arrive`; }); return; }
   const source = `${encodeURIComponent(DATA.beside)}/run_${run}_step_${step}.js`;
   const file = el("script", { src: source });
   file.addEventListener("error", () => { count.textContent = `${source} is not beside this page`; });
@@ -124,15 +125,20 @@ function stepsToChoose() {
   return DATA.beside ? steps : [...new Set(rows.map((row) => row.step))];
 }
 
+const option = (value, text) => el("option", { value }, text);
+
+function fillSteps() {
+  steps.replaceChildren(option("", DATA.beside ? "choose a step" : "all on this page"), ...stepsToChoose().map((step) => option(step, step)));
+  steps.value = chosen.step;
+}
+
 function browser() {
-  if (!DATA.runs.some((run) => run.completions.rows.length || (DATA.beside && run.completions.steps.length))) return [el("p", { class: "dim" }, "No completions are recorded, or the page was made without them.")];
+  if (!DATA.live && !DATA.runs.some((run) => run.completions.rows.length || (DATA.beside && run.completions.steps.length))) return [el("p", { class: "dim" }, "No completions are recorded, or the page was made without them.")];
   const change = (key) => (event) => { chosen[key] = event.target.type === "checkbox" ? event.target.checked : event.target.value; chosen.shown = FIRST; list_again(); };
-  const option = (value, text) => el("option", { value }, text);
-  const steps = el("select", { id: "step", onchange: (event) => { change("step")(event); fetchStep(chosen.run, event.target.value && Number(event.target.value)); } });
-  const fill = () => steps.replaceChildren(option("", DATA.beside ? "choose a step" : "all on this page"), ...stepsToChoose().map((step) => option(step, step)));
-  const pick = (event) => { chosen.run = Number(event.target.value); chosen.step = ""; fill(); chosen.shown = FIRST; list_again(); };
+  steps = el("select", { id: "step", onchange: (event) => { change("step")(event); fetchStep(chosen.run, event.target.value && Number(event.target.value)); } });
+  const pick = (event) => { chosen.run = Number(event.target.value); chosen.step = ""; fillSteps(); chosen.shown = FIRST; list_again(); };
   const ends = [...new Set(DATA.runs.flatMap((run) => run.completions.rows.map((row) => row.finish_reason)))].filter(Boolean);
-  fill();
+  fillSteps();
   count = el("output", { class: "dim" });
   list = el("div", { id: "completions-list" });
   const controls = el("div", { class: "controls" },

@@ -43,6 +43,7 @@ const sections = [
   section("plan", "Planned and measured", each(planned)),
   section("starts", "Starts", each(attempts)),
   section("completions", "Completions", browser()),
+  DATA.live ? section("log", "Log", logs()) : null,
   section("file", several ? "Run files" : "Run file", settings()),
   section("environment", "Environment", environment()),
 ].filter(Boolean);
