@@ -10,6 +10,8 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,12 @@ def member(rows: Iterable[Mapping[str, Any]]) -> bytes:
     Equal rows give equal bytes. NaN and infinities become null.
     """
     return gzip.compress(b"".join(map(to_line, rows)), compresslevel=1, mtime=0)
+
+
+def first_rows(compressed: bytes, count: int) -> list[dict[str, Any]]:
+    """The first rows of what :func:`member` gave, without unpacking the others."""
+    with gzip.open(BytesIO(compressed), "rt", encoding="utf-8") as file:
+        return [json.loads(row) for row in islice(file, count)]
 
 
 class CompletionLog:

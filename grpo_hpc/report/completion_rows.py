@@ -42,7 +42,7 @@ def sample(folder: Path, wanted: int) -> Sample:
     for step in chosen:
         groups = list(_groups(rows_of(folder, step, found.damaged)).values())
         for group in spread(groups, max(1, round(wanted / len(chosen) / max(1, len(groups[0]))))) if groups else []:
-            found.rows += [cut(row) for row in group]
+            found.rows += [_for_page(row) for row in group]
     return found
 
 
@@ -96,7 +96,7 @@ def matching(folder: Path, steps: Sequence[int], wanted: Wanted, damaged: list[s
 
 def texts(row: Row) -> Iterator[str]:
     """What was said in a row, by whom ever."""
-    for message in row.get("messages") or []:
+    for message in [*(row.get("messages") or []), *(row.get("turns") or [])]:
         yield said(message.get("content"))
     yield str(row.get("completion") or "")
 
@@ -125,6 +125,13 @@ def spread(found: Sequence[Any], count: int) -> list[Any]:
         return list(found)[: max(0, count)] if count < 1 else list(found)
     last = len(found) - 1
     return [found[last if count == 1 else round(k * last / (count - 1))] for k in range(count)]
+
+
+def _for_page(row: Row) -> Row:
+    """``row`` as a page holds it; values of tokens belong to a whole text."""
+    values, rest = row.get("by_token"), {name: value for name, value in row.items() if name != "by_token"}
+    short = cut(rest)
+    return short if values is None or short["completion"] != rest["completion"] else {**short, "by_token": values}
 
 
 def _groups(rows: Sequence[Row]) -> dict[Any, list[Row]]:
@@ -158,8 +165,11 @@ def rows_of(folder: Path, step: int, damaged: list[str]) -> list[Row]:
 
 def _is_sound(row: Row) -> bool:
     """It has the fields that the trainer writes, as far as their kind matters to those who show them."""
-    messages, figures = row.get("messages"), [row.get(name) for name in ("reward", "advantage", "tokens", "position")]
-    kinds = isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
+    messages: Any = row.get("messages")
+    turns: Any = row.get("turns") or []
+    figures = [row.get(name) for name in ("reward", "advantage", "tokens", "position")]
+    lists = isinstance(messages, list) and isinstance(turns, list)
+    kinds = lists and all(isinstance(message, dict) for message in [*messages, *turns])
     numbers = all(figure is None or isinstance(figure, int | float) for figure in figures)
     named = all(isinstance(row.get(name) or {}, dict) for name in ("rewards", "failures"))
     return kinds and numbers and named and isinstance(row.get("completion"), str)

@@ -17,7 +17,7 @@ from grpo_hpc.report.recorded_run import RecordedRun
 
 _SCRIPT = Path(__file__).with_name("script")
 # in the order in which they build on each other
-_PARTS = ("elements", "charts", "bars", "sweep", "completions", "page")
+_PARTS = ("elements", "charts", "bars", "sweep", "completions", "tokens", "page")
 _LIVE_PARTS = (*_PARTS[:-1], "logs", "page", "growing")
 
 

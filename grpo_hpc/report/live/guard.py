@@ -41,8 +41,8 @@ class Guard:
         hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1 or hosts[0].partition(":")[0] not in _OWN_NAMES:
             return _said("Ask for this server as 127.0.0.1 or localhost.", 421)
-        given = scope["path"].split("/")[1].encode(errors="replace")
-        if not hmac.compare_digest(given, self._token):
+        given = "".join(scope["path"].split("/")[1:2])  # nothing of `*`, which HTTP knows, too
+        if not hmac.compare_digest(given.encode(errors="replace"), self._token):
             return _said("The address lacks its token: take the one that `grpo-hpc view` has printed.", 403)
         return None if scope["method"] in ("GET", "HEAD") else _said("Runs can be looked at here, nothing else.", 405)
 

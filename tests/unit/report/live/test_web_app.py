@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -100,6 +102,18 @@ def test_without_the_token_nothing_is_answered(client: TestClient, path: str) ->
     answer = client.get(path)
     assert answer.status_code == 403
     assert "token" in answer.text and TOKEN not in answer.text
+
+
+@pytest.mark.parametrize("path", ["*", "", "http://127.0.0.1/list", "\udcff"])
+def test_paths_that_no_client_sends(folder: Path, path: str) -> None:
+    said: list[Any] = []
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": path, "headers": [(b"host", b"localhost")]}
+    asyncio.run(web_app(Shelf(folder), TOKEN)(scope, None, send))
+    assert said[0]["status"] == 403
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "10.0.0.1:9", "", "[::1]:9"])
