@@ -53,7 +53,7 @@ function shownPart(part) {
   if (typeof part === "string") return written(part);
   if (part?.type === "text") return written(asText(part.text));
   const source = part?.image_url?.url ?? part?.image ?? part?.url;
-  if (typeof source === "string" && IMAGE.test(source)) return el("img", { src: source, alt: "an image of the record", loading: "lazy" });
+  if (typeof source === "string" && IMAGE.test(source)) return el("img", { src: source, alt: "an image of the record" });
   return folded(part?.type ?? "part", part);
 }
 
