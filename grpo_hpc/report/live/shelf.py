@@ -15,8 +15,9 @@ from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.runs.standing import Standing
 from grpo_hpc.runs.sweep import Sweep
 
-FRESH_S = 3.0
-"""Seconds for which an answer holds: however many windows ask, files are read and Slurm is asked once."""
+FRESH_S, FRESH_TIMES = 3.0, 10.0
+"""Seconds for which an answer holds, or times as long as it took: however many windows ask and runs there are, the
+disk and Slurm are left alone for most of the time."""
 _SHOWN = 120  # rewards of a run in the list
 Answer = TypeVar("Answer")
 
@@ -38,7 +39,7 @@ class Shelf:
         self.only = path.name if (path / "run.yaml").is_file() else None
         self.folder = path.parent if self.only else path
         self._lock = threading.Lock()
-        self._known: dict[object, tuple[float, Any]] = {}
+        self._known: dict[object, tuple[float, Any]] = {}  # until when an answer holds, and the answer
 
     def run(self, name: str) -> RunDir:
         """The run of this name: that of its folder, behind the name of its sweep where it belongs to one.
@@ -93,10 +94,11 @@ class Shelf:
     def _fresh(self, key: object, read: Callable[[], Answer]) -> Answer:
         """What ``read`` found a moment ago, or finds now."""
         with self._lock:
-            now = time.monotonic()
-            self._known = {one: found for one, found in self._known.items() if now - found[0] < FRESH_S}
+            begun = time.monotonic()
+            self._known = {one: found for one, found in self._known.items() if begun < found[0]}
             if key not in self._known:
                 found = read()
-                self._known[key] = time.monotonic(), found
+                ended = time.monotonic()
+                self._known[key] = ended + max(FRESH_S, FRESH_TIMES * (ended - begun)), found
             answer: Answer = self._known[key][1]
             return answer

@@ -12,8 +12,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from grpo_hpc.errors import ConfigError
+from grpo_hpc.report.live import shelf
 from grpo_hpc.report.live.shelf import Shelf
 from grpo_hpc.report.live.web_app import web_app
+from grpo_hpc.runs.overview import overview
 from grpo_hpc.runs.sweep import FILE
 from tests.browser.recordings import record
 
@@ -165,3 +167,14 @@ def test_a_damaged_run_is_named(tmp_path: Path) -> None:
     assert [run["name"] for run in get(client, "list").json()["runs"]] == ["whole"]
     assert "damaged is left out" in get(client, "runs", run=["damaged", "whole"]).text
     assert get(client, "runs", run="damaged").status_code == 404
+
+
+def test_many_windows_read_the_disk_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Path] = []
+    monkeypatch.setattr(shelf, "overview", lambda path: looked.append(path) or overview(path))
+    seen = Shelf(folder)
+    assert seen.listing() == seen.listing() and len(looked) == 1
+    monkeypatch.setattr(shelf, "FRESH_S", -1.0)
+    monkeypatch.setattr(shelf, "FRESH_TIMES", 0.0)
+    seen = Shelf(folder)
+    assert seen.listing() == seen.listing() and len(looked) == 3
