@@ -17,6 +17,7 @@ from grpo_hpc.observe.completions import CompletionLog, member
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.sinks import MetricSinks
 from grpo_hpc.runs.run_dir import RunDir
+from tests.browser.conftest import NAMELESS
 from tests.browser.recordings import completions_of, metrics_of, record, row
 
 
@@ -60,6 +61,7 @@ def test_a_run_grows_while_it_is_looked_at(runs: list[RunDir], address: str, chr
     chromium.get(address)
     wait(chromium, "document.querySelectorAll('tbody tr').length === 2")
     assert "20 of" in text_of(chromium, "tbody tr:last-child")
+    assert chromium.execute_script(NAMELESS) == []
     chromium.find_element(By.LINK_TEXT, "one").click()
     wait(chromium, "document.querySelectorAll('.card').length === 8")
     wait(chromium, "document.querySelector('.log').textContent === 'the first line'")
@@ -78,6 +80,7 @@ def test_a_run_grows_while_it_is_looked_at(runs: list[RunDir], address: str, chr
 
     wait(chromium, f"document.querySelector('{readout}').textContent === '122'")
     wait(chromium, """!!document.querySelector('[data-metric="mask/new"]')""")
+    assert chromium.execute_script(NAMELESS) == []
     assert "step 22 of" in text_of(chromium, ".head")
     wait(chromium, f"document.querySelector('.log').textContent.includes({text + '␛[31m'!r})")
     chromium.execute_script("document.getElementById('step').value = 21")

@@ -19,6 +19,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from grpo_hpc.cli import main
 from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.runs.sweep import FILE
+from tests.browser.conftest import NAMELESS
 from tests.browser.recordings import completions_of, record, row
 
 Open = Callable[[Path], Chrome]
@@ -120,6 +121,7 @@ def test_time_plan_and_starts(tmp_path: Path, opened: Open) -> None:
     assert ratio == pytest.approx(4.0 / seconds, rel=0.1)
     assert rows_of(driver, "#plan .pair > :last-child table")[-1].split()[2] == "60.4"
     assert any("--average-completion 120" in line for line in texts(driver, "#plan li"))
+    assert driver.execute_script(NAMELESS) == []
     assert "success" in rows_of(driver, "#starts table")[1]
 
 

@@ -94,7 +94,7 @@ class Chart {
     this.title = el("button", { type: "button", title: `${this.about.meaning} Click for a large chart.`.trim(), onclick: () => this.enlarge() }, this.about.label);
     this.readout = el("output", { class: "readout" });
     this.tip = el("div", { class: "tip", hidden: true });
-    this.picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", tabindex: 0 });
+    this.picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", tabindex: 0, "aria-label": `${name}. ${this.about.meaning} Arrow keys move along the steps.` });
     const unit = this.about.unit ? el("span", { class: "dim" }, ` ${this.about.unit}`) : null;
     this.figure = el("figure", { class: "chart", "data-metric": name }, el("figcaption", {}, this.title, unit, this.readout), this.picture, this.tip);
     this.listen();
@@ -154,7 +154,6 @@ class Chart {
     this.lines = linesOf(this.name);
     this.span = limits(this.lines, "x");
     const range = limits(this.lines, "y");
-    this.picture.setAttribute("aria-label", `${this.name}. ${this.about.meaning} Arrow keys move along the steps.`);
     this.cursor = null;
     if (!this.span || !range) { this.span = null; this.picture.replaceChildren(svg("text", { x: LEFT, y: 60, class: "dim" }, this.nothing())); this.readout.textContent = ""; return; }
     if (view.zoom) this.span = view.zoom;
