@@ -52,7 +52,7 @@ _OPTIONS = (
     _Option(
         "logging.profile_ranks",
         lambda cfg: cfg.logging.profile_steps is not None,
-        "has no meaning without profile_steps",
+        "has no meaning without logging.profile_steps",
     ),
     _Option(
         "logging.prometheus_host",
