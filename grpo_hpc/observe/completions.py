@@ -10,6 +10,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from gzip import GzipFile
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -30,10 +31,10 @@ def member(rows: Iterable[Mapping[str, Any]]) -> bytes:
     return gzip.compress(b"".join(map(to_line, rows)), compresslevel=1, mtime=0)
 
 
-def first_rows(compressed: bytes, count: int) -> list[dict[str, Any]]:
+def first_rows(members: Iterable[bytes], count: int) -> list[dict[str, Any]]:
     """The first rows of what :func:`member` gave, without unpacking the others."""
-    with gzip.open(BytesIO(compressed), "rt", encoding="utf-8") as file:
-        return [json.loads(row) for row in islice(file, count)]
+    lines = (line for part in members for line in GzipFile(fileobj=BytesIO(part)))
+    return [json.loads(line) for line in islice(lines, count)]
 
 
 class CompletionLog:

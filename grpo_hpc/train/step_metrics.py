@@ -44,7 +44,7 @@ class Reporter:
         """Every rank's :func:`completion_rows`, compressed; ``step`` is the first optimizer step made from them."""
         if self.log and self.sinks:
             self.log.write(step, members)
-            self.sinks.completions(step, first_rows(members[0], _SHOWN))
+            self.sinks.completions(step, first_rows(members, _SHOWN))
 
     def message(self, text: str) -> None:
         """Something that a person should know."""

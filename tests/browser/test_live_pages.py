@@ -96,6 +96,8 @@ def test_marked_runs_lie_over_each_other(address: str, chromium: Chrome) -> None
     chromium.get(address)
     for box in WebDriverWait(chromium, 30).until(lambda seen: seen.find_elements(By.CSS_SELECTOR, "tbody input")):
         box.click()
+    chromium.execute_script("return ask()")  # the list is drawn again, with marks and focus as they were
+    wait(chromium, "document.activeElement.dataset.key === 'mark one' && document.activeElement.checked")
     chromium.find_element(By.LINK_TEXT, "look at these 2 together").click()
     wait(chromium, "document.querySelectorAll('[data-metric=\"reward/mean\"] .curve').length === 2")
     assert [part.strip() for part in text_of(chromium, ".legend").split("  ") if part.strip()] == [

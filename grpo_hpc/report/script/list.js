@@ -18,7 +18,7 @@ function spark(values) {
 }
 
 function mark(name) {
-  return el("input", { type: "checkbox", checked: marks.has(name), "aria-label": `mark ${name}`, onchange: (event) => { if (event.target.checked) marks.add(name); else marks.delete(name); join(); } });
+  return el("input", { type: "checkbox", "data-key": `mark ${name}`, checked: marks.has(name), "aria-label": `mark ${name}`, onchange: (event) => { if (event.target.checked) marks.add(name); else marks.delete(name); join(); } });
 }
 
 function join() {
@@ -29,17 +29,21 @@ function join() {
 
 function line(run) {
   const left = run.seconds_left === null ? "" : `, ${duration(run.seconds_left)} left`;
-  return [mark(run.name), el("a", { href: pageOf([run.name]) }, run.name), el("b", { class: stateClass(run.state), title: run.detail }, run.state), `${run.step} of ${run.total_steps}${left}`, run.reward === null ? "-" : shown(run.reward), spark(run.rewards), `${clock(run.changed)} UTC`];
+  return [mark(run.name), el("a", { href: pageOf([run.name]), "data-key": run.name }, run.name), el("b", { class: stateClass(run.state), title: run.detail }, run.state), `${run.step} of ${run.total_steps}${left}`, run.reward === null ? "-" : shown(run.reward), spark(run.rewards), `${clock(run.changed)} UTC`];
 }
 
+// Draw the list again; what somebody uses or has unfolded stays so.
 function fill() {
+  const used = rowsOf.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  const unfolded = rowsOf.querySelector("details")?.open ?? false;
   const found = DATA.runs.filter((run) => run.name.toLowerCase().includes(wanted.value.toLowerCase()));
-  const over = DATA.passed_over.length ? el("details", {}, el("summary", { class: "dim" }, `${DATA.passed_over.length} further entries are no runs, or damaged`), table(["path", "why"], DATA.passed_over)) : null;
+  const over = DATA.passed_over.length ? el("details", { open: unfolded }, el("summary", { class: "dim", "data-key": "others" }, `${DATA.passed_over.length} further entries are no runs, or damaged`), table(["path", "why"], DATA.passed_over)) : null;
   rowsOf.replaceChildren(...[found.length ? table(["", "run", "state", "step", "reward", "its course", "last heard of"], found.map(line), [4]) : el("p", { class: "dim" }, "There is no run here."), over].filter(Boolean));
+  if (used !== undefined) rowsOf.querySelector(`[data-key="${CSS.escape(used)}"]`)?.focus({ preventScroll: true });
 }
 
 async function ask() {
-  if (document.hidden || rowsOf.contains(document.activeElement)) return;
+  if (document.hidden) return;
   try {
     Object.assign(DATA, await askServer("list"));
     contact.hidden = true;
