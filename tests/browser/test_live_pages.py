@@ -82,6 +82,7 @@ def test_a_run_grows_while_it_is_looked_at(runs: list[RunDir], address: str, chr
     wait(chromium, """!!document.querySelector('[data-metric="mask/new"]')""")
     assert chromium.execute_script(NAMELESS) == []
     assert "step 22 of" in text_of(chromium, ".head")
+    chromium.execute_script("document.querySelector('.log').scrollIntoView()")
     wait(chromium, f"document.querySelector('.log').textContent.includes({text + '␛[31m'!r})")
     chromium.execute_script("document.getElementById('step').value = 21")
     chromium.execute_script("document.getElementById('step').dispatchEvent(new Event('change'))")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -19,7 +21,7 @@ from grpo_hpc.report.live.guard import Guard
 from grpo_hpc.report.live.shelf import Shelf
 from grpo_hpc.report.page_data import about_metrics, growth
 from grpo_hpc.report.run_page import live_run_page, script_of, style
-from grpo_hpc.runs.follow import Wanted, read_log
+from grpo_hpc.runs.follow import LogLine, Wanted, read_log
 
 _MOST_RUNS = 64  # on one page
 _LINES, _LONGEST_LINE = 1000, 4000
@@ -93,9 +95,10 @@ class _Pages:
         """The last lines of one log: the one that tells most, or that of a start, a rank, a server."""
         given = request.query_params
         asked = {name: _whole(given[name], name) for name in ("attempt", "rank", "server") if given.get(name)}
-        found = list(read_log(self._shelf.run(_names(request)[0]), Wanted(**asked), _LINES))
-        lines = [line.line[:_LONGEST_LINE] for line in found[-_LINES:]]
-        return _json({"file": found[0].file if found else "", "lines": lines})
+        lines = deque[LogLine](maxlen=_LINES)  # a log that grows meanwhile, or has no line ends, fills no memory
+        for line in read_log(self._shelf.run(_names(request)[0]), Wanted(**asked), _LINES):
+            lines.append(replace(line, line=line.line[:_LONGEST_LINE]))
+        return _json({"file": lines[-1].file if lines else "", "lines": [line.line for line in lines]})
 
 
 def _names(request: Request) -> list[str]:

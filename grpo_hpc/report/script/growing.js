@@ -63,7 +63,7 @@ async function ask() {
     contact.textContent = `The server does not answer, and this page stays as it is: ${error.message}`;
     contact.hidden = false;
   }
-  readLog();
+  if (logText.getBoundingClientRect().top < 2 * innerHeight) readLog(); // unless it is far from what is seen
 }
 
 function showNewest() {
