@@ -1,7 +1,7 @@
 """What the pages of the package share: one look, light and dark, and one self-contained file without a network.
 
-Colours of series follow M. Okabe and K. Ito (Color Universal Design, 2008), which people with any colour vision can
-tell apart; yellow and sky blue are darker, to be seen on white.
+Colours of series begin with those of M. Okabe and K. Ito (Color Universal Design, 2008), sky blue and purple darker, to
+be seen on white; the others are chosen so that people with any colour vision tell all of them apart.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 from base64 import b64encode
 from hashlib import sha256
 from html import escape
+from typing import Literal
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0578d", "#8a6d00", "#3d9bd6", "#8a6bbd", "#737373")
+Loads = Literal["nothing", "scripts beside", "its own server"]
+"""What a page may load beyond itself: scripts in files beside it, or the answers of the server that it came from."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0578d", "#5544ff", "#3d9bd6", "#8877ff", "#737373")
 """Seen on light and on dark paper."""
 STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1c2126;--dim:#5d666f;--line:#dce0e4;--raised:#f5f7f8;--accent:#005a8f;
@@ -27,23 +30,31 @@ td,th{padding:.15em .8em;text-align:left;border-bottom:1px solid var(--line);ver
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums} .dim{color:var(--dim)} .wide{overflow-x:auto}
 .fits,.good{color:var(--good)} .tight,.note,.warn{color:var(--warn)} .no,.bad{color:var(--bad)}
 svg{max-width:100%;height:auto} svg text{fill:var(--ink)} svg text[fill=white]{fill:#fff}
+svg text[fill=black]{fill:#000}
 .key{white-space:nowrap;margin-right:1em}
 """
 
 
-def page(title: str, body: str, *, style: str = "", script: str = "", data: str = "", beside: bool = False) -> str:
-    """A page that opens from a disk and asks no network for anything.
+def ink_on(colour: str) -> str:
+    """``black`` or ``white``: that of which text on ``colour`` (#rrggbb) has the higher contrast (WCAG 2.2)."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179 else "black"
+
+
+def page(title: str, body: str, *, style: str = "", script: str = "", data: str = "", loads: Loads = "nothing") -> str:
+    """A page that opens from a disk and asks no network for anything, unless it ``loads`` from its server.
 
     Args:
         body: HTML.
         style: what this page needs beyond :data:`STYLE`.
         script: its only one; every other is refused by the page's policy, whatever its data hold.
         data: JSON for the script, which finds it in the element ``data``.
-        beside: the script may load further scripts, from files beside the page.
     """
     trusted = f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" if script else "'none'"
-    trusted += " 'strict-dynamic'" if beside else ""
+    trusted += " 'strict-dynamic'" if loads == "scripts beside" else ""
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {trusted}"
+    policy += "; connect-src 'self'" if loads == "its own server" else ""
     head = [
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><meta name="referrer" content="no-referrer">',

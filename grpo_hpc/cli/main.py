@@ -29,6 +29,7 @@ _COMMANDS = {
         "grpo_hpc.cli.looking.report",
         "Write a page with everything about a run, or about several side by side.",
     ),
+    "view": ("grpo_hpc.cli.looking.view", "Show runs in a browser while they work."),
     "compare": (
         "grpo_hpc.cli.looking.compare",
         "Show what differs between runs: file, environment, metrics at equal steps.",

@@ -72,6 +72,9 @@ def _text(detail: ErrorDetails, model: Model) -> str:
         return f"must be {words} {_number(detail['ctx'][limit])}, got {shown(got)}"
     if kind == "literal_error" and field:
         return _choice_text(field, got)
+    if kind == "too_long" or (kind == "too_short" and got):
+        words, limit = ("most", "max_length") if kind == "too_long" else ("least", "min_length")
+        return f"must have at {words} {detail['ctx'][limit]} entries, got {shown(got)}"
     if kind in ("string_too_short", "too_short"):
         return f"must not be empty ({about})" if about else "must not be empty"
     if kind == "finite_number":

@@ -28,7 +28,8 @@ OBEYED = frozenset(
         *("save_steps", "save_total_limit", "save_last", "export", "reshardable", "eval_steps"),
         # what is told to people
         *("report_to", "report_offline", "wandb_project", "wandb_exp_name", "swanlab_project", "swanlab_exp_name"),
-        "log_completions",
+        *("log_completions", "log_token_values", "profile_steps", "profile_ranks"),
+        *("prometheus_port", "prometheus_host"),
     }
 )
 """Keys that the next start obeys."""

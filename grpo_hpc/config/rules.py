@@ -53,6 +53,21 @@ def _reports_to(*names: str) -> Callable[[RunConfig], bool]:
 
 
 _OPTIONS = (
+    _Option(
+        "logging.profile_ranks",
+        lambda cfg: cfg.logging.profile_steps is not None,
+        "has no meaning without logging.profile_steps",
+    ),
+    _Option(
+        "logging.prometheus_host",
+        lambda cfg: cfg.logging.prometheus_port is not None,
+        "has no meaning without logging.prometheus_port",
+    ),
+    _Option(
+        "logging.log_token_values",
+        lambda cfg: cfg.logging.log_completions,
+        "has no meaning without logging.log_completions",
+    ),
     _Option("resources.gpu", _on_cuda, "has no meaning on a CPU"),
     *(
         _Option(f"rollout.{key}", _on_servers, "has a meaning only with rollout.vllm_mode: server")
@@ -173,6 +188,7 @@ def problems(cfg: RunConfig) -> list[Problem]:
         _rollout,
         _environment,
         _tuner,
+        _profile,
         _rest,
         algorithm.problems,
     )
@@ -390,6 +406,23 @@ def _tuner(cfg: RunConfig) -> list[Problem]:
         re.compile(cfg.tuner.freeze_parameters_regex or "")
     except (re.error, RecursionError, OverflowError) as error:
         found.append(Problem("tuner.freeze_parameters_regex", f"is no regular expression: {error}"))
+    return found
+
+
+def _profile(cfg: RunConfig) -> list[Problem]:
+    """Steps and ranks that there are; how long the run is may not be known yet."""
+    found: list[Problem] = []
+    logging, steps = cfg.logging, cfg.batch.train_iters
+    if logging.profile_steps is not None:
+        first, last = logging.profile_steps
+        if first > last:
+            text = f"is the first and the last step, got {first} and {last}: give [{last}, {first}]"
+            found.append(Problem("logging.profile_steps", text))
+        elif steps is not None and last > steps:
+            found.append(Problem("logging.profile_steps", f"names step {last}, and the run has {steps}"))
+    world = cfg.resources.nodes * cfg.resources.nproc_per_node
+    if beyond := [rank for rank in logging.profile_ranks if rank >= world]:
+        found.append(Problem("logging.profile_ranks", f"names rank {beyond[0]}, and the run has 0 to {world - 1}"))
     return found
 
 

@@ -630,6 +630,10 @@ class Evaluation(Section):
     )
 
 
+_Step = Annotated[int, Field(ge=1, le=10**9)]
+_Rank = Annotated[int, Field(ge=0, lt=MOST_RANKS)]
+
+
 class Logging(Section):
     """What is recorded besides metrics.jsonl."""
 
@@ -644,6 +648,29 @@ class Logging(Section):
     swanlab_project: str = Field(default="grpo-hpc", min_length=1, description="project in SwanLab")
     swanlab_exp_name: str | None = Field(default=None, min_length=1, description="name in SwanLab; absent: the run's")
     log_completions: bool = Field(default=True, description="write every completion to the folder completions/")
+    log_token_values: int = Field(
+        default=16,
+        ge=0,
+        le=10**6,
+        description="completions of each rollout in which the log-probability of every token is written down, too",
+    )
+    profile_steps: Annotated[list[_Step], Field(min_length=2, max_length=2)] | None = Field(
+        default=None,
+        description="first and last optimizer step of which torch records a profile into the folder profile/",
+    )
+    profile_ranks: Annotated[list[_Rank], Field(min_length=1, max_length=64)] = Field(
+        default=[0], description="ranks that are profiled"
+    )
+    prometheus_port: int | None = Field(
+        default=None,
+        ge=1024,
+        le=65535,
+        description="port on which the first rank answers Prometheus, who needs the key in the file prometheus_key; "
+        "absent: none",
+    )
+    prometheus_host: str = Field(
+        default="127.0.0.1", min_length=1, description="address that the port is on; by default this node's alone"
+    )
 
 
 class Cluster(Section):

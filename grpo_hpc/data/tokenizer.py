@@ -12,6 +12,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from grpo_hpc.data.rows import Row
 from grpo_hpc.errors import ConfigError
 
@@ -160,6 +162,24 @@ class Tokenizer:
     def template(self) -> str:
         """The chat template, a program in Jinja; where there are several, the one for tools."""
         return str(self._tokenizer.get_chat_template(tools=[{}]))
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """Bytes that each token of the vocabulary has in the text of :meth:`decode`, uint16 [vocabulary]."""
+        plain = self._tokenizer.convert_ids_to_tokens(list(range(len(self._tokenizer))))
+        fast = getattr(self._tokenizer, "backend_tokenizer", None)
+        of_bytes = "ByteLevel" in str(fast and fast.decoder)
+        lengths = np.array([_bytes_of(token or "", of_bytes) for token in plain], np.uint16)
+        for number, added in self._tokenizer.added_tokens_decoder.items():
+            lengths[number] = 0 if added.special else len(added.content.encode())
+        return lengths
+
+
+def _bytes_of(token: str, of_bytes: bool) -> int:
+    """Of a token as the vocabulary writes it: one sign for each byte (GPT-2), or text with marks (SentencePiece)."""
+    if of_bytes:
+        return len(token)
+    return 1 if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else len(token.replace("\u2581", " ").encode())
 
 
 def shared_beginning(first: str, second: str) -> str:

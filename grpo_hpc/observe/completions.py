@@ -10,6 +10,9 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from gzip import GzipFile
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,12 @@ def member(rows: Iterable[Mapping[str, Any]]) -> bytes:
     Equal rows give equal bytes. NaN and infinities become null.
     """
     return gzip.compress(b"".join(map(to_line, rows)), compresslevel=1, mtime=0)
+
+
+def first_rows(members: Iterable[bytes], count: int) -> list[dict[str, Any]]:
+    """The first rows of what :func:`member` gave, without unpacking the others."""
+    lines = (line for part in members for line in GzipFile(fileobj=BytesIO(part)))
+    return [json.loads(line) for line in islice(lines, count)]
 
 
 class CompletionLog:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from grpo_hpc.observe.history import is_step
+import numpy as np
+
+from grpo_hpc.observe.history import History, is_step
 from grpo_hpc.observe.jsonl import JsonLines
+from grpo_hpc.observe.phase_picture import CAPTION, phase_picture
+
+PICTURE_STEPS = 100
+"""Steps between two pictures of where the time went."""
 
 
 class Sink(Protocol):
@@ -16,6 +22,12 @@ class Sink(Protocol):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of ``step``."""
+
+    def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show some completions, as they are recorded, that ``step`` was the first to use."""
+
+    def picture(self, step: int, name: str, pixels: np.ndarray, caption: str) -> None:
+        """Show a picture, uint8 [height, width, 3], as it is after ``step``."""
 
     def rewind(self, step: int) -> None:
         """A resumed run will write everything after ``step`` again; called before the first :meth:`log`."""
@@ -44,6 +56,12 @@ class MetricSinks:
         """Write one row for ``step``."""
         self._lines.write([{"step": step, "time": round(time.time(), 3), **metrics}])
         self._each(lambda reporter: reporter.log(step, metrics))
+        if "time/step" in metrics and step % PICTURE_STEPS == 0:
+            self._draw()
+
+    def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Some completions of ``step`` for the reporters; all of them have a file of their own."""
+        self._each(lambda reporter: reporter.completions(step, rows))
 
     def rewind(self, step: int) -> None:
         """Forget what was written after ``step``; 0 forgets everything, also what was measured before the first step.
@@ -54,9 +72,17 @@ class MetricSinks:
         self._each(lambda reporter: reporter.rewind(step))
 
     def close(self) -> None:
-        """Let every reporter finish."""
+        """Let every reporter finish, with a last picture of where the time went."""
+        self._draw()
         self._each(lambda reporter: reporter.close())
         self._reporters = []
+
+    def _draw(self) -> None:
+        history = History.read(self._lines.path) if self._reporters else History()
+        newest = history.last("time/step")
+        pixels = phase_picture(history)
+        if newest is not None and pixels is not None:
+            self._each(lambda reporter: reporter.picture(newest[0], "phases", pixels, CAPTION))
 
     def _each(self, do: Callable[[Sink], None]) -> None:
         for reporter in list(self._reporters):

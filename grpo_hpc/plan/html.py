@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from grpo_hpc.html_page import COLOURS, page
+from grpo_hpc.html_page import COLOURS, ink_on, page
 from grpo_hpc.plan.explain import batch_lines
 from grpo_hpc.plan.make import Estimate, Plan
 from grpo_hpc.plan.measured.measured_errors import accuracy
@@ -44,8 +44,9 @@ def _plan(plan: Plan) -> str:
     return "\n".join(parts)
 
 
-def _svg(height: int, shapes: Iterable[str]) -> str:
-    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" font-size="12">{"".join(shapes)}</svg>'
+def _svg(label: str, height: int, shapes: Iterable[str]) -> str:
+    named = f'role="img" aria-label="{escape(label)}"'
+    return f'<svg viewBox="0 0 {_WIDTH} {height}" {named} font-size="12">{"".join(shapes)}</svg>'
 
 
 def _text(x: float, y: float, text: str, extra: str = "") -> str:
@@ -71,18 +72,19 @@ def _grid(plan: Plan) -> str:
         fill = COLOURS[(place.pp if top.degrees.pp > 1 else place.dp) % len(COLOURS)]
         where = " ".join(f"{axis}{getattr(place, axis)}" for axis in axes)
         shapes.append(_rect(x + 1, y + 1, width - 2, 30, fill, f"rank {place.rank}: {where}"))
-        shapes.append(_text(x + 6, y + 14, f"rank {place.rank}", 'fill="white"'))
-        shapes.append(_text(x + 6, y + 27, where, 'fill="white" font-size="10"'))
+        ink = f'fill="{ink_on(fill)}"'
+        shapes.append(_text(x + 6, y + 14, f"rank {place.rank}", ink))
+        shapes.append(_text(x + 6, y + 27, where, f'{ink} font-size="10"'))
         if local == 0:
             shapes.append(_text(0, y + 20, f"node {place.node}"))
     rows = (top.places[-1].node + 1) * rows_per_node
     for server in plan.servers:
-        shapes.append(_rect(_LABEL + 1, rows * 34 + 1, _WIDTH - _LABEL - 2, 30, "#444"))
+        shapes.append(_rect(_LABEL + 1, rows * 34 + 1, _WIDTH - _LABEL - 2, 30, "#444444"))
         gpus = f"GPUs {server.gpus[0]}-{server.gpus[-1]}"
         shapes.append(_text(_LABEL + 6, rows * 34 + 20, f"vLLM on {gpus}, port {server.port}", 'fill="white"'))
         shapes.append(_text(0, rows * 34 + 20, f"node {server.node}"))
         rows += 1
-    return _svg(rows * 34 + 4, shapes)
+    return _svg("Which rank is where", rows * 34 + 4, shapes)
 
 
 def _memory(estimate: Estimate) -> str:
@@ -108,7 +110,10 @@ def _memory(estimate: Estimate) -> str:
         f'<span class="key"><span style="color:{colour[name]}">&#9632;</span> {escape(name)}</span> ' for name in names
     )
     line = f"The red line is the end of the GPU, {capacity / GIB:.1f} GiB." if capacity else ""
-    return _svg(len(uses) * 30, shapes) + f'<p>{legend}</p><p class="dim">{line}</p>'
+    return (
+        _svg("Memory of each phase; the table below has the numbers", len(uses) * 30, shapes)
+        + f'<p>{legend}</p><p class="dim">{line}</p>'
+    )
 
 
 def _terms(estimate: Estimate) -> str:
@@ -124,15 +129,16 @@ def _timeline(times: Times) -> str:
     for number, phase in enumerate(times.phases):
         width = phase.seconds / times.cycle * _WIDTH
         tip = f"{phase.name}: {phase.seconds:.2f} s, bound by {phase.bound}"
-        shapes.append(_rect(x, 0, width, 36, COLOURS[number % len(COLOURS)], tip))
+        fill = COLOURS[number % len(COLOURS)]
+        shapes.append(_rect(x, 0, width, 36, fill, tip))
         if width > 70:
-            shapes.append(_text(x + 6, 23, f"{phase.name} {phase.seconds:.1f} s", 'fill="white"'))
+            shapes.append(_text(x + 6, 23, f"{phase.name} {phase.seconds:.1f} s", f'fill="{ink_on(fill)}"'))
         x += width
     line = (
         f"{times.cycle:,.1f} s for a rollout and {times.steps} steps: {times.rate:,.0f} tokens/s per GPU, "
         f"{times.mfu:.0%} of the matrix rate in training."
     )
-    return _svg(36, shapes) + f"<p>{escape(line)}</p>"
+    return _svg("Time of each phase; the table below has the numbers", 36, shapes) + f"<p>{escape(line)}</p>"
 
 
 def _time_table(times: Times) -> str:

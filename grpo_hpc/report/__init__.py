@@ -1,1 +1,1 @@
-"""Looking at runs after the fact: one page for a browser, tables and texts for a terminal."""
+"""Looking at runs: pages for a browser, tables and texts for a terminal."""

@@ -37,12 +37,12 @@ class Sample:
 def sample(folder: Path, wanted: int) -> Sample:
     """About ``wanted`` completions from steps over the whole run, the first and the last among them."""
     found = Sample()
-    found.steps = _steps_of(folder, found.damaged)
+    found.steps = recorded_steps(folder, found.damaged)
     chosen = spread(found.steps, min(_STEPS, wanted))
     for step in chosen:
-        groups = list(_groups(_rows_of(folder, step, found.damaged)).values())
+        groups = list(_groups(rows_of(folder, step, found.damaged)).values())
         for group in spread(groups, max(1, round(wanted / len(chosen) / max(1, len(groups[0]))))) if groups else []:
-            found.rows += [cut(row) for row in group]
+            found.rows += [_for_page(row) for row in group]
     return found
 
 
@@ -56,8 +56,8 @@ def write_beside(run: int, folder: Path, beside: Path) -> list[str]:
     """
     damaged: list[str] = []
     beside.mkdir(exist_ok=True)
-    for step in _steps_of(folder, damaged):
-        rows = in_script(json_text(_rows_of(folder, step, damaged)))
+    for step in recorded_steps(folder, damaged):
+        rows = in_script(json_text(rows_of(folder, step, damaged)))
         write_atomically(beside / f"run_{run}_step_{step}.js", f"loadCompletions({run},{step},{rows})\n")
     return damaged
 
@@ -91,12 +91,12 @@ def clear(beside: Path) -> None:
 def matching(folder: Path, steps: Sequence[int], wanted: Wanted, damaged: list[str]) -> Iterator[Row]:
     """Rows of ``steps`` that are ``wanted``; what cannot be read is noted in ``damaged``."""
     for step in steps:
-        yield from filter(wanted, _rows_of(folder, step, damaged))
+        yield from filter(wanted, rows_of(folder, step, damaged))
 
 
 def texts(row: Row) -> Iterator[str]:
     """What was said in a row, by whom ever."""
-    for message in row.get("messages") or []:
+    for message in [*(row.get("messages") or []), *(row.get("turns") or [])]:
         yield said(message.get("content"))
     yield str(row.get("completion") or "")
 
@@ -127,6 +127,13 @@ def spread(found: Sequence[Any], count: int) -> list[Any]:
     return [found[last if count == 1 else round(k * last / (count - 1))] for k in range(count)]
 
 
+def _for_page(row: Row) -> Row:
+    """``row`` as a page holds it; values of tokens belong to a whole text."""
+    values, rest = row.get("by_token"), {name: value for name, value in row.items() if name != "by_token"}
+    short = cut(rest)
+    return short if values is None or short["completion"] != rest["completion"] else {**short, "by_token": values}
+
+
 def _groups(rows: Sequence[Row]) -> dict[Any, list[Row]]:
     groups: dict[Any, list[Row]] = {}
     for row in rows:
@@ -134,7 +141,8 @@ def _groups(rows: Sequence[Row]) -> dict[Any, list[Row]]:
     return dict(sorted(groups.items(), key=lambda group: str(group[0]).zfill(20)))
 
 
-def _steps_of(folder: Path, damaged: list[str]) -> list[int]:
+def recorded_steps(folder: Path, damaged: list[str]) -> list[int]:
+    """The steps that have completions in ``folder``; why it cannot be read is noted in ``damaged``."""
     try:
         return steps_with_completions(folder)
     except OSError as error:
@@ -142,7 +150,8 @@ def _steps_of(folder: Path, damaged: list[str]) -> list[int]:
         return []
 
 
-def _rows_of(folder: Path, step: int, damaged: list[str]) -> list[Row]:
+def rows_of(folder: Path, step: int, damaged: list[str]) -> list[Row]:
+    """The completions of ``step``; what cannot be read is noted in ``damaged``."""
     rows: list[Row] = []
     try:
         rows.extend(read_completions(folder, step))
@@ -156,8 +165,11 @@ def _rows_of(folder: Path, step: int, damaged: list[str]) -> list[Row]:
 
 def _is_sound(row: Row) -> bool:
     """It has the fields that the trainer writes, as far as their kind matters to those who show them."""
-    messages, figures = row.get("messages"), [row.get(name) for name in ("reward", "advantage", "tokens", "position")]
-    kinds = isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
+    messages: Any = row.get("messages")
+    turns: Any = row.get("turns") or []
+    figures = [row.get(name) for name in ("reward", "advantage", "tokens", "position")]
+    lists = isinstance(messages, list) and isinstance(turns, list)
+    kinds = lists and all(isinstance(message, dict) for message in [*messages, *turns])
     numbers = all(figure is None or isinstance(figure, int | float) for figure in figures)
     named = all(isinstance(row.get(name) or {}, dict) for name in ("rewards", "failures"))
     return kinds and numbers and named and isinstance(row.get("completion"), str)

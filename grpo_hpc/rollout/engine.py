@@ -18,12 +18,12 @@ from grpo_hpc.config.batch import sequences_of
 from grpo_hpc.errors import ConfigError, RolloutError
 from grpo_hpc.models.families import synced_names
 from grpo_hpc.models.families.read_shape import read_shape
-from grpo_hpc.rollout.digest import EngineTensors, compare, sample
 from grpo_hpc.rollout.engine_arguments import unknown_arguments
-from grpo_hpc.rollout.loading import Loading
-from grpo_hpc.rollout.precision import for_engine
-from grpo_hpc.rollout.reload_warnings import expect_no_weights
 from grpo_hpc.rollout.residency import Part
+from grpo_hpc.rollout.weights.digest import EngineTensors, compare, sample
+from grpo_hpc.rollout.weights.loading import Loading
+from grpo_hpc.rollout.weights.precision import for_engine
+from grpo_hpc.rollout.weights.reload_warnings import expect_no_weights
 
 if TYPE_CHECKING:
     from grpo_hpc.config import RunConfig

@@ -10,11 +10,11 @@ from torch import Tensor
 from grpo_hpc.errors import RolloutError
 from grpo_hpc.models.families import synced_names
 from grpo_hpc.models.families.read_shape import read_shape
-from grpo_hpc.rollout.digest import EngineTensors, compare, sample
 from grpo_hpc.rollout.engine import forget_packed_experts, loads_in_place, ranks_of_one_engine, refresh_tied_head
-from grpo_hpc.rollout.link import Link
-from grpo_hpc.rollout.loading import Loading
-from grpo_hpc.rollout.reload_warnings import expect_no_weights
+from grpo_hpc.rollout.weights.digest import EngineTensors, compare, sample
+from grpo_hpc.rollout.weights.link import Link
+from grpo_hpc.rollout.weights.loading import Loading
+from grpo_hpc.rollout.weights.reload_warnings import expect_no_weights
 
 JOIN, RECEIVE = "join_trainer", "receive_policy"
 """Names of the methods, for ``collective_rpc``."""

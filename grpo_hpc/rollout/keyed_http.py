@@ -26,6 +26,8 @@ SILENCE_S = 300.0
 LONGEST_BODY = 4 << 30
 
 Object = dict[str, Any]
+Answer = Object | str
+"""JSON, or plain text."""
 
 
 class Refused(Exception):
@@ -53,8 +55,8 @@ class KeyedServer(ThreadingHTTPServer):
         host: str,
         port: int,
         key: str,
-        gets: Mapping[str, Callable[[], Object]],
-        posts: Mapping[str, Callable[[Object], Object]],
+        gets: Mapping[str, Callable[[], Answer]],
+        posts: Mapping[str, Callable[[Object], Answer]],
     ) -> None:
         self.expected, self.gets, self.posts = f"Bearer {key}".encode(), gets, posts
         self.strangers = _Strangers()
@@ -143,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._guarded(self.server.posts, lambda work, body: work(_object(body)))
 
-    def _guarded(self, known: Mapping[str, Callable[..., Object]], ask: Callable[..., Object]) -> None:
+    def _guarded(self, known: Mapping[str, Callable[..., Answer]], ask: Callable[..., Answer]) -> None:
         length = self._length()
         if not hmac.compare_digest(self.headers.get("Authorization", "").encode(), self.server.expected):
             self.rfile.read(min(length, STRANGER_BYTES))  # what is not read would take the answer with it
@@ -171,10 +173,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self._say(status, {"error": error})
 
-    def _say(self, status: int, body: Object) -> None:
-        text = json.dumps(body).encode()
+    def _say(self, status: int, body: Answer) -> None:
+        text = (body if isinstance(body, str) else json.dumps(body)).encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", "text/plain" if isinstance(body, str) else "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)

@@ -30,9 +30,9 @@ from grpo_hpc.addresses import own_address
 from grpo_hpc.control import Control
 from grpo_hpc.errors import RolloutError, ServersLost
 from grpo_hpc.rollout.engine import Completion, Request, Synced
-from grpo_hpc.rollout.link import Link
-from grpo_hpc.rollout.precision import for_engine
 from grpo_hpc.rollout.residency import Part
+from grpo_hpc.rollout.weights.link import Link
+from grpo_hpc.rollout.weights.precision import for_engine
 
 if TYPE_CHECKING:
     from grpo_hpc.config import RunConfig

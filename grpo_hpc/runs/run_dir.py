@@ -70,6 +70,7 @@ class RunDir:
         self.prompts = self.path / ".cache" / "prompts"
         self.completions = self.path / "completions"
         self.tensorboard = self.path / "tensorboard"
+        self.profile = self.path / "profile"
         self.stop = self.path / "stop"
 
     def __repr__(self) -> str:

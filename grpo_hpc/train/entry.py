@@ -23,7 +23,7 @@ from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.policy_model import PolicyModel
 from grpo_hpc.observe.completions import CompletionLog
 from grpo_hpc.observe.events import EventLog
-from grpo_hpc.observe.reporters import Report, open_reporters
+from grpo_hpc.observe.reporters import Report, open_reporters, plan_figures
 from grpo_hpc.observe.sinks import MetricSinks
 from grpo_hpc.redaction import keep_secret
 from grpo_hpc.rollout.agents.agent_player import AgentEpisodes
@@ -54,6 +54,8 @@ from grpo_hpc.train.rollout_source import RolloutSource
 from grpo_hpc.train.scorer import Scores
 from grpo_hpc.train.step import Step
 from grpo_hpc.train.step_metrics import Reporter
+from grpo_hpc.train.telemetry.prometheus import Prometheus
+from grpo_hpc.train.telemetry.step_profile import StepProfile
 from grpo_hpc.train.watch import PhaseClock, StopRequest
 
 
@@ -151,6 +153,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
             engine=engine,
             colocation=colocation,
             collector=collector,
+            tokenizer=tokenizer,
             source=RolloutSource(cfg, plan, collector, prompts, clock),
             step=step,
             eval_prompts=eval_set and _fitting(eval_set, cfg, longest, events),
@@ -159,6 +162,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
             clock=clock,
             stop=stop,
             reporter=reporter,
+            profile=StepProfile(run_dir.profile, cfg.logging.profile_steps, cfg.logging.profile_ranks, control.rank),
         )
         if events and newest:
             events.message(f"resumed from {newest.name}: {state.step} of {cfg.batch.steps} steps are done")
@@ -255,12 +259,18 @@ def _reporter(run_dir: RunDir, cfg: RunConfig, events: EventLog | None) -> Repor
     wanted = cfg.logging
     report = Report(
         run_dir.path,
-        cfg.model_dump(mode="json"),
+        {**cfg.model_dump(mode="json"), "plan": plan_figures(json.loads(run_dir.plan_file.read_text()))},
         {"wandb": wanted.wandb_project, "swanlab": wanted.swanlab_project},
         {"wandb": wanted.wandb_exp_name or cfg.name, "swanlab": wanted.swanlab_exp_name or cfg.name},
         wanted.report_offline,
     )
-    sinks = MetricSinks(run_dir.metrics, open_reporters(wanted.report_to, report), events.message)
+    reporters = open_reporters(wanted.report_to, report)
+    if wanted.prometheus_port is not None:
+        key = run_dir.path / "prometheus_key"
+        endpoint = Prometheus(cfg.name, wanted.prometheus_host, wanted.prometheus_port, key)
+        events.message(f"Prometheus may ask {endpoint.address} with the key in {key}")
+        reporters.append(endpoint)
+    sinks = MetricSinks(run_dir.metrics, reporters, events.message)
     log = CompletionLog(run_dir.completions) if cfg.logging.log_completions else None
     return Reporter(events, sinks, log)
 

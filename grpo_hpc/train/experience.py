@@ -28,6 +28,7 @@ class Experience:
         used: optimizer steps made so far.
         old: log-probabilities of ``samples`` before the first of these steps, float32 [n]; None where none are needed,
             and where they are not known: but on the last pipeline stage.
+        entropies: the same of the distributions that tokens come from; None on a resume, too.
         ref: the same of the reference policy.
         routing: experts that their tokens went to in the pass that computed ``old``; None where it was not recorded.
         turns: what each of their turns adds to the advantage of its tokens, float32 [turns], or [0] where an
@@ -39,6 +40,7 @@ class Experience:
     samples: dict[Key, Sample]
     used: int = 0
     old: dict[Key, np.ndarray] | None = None
+    entropies: dict[Key, np.ndarray] | None = None
     ref: dict[Key, np.ndarray] | None = None
     routing: dict[Key, np.ndarray] | None = None
     turns: dict[Key, np.ndarray] | None = None

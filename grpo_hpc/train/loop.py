@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import lcm
 from pathlib import Path
+
+import numpy as np
 
 from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
 from grpo_hpc.control import Control
 from grpo_hpc.data.prompts import PromptSet
+from grpo_hpc.data.tokenizer import Tokenizer
 from grpo_hpc.models.families import family
 from grpo_hpc.models.hf_folder import write_hf_folder
 from grpo_hpc.models.lora import Adapters
@@ -22,7 +26,9 @@ from grpo_hpc.observe.completions import member
 from grpo_hpc.rollout.collect import Asked, Collected, Collector
 from grpo_hpc.rollout.engine import Engine
 from grpo_hpc.rollout.residency import Use
-from grpo_hpc.rollout.sample import keys_of
+from grpo_hpc.rollout.sample import Key, keys_of
+from grpo_hpc.rollout.scoring import Scored
+from grpo_hpc.rollout.token_values import token_values
 from grpo_hpc.train import checkpoints, engine_check
 from grpo_hpc.train.checkpoints import TrainerState
 from grpo_hpc.train.colocation import Colocation
@@ -44,6 +50,7 @@ from grpo_hpc.train.step_metrics import (
     step_metrics,
     sync_metrics,
 )
+from grpo_hpc.train.telemetry.step_profile import StepProfile
 from grpo_hpc.train.watch import PhaseClock, StopRequest
 
 
@@ -57,6 +64,7 @@ class Parts:
     engine: Engine
     colocation: Colocation
     collector: Collector
+    tokenizer: Tokenizer
     source: RolloutSource
     step: Step
     eval_prompts: PromptSet | None
@@ -65,6 +73,7 @@ class Parts:
     clock: PhaseClock
     stop: StopRequest
     reporter: Reporter
+    profile: StepProfile
 
 
 class Trainer:
@@ -129,7 +138,11 @@ class Trainer:
             if self._parts.stop.agreed():
                 return None
         self._parts.colocation.enter(Use.TRAIN)
-        made = self._parts.step(self.state.experience, self.state.step)
+        profile = self._parts.profile
+        with profile.around(self.state.step + 1):
+            made = self._parts.step(self.state.experience, self.state.step)
+        if told := profile.said(self.state.step + 1):
+            self._reporter.message(told)
         if made.metrics["skipped_updates"]:
             keys = ", ".join(f"{key.position}/{key.sample}" for key in keys_of(made.trained))
             self._reporter.message(f"loss or gradient are not finite, no update is made; completions: {keys}")
@@ -165,8 +178,8 @@ class Trainer:
         self.state.position, self.state.carried = rollout.position, rollout.carried
         names, dynamic = self._cfg.rewards.columns, self._cfg.algorithm.dynamic_sample
         self._rollout_metrics = rollout_metrics(rollout, names, dynamic=dynamic)
-        rows = completion_rows(rollout, experience, names, self._parts.source.row)
         if self._cfg.logging.log_completions:
+            rows = completion_rows(rollout, experience, names, self._parts.source.row, self._by_token(experience))
             everybodys = self._parts.control.gather_at_first(member(rows), "completions to be written down")
             self._reporter.completions(self.state.step + 1, everybodys)
         if not experience.table["token_weight"].any():
@@ -178,6 +191,17 @@ class Trainer:
                 f"nothing"
             )
         return experience
+
+    def _by_token(self, experience: Experience) -> Callable[[Key, Scored], dict[str, str] | None]:
+        """What is recorded of the tokens of the rollout's first completions; collective where the trainer knows it."""
+        keys = keys_of(experience.table)[: self._cfg.logging.log_token_values]
+        known, chosen = self._parts.step.known(experience, keys), frozenset(keys)
+        lengths = self._parts.tokenizer.byte_lengths if keys else np.zeros(0, np.uint16)
+
+        def values(key: Key, scored: Scored) -> dict[str, str] | None:
+            return token_values(scored.sample, scored.text, lengths, known.get(key, {})) if key in chosen else None
+
+        return values
 
     def _prepare_engine(self) -> None:
         """Afterwards the engine is awake and holds the weights of now."""

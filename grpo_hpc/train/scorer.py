@@ -49,7 +49,16 @@ class Scorer:
 
     def logprobs(self, experience: Experience, compute: Scores) -> Values | None:
         """Of everything that this rank trains of a rollout; None but on the last stage."""
-        found = {key: v for dealt in experience.steps for key, v in self.values(experience, dealt, compute).items()}
+        found = self.logprobs_and_entropies(experience, compute)
+        return None if found is None else found[LOGPROBS]
+
+    def logprobs_and_entropies(self, experience: Experience, compute: Scores) -> tuple[Values, Values] | None:
+        """The same, with the entropy of the distribution that each token comes from (nat)."""
+        found = Values(), Values()
+        for dealt in experience.steps:
+            scores = compute(self.packed(experience, dealt))
+            for which in (LOGPROBS, ENTROPIES):
+                found[which].update(self._of(experience, dealt, scores, which))
         return found if self._place.last_stage else None
 
     def record(self, experience: Experience, policy: TrainedPolicy) -> tuple[Values | None, Values]:

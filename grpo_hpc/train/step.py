@@ -10,7 +10,7 @@ split; what is computed of tokens stays on the rank that trains them. Shapes: B 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,7 +108,8 @@ class Step:
             if self._records:
                 experience.old, experience.routing = scorer.record(experience, self._policy)
             elif self._needs_old:
-                experience.old = scorer.logprobs(experience, self._policy.scores)
+                found = scorer.logprobs_and_entropies(experience, self._policy.scores)
+                experience.old, experience.entropies = found or (None, None)
             if self._reference is not None:
                 experience.ref = scorer.logprobs(experience, self._reference)
         if in_reward:
@@ -154,6 +155,19 @@ class Step:
     def batches(self, experience: Experience, advantages: np.ndarray) -> list[PackedBatch]:
         """This rank's micro-batches of the coming step."""
         return self._scorer.packed(experience, experience.steps[experience.number], advantages)
+
+    def known(self, experience: Experience, keys: Sequence[Key]) -> dict[Key, dict[str, np.ndarray]]:
+        """What the policy said of these completions before the first update, where it was asked, on every rank.
+
+        Returns:
+            ``trainer``, log-probabilities, and ``entropy``, float32 [n] each; without those that nobody trains.
+        """
+        if not (keys and self._needs_old):
+            return {}
+        sides = {"trainer": experience.old, "entropy": experience.entropies}
+        said = {name: self._scorer.said(values) for name, values in sides.items()}
+        mine = {key: {name: v[key] for name, v in said.items() if key in v} for key in keys if key in said["trainer"]}
+        return {key: values for part in self._control.gather(mine, WAITED_FOR) for key, values in part.items()}
 
     def logprobs(self, table: np.ndarray, held: Mapping[Key, Sample]) -> tuple[np.ndarray, np.ndarray]:
         """The engine's log-probabilities and the trainer's of the same tokens, from all ranks: [N], [N]."""

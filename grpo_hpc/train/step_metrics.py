@@ -9,14 +9,16 @@ from itertools import groupby
 import numpy as np
 
 from grpo_hpc.data.rows import Row
-from grpo_hpc.observe.completions import CompletionLog
+from grpo_hpc.observe.completions import CompletionLog, first_rows
 from grpo_hpc.observe.events import EventLog
 from grpo_hpc.observe.sinks import MetricSinks
 from grpo_hpc.rollout.engine import Synced
-from grpo_hpc.rollout.sample import FAILURES, LENGTH, REASONS, episodes, keys_of
+from grpo_hpc.rollout.sample import FAILURES, LENGTH, REASONS, Key, episodes, keys_of
 from grpo_hpc.rollout.scoring import Scored
 from grpo_hpc.train.experience import Experience
 from grpo_hpc.train.rollout_source import Rollout
+
+_SHOWN = 8  # completions of a rollout that reporters show
 
 
 @dataclass
@@ -41,8 +43,9 @@ class Reporter:
 
     def completions(self, step: int, members: Sequence[bytes]) -> None:
         """Every rank's :func:`completion_rows`, compressed; ``step`` is the first optimizer step made from them."""
-        if self.log:
+        if self.log and self.sinks:
             self.log.write(step, members)
+            self.sinks.completions(step, first_rows(members, _SHOWN))
 
     def message(self, text: str) -> None:
         """Something that a person should know."""
@@ -144,7 +147,11 @@ def step_metrics(
 
 
 def completion_rows(
-    rollout: Rollout, experience: Experience, rewards: Sequence[str], row_at: Callable[[int], Row]
+    rollout: Rollout,
+    experience: Experience,
+    rewards: Sequence[str],
+    row_at: Callable[[int], Row],
+    by_token: Callable[[Key, Scored], Mapping[str, str] | None],
 ) -> Iterator[dict[str, object]]:
     """What is kept for people of this rank's completions, in the order of their keys; branches are one completion.
 
@@ -152,6 +159,7 @@ def completion_rows(
 
     Args:
         row_at: gives the row of the data set that completions of a position answer.
+        by_token: what is recorded of a completion's tokens; None for nothing.
     """
     used = dict(zip(keys_of(experience.table), experience.table["advantage"].tolist(), strict=True))
     later = set(keys_of(rollout.surplus))
@@ -176,6 +184,7 @@ def completion_rows(
             "mean_rollout_logprob": float(logprobs.mean()) if len(logprobs) else None,
             "weight_version": int(versions.min()) if len(versions) else None,
             **_told_of_episode(scored),
+            **({"by_token": values} if (values := by_token(key, scored)) else {}),
         }
 
 

@@ -12,6 +12,13 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser.recordings import ROOT
 
+NAMELESS = """
+const named = (one) => one.labels?.length || one.getAttribute('aria-label') || one.textContent.trim();
+const wanted = 'input, select, button, a, summary, svg[role=img], [tabindex]:not(tr)';
+return [...document.querySelectorAll(wanted)].filter((one) => !named(one)).map((one) => one.outerHTML.slice(0, 200));
+"""
+"""What can be used or seen, and has no name for somebody who hears the page."""
+
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Chrome]:

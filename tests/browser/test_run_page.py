@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from grpo_hpc.cli import main
 from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.runs.sweep import FILE
+from tests.browser.conftest import NAMELESS
 from tests.browser.recordings import completions_of, record, row
 
 Open = Callable[[Path], Chrome]
@@ -118,6 +121,7 @@ def test_time_plan_and_starts(tmp_path: Path, opened: Open) -> None:
     assert ratio == pytest.approx(4.0 / seconds, rel=0.1)
     assert rows_of(driver, "#plan .pair > :last-child table")[-1].split()[2] == "60.4"
     assert any("--average-completion 120" in line for line in texts(driver, "#plan li"))
+    assert driver.execute_script(NAMELESS) == []
     assert "success" in rows_of(driver, "#starts table")[1]
 
 
@@ -145,6 +149,47 @@ def test_completions_are_filtered(tmp_path: Path, opened: Open) -> None:
     driver.find_element(By.ID, "text").send_keys("ANSWER IS 2")
     assert texts(driver, ".card pre mark") == ["answer is 2"] * 2
     assert all("step 21: the answer is 2" in text for text in texts(driver, ".card pre"))
+
+
+DOT = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+
+
+def numbers(kind: str, *values: int) -> str:
+    return base64.b64encode(struct.pack(f"<{len(values)}{kind}", *values)).decode()
+
+
+def test_tokens_turns_and_images(tmp_path: Path, opened: Open) -> None:
+    values = {"bytes": numbers("H", 4, 4, 2, 0), "engine": numbers("h", -10, -6000, -1200, 0)}
+    values |= {"trainer": numbers("h", -10, -6693, -507, 0), "entropy": numbers("h", 0, 3000, 1200, 0)}
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in (DOT, "http://192.0.2.1/x.png", "x.svg")]
+    turns = [
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": "{}"}}]},
+        {"role": "tool", "content": "<b>42</b>"},
+        {"role": "assistant", "content": "It is 42."},
+    ]
+    rows = [
+        row(0, 0, "The 😀 .", by_token=values, messages=[{"role": "user", "content": parts}]),
+        row(0, 1, "no values", turns=turns),
+        row(0, 2, "not its own", by_token=values),
+        row(0, 3, "no values at all", by_token={"bytes": "%", "engine": 3}),
+    ]
+    driver = opened(write(tmp_path / "page.html", record(tmp_path, steps=1, completions=rows)))
+    assert texts(driver, ".prompt img, .prompt summary") == ["", "image_url", "image_url", "tool calls", "tool"]
+    wait(driver, "document.images[0].naturalWidth === 1")
+    assert texts(driver, ".card:nth-child(2) pre")[-2:] == ["<b>42</b>", "It is 42."]
+
+    Select(driver.find_element(By.ID, "colour")).select_by_value("likelihood")
+    spans = driver.find_elements(By.CSS_SELECTOR, ".card .tokens span")
+    assert [span.get_property("textContent") for span in spans] == ["The ", "😀", " .", ""]
+    assert [span.get_attribute("class") for span in spans] == ["", "up5", "up1", ""]
+    assert spans[1].get_attribute("title") == "log-probability -6, trainer -6.693, ratio 0.5001, entropy 3"
+    assert "recorded in 1 of 4 completions" in texts(driver, "#completions .keys")[0]
+    Select(driver.find_element(By.ID, "colour")).select_by_value("ratio")
+    spans = driver.find_elements(By.CSS_SELECTOR, ".card .tokens span")
+    assert [span.get_attribute("class") for span in spans] == ["", "down5", "up5", ""]
+    Select(driver.find_element(By.ID, "colour")).select_by_value("entropy")
+    spans = driver.find_elements(By.CSS_SELECTOR, ".card .tokens span")
+    assert [span.get_attribute("class") for span in spans] == ["", "up5", "up2", ""]
 
 
 HOSTILE = [

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from grpo_hpc.errors import RolloutError, ServersLost
-from grpo_hpc.rollout import link
-from grpo_hpc.rollout.link import Link
 from grpo_hpc.rollout.server_engine import share_of
+from grpo_hpc.rollout.weights import link
+from grpo_hpc.rollout.weights.link import Link
 
 CPU = torch.device("cpu")
 TENSORS = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from grpo_hpc.rollout.loading import Loading
+from grpo_hpc.rollout.weights.loading import Loading
 
 ROWS, WIDTH, PADDED = 6, 4, 8
 NAMES = ("embed", "q", "k", "norm", "lm_head")
@@ -142,7 +142,7 @@ def test_a_name_that_comes_twice_is_never_repeated():
 
 def test_copies_wait_until_they_are_worth_it(monkeypatch):
     """However few bytes may wait."""
-    monkeypatch.setattr("grpo_hpc.rollout.loading._AT_ONCE", 1)
+    monkeypatch.setattr("grpo_hpc.rollout.weights.loading._AT_ONCE", 1)
     model, loading = Model(), Loading()
     for seed in range(2):
         loading.load(model, sent(seed))

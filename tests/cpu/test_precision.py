@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from grpo_hpc.models.families import family
 from grpo_hpc.models.hf_folder import write_hf_folder
-from grpo_hpc.rollout.precision import cast, for_engine
+from grpo_hpc.rollout.weights.precision import cast, for_engine
 
 
 def generator(seed=0):

@@ -19,8 +19,8 @@ from grpo_hpc.control import Control
 from grpo_hpc.errors import RolloutError, ServersLost
 from grpo_hpc.rollout import server_engine
 from grpo_hpc.rollout.engine import Request, complete
-from grpo_hpc.rollout.link import Link
 from grpo_hpc.rollout.server_engine import ServerEngine
+from grpo_hpc.rollout.weights.link import Link
 
 FOR_EVER = 1000.0  # minutes: pytest's own limit would strike first
 

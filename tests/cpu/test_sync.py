@@ -15,9 +15,9 @@ from test_training import call, metrics, new_run
 from tiny import save_tiny_model
 
 from grpo_hpc.errors import RolloutError
-from grpo_hpc.rollout.digest import tensor_hash
 from grpo_hpc.rollout.engine import loads_in_place
-from grpo_hpc.rollout.reload_warnings import Expected, kinds_without_weights
+from grpo_hpc.rollout.weights.digest import tensor_hash
+from grpo_hpc.rollout.weights.reload_warnings import Expected, kinds_without_weights
 from grpo_hpc.train import engine_check
 
 MASK = (1 << 64) - 1

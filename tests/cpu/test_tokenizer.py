@@ -9,7 +9,7 @@ import pytest
 
 from grpo_hpc.data.prompts import open_prompts
 from grpo_hpc.data.rows import Row
-from grpo_hpc.data.tokenizer import Tokenizer
+from grpo_hpc.data.tokenizer import Tokenizer, _bytes_of
 from grpo_hpc.errors import ConfigError
 
 CHATS = [[{"role": "user", "content": text}] for text in ("a", "", "ä😀\n" * 50, "<|eos|> as text")]
@@ -153,3 +153,15 @@ def test_a_tokenizer_that_is_a_program_runs_when_it_is_trusted(folder):
     before = trusted.digest
     (folder / "tokenization_own.py").write_text(OWN + "\n")
     assert Tokenizer(str(folder), trust_remote_code=True).digest != before, "its code decides about tokens, too"
+
+
+def test_tokens_have_as_many_bytes_as_their_text(folder):
+    tokenizer = Tokenizer(str(folder))
+    for text in ("a\n", "ä😀 x", "", "<|eos|> as text"):
+        tokens = tokenizer._tokenizer(text, add_special_tokens=True)["input_ids"]
+        assert int(tokenizer.byte_lengths[tokens].sum()) == len(tokenizer.decode(tokens).encode())
+
+
+def test_tokens_of_sentencepiece_have_marks_for_spaces():
+    written = {"▁the": 4, "ing": 3, "<0x0A>": 1, "▁ä": 3, "<s>": 3}
+    assert {token: _bytes_of(token, of_bytes=False) for token in written} == written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import b64decode
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from runfiles import write_run
 from safetensors.torch import load_file
 
 from grpo_hpc.observe.completions import read_completions
+from grpo_hpc.observe.events import read_events
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = Path(__file__).parent / "plugins.py"
@@ -76,7 +79,7 @@ def new_run(folder: Path, model: Path, name: str, **changed: object) -> Path:
 def finished(tiny, tmp_path_factory):
     """A run that nobody interrupted: its directory and what was printed."""
     folder = tmp_path_factory.mktemp("finished")
-    done = call("submit", new_run(folder, tiny("llama"), "whole"))
+    done = call("submit", new_run(folder, tiny("llama"), "whole", profile_steps=[2, 3], profile_ranks=[1]))
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / "whole", done.stderr
 
@@ -113,6 +116,25 @@ def test_what_a_run_leaves_behind(finished):
     said = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert said.endswith("LOUD assistant:"), "the export tells its template what training told it"
     assert model.generate(torch.tensor([tokenizer("Say 3.")["input_ids"]]), max_new_tokens=2).shape[1] > 6
+
+
+def test_tokens_and_profiles_are_recorded(finished):
+    run_dir, _ = finished
+    rows = [row for row in read_completions(run_dir / "completions") if "by_token" in row]
+    assert rows and max(row["position"] % 8 * 4 + row["sample"] for row in rows) < 16, "the first ones of a rollout"
+    for row in rows:  # those whose tokens are no whole signs are left out: this model writes random bytes
+        engine, trainer, entropy = (
+            np.frombuffer(b64decode(row["by_token"][name]), "<i2") / 1000 for name in ("engine", "trainer", "entropy")
+        )
+        assert len(entropy) == len(engine) and 0 < entropy.max() < 6
+        assert len(engine) == row["tokens"] and abs(engine.mean() - row["mean_rollout_logprob"]) < 1e-3
+        assert np.abs(engine - trainer).max() < 2e-3
+    traces = sorted((run_dir / "profile").iterdir())
+    assert [path.name for path in traces] == [f"step_0000000{step}_rank_1.json.gz" for step in (2, 3)]
+    names = {event.get("name") for event in json.loads(gzip.decompress(traces[0].read_bytes()))["traceEvents"]}
+    assert any("mm" in str(name) for name in names)
+    said = [event["text"] for event in read_events(run_dir / "events.jsonl")[0] if event["event"] == "message"]
+    assert sum("profile of steps 2 to 3, ranks 1: " in text for text in said) == 1
 
 
 def test_interrupted_and_killed_runs_resume_exactly(finished, tiny, tmp_path, monkeypatch):

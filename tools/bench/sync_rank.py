@@ -23,9 +23,9 @@ def main(run: str, found: Path, keys: list[str]) -> None:
 
     from grpo_hpc.config import load_run
     from grpo_hpc.control import Control
-    from grpo_hpc.rollout import digest
     from grpo_hpc.rollout.engine import ColocateEngine
-    from grpo_hpc.rollout.loading import Loading
+    from grpo_hpc.rollout.weights import digest
+    from grpo_hpc.rollout.weights.loading import Loading
     from grpo_hpc.train.megatron.parallel import init_model_parallel
     from grpo_hpc.train.megatron.platform import make_platform
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy

@@ -1,6 +1,6 @@
 // Curves: one chart for each metric, all with the same steps, zoom, smoothing and cursor.
 
-const view = { hours: false, smoothing: 0, log: false, hidden: new Set(), zoom: null };
+const view = { hours: false, smoothing: 0, log: false, hidden: new Set(), zoom: null, filter: "" };
 const WIDTH = 400, HEIGHT = 170, LEFT = 46, RIGHT = 18, TOP = 8, BOTTOM = 20;
 const charts = [];
 
@@ -94,7 +94,7 @@ class Chart {
     this.title = el("button", { type: "button", title: `${this.about.meaning} Click for a large chart.`.trim(), onclick: () => this.enlarge() }, this.about.label);
     this.readout = el("output", { class: "readout" });
     this.tip = el("div", { class: "tip", hidden: true });
-    this.picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", tabindex: 0 });
+    this.picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", tabindex: 0, "aria-label": `${name}. ${this.about.meaning} Arrow keys move along the steps.` });
     const unit = this.about.unit ? el("span", { class: "dim" }, ` ${this.about.unit}`) : null;
     this.figure = el("figure", { class: "chart", "data-metric": name }, el("figcaption", {}, this.title, unit, this.readout), this.picture, this.tip);
     this.listen();
@@ -154,7 +154,6 @@ class Chart {
     this.lines = linesOf(this.name);
     this.span = limits(this.lines, "x");
     const range = limits(this.lines, "y");
-    this.picture.setAttribute("aria-label", `${this.name}. ${this.about.meaning} Arrow keys move along the steps.`);
     this.cursor = null;
     if (!this.span || !range) { this.span = null; this.picture.replaceChildren(svg("text", { x: LEFT, y: 60, class: "dim" }, this.nothing())); this.readout.textContent = ""; return; }
     if (view.zoom) this.span = view.zoom;
@@ -261,7 +260,11 @@ function unchanging(name) {
   return still && only !== null && DATA.runs[0].metrics.steps.length > 1 ? only : undefined;
 }
 
-function curves() {
+const groupsOfCharts = el("div");
+
+function fillGroups() {
+  watcher.disconnect();
+  charts.length = 0;
   const grids = DATA.groups.map((group) => {
     const names = Object.keys(DATA.metrics).filter((name) => DATA.metrics[name].group === group);
     const values = new Map(names.map((name) => [name, unchanging(name)]));
@@ -271,23 +274,30 @@ function curves() {
     made.forEach((chart) => watcher.observe(chart.figure));
     return names.length ? el("details", { class: "group", open: true }, el("summary", {}, `${group} `, el("span", { class: "dim" }, names.length)), el("div", { class: "grid" }, made.map((chart) => chart.figure)), still.length ? el("p", { class: "still" }, el("span", { class: "dim" }, "the same at every step: "), still) : null) : null;
   });
-  return [controls(), ...grids];
+  groupsOfCharts.replaceChildren(...grids.filter(Boolean));
+  filterCharts();
+}
+
+function filterCharts() {
+  const wanted = view.filter.toLowerCase();
+  for (const chart of charts) chart.figure.hidden = !`${chart.name} ${chart.about.label}`.toLowerCase().includes(wanted);
+  for (const still of groupsOfCharts.querySelectorAll(".still>[data-metric]")) still.hidden = !`${still.dataset.metric} ${still.textContent}`.toLowerCase().includes(wanted);
+  for (const group of groupsOfCharts.querySelectorAll(".group")) group.hidden = !group.querySelector("[data-metric]:not([hidden])");
+}
+
+function curves() {
+  fillGroups();
+  return [controls(), groupsOfCharts];
 }
 
 function controls() {
   const weight = el("output", {}, "0");
   const redraw = (change) => (event) => { change(event.target); draw(); };
-  const filter = (event) => {
-    const wanted = event.target.value.toLowerCase();
-    for (const chart of charts) chart.figure.hidden = !`${chart.name} ${chart.about.label}`.toLowerCase().includes(wanted);
-    for (const still of document.querySelectorAll(".still>[data-metric]")) still.hidden = !`${still.dataset.metric} ${still.textContent}`.toLowerCase().includes(wanted);
-    for (const group of document.querySelectorAll(".group")) group.hidden = !group.querySelector("[data-metric]:not([hidden])");
-  };
   return el("div", { class: "controls" },
     el("label", {}, "smoothing ", el("input", { id: "smoothing", type: "range", min: 0, max: 0.98, step: 0.02, value: 0, oninput: redraw((input) => { view.smoothing = Number(input.value); weight.textContent = input.value; }) }), weight),
     el("label", {}, el("input", { id: "log", type: "checkbox", onchange: redraw((input) => { view.log = input.checked; }) }), " log scale"),
     el("label", {}, el("input", { id: "hours", type: "checkbox", onchange: redraw((input) => { view.hours = input.checked; view.zoom = null; }) }), " by hours of steps"),
-    el("label", {}, "metrics ", el("input", { id: "filter", type: "search", placeholder: "part of a name", oninput: filter })),
+    el("label", {}, "metrics ", el("input", { id: "filter", type: "search", placeholder: "part of a name", oninput: (event) => { view.filter = event.target.value; filterCharts(); } })),
     el("button", { type: "button", onclick: () => { view.zoom = null; draw(); } }, "all steps"),
     el("span", { class: "dim" }, "drag over a chart to zoom; arrow keys move the cursor"));
 }

@@ -2,8 +2,9 @@
 
 const LONG = 12000, FIRST = 8;
 const HIDDEN_SIGNS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
-const chosen = { run: 0, step: "", text: "", low: "", high: "", finish: "", sort: "order", groups: false, shown: FIRST };
-let list = null, count = null;
+const IMAGE = /^data:image\/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=\s]+$/;
+const chosen = { run: 0, step: "", text: "", low: "", high: "", finish: "", sort: "order", groups: false, colour: "", shown: FIRST };
+let list = null, count = null, steps = null;
 
 const picture = (sign) => (sign.charCodeAt(0) < 32 ? String.fromCharCode(0x2400 + sign.charCodeAt(0)) : `U+${sign.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}`);
 
@@ -39,12 +40,21 @@ function written(text, kind = "") {
 
 const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2) ?? "");
 
-function message({ role, content, tool_calls: calls, ...rest }) {
+function message({ role, content, tool_calls: calls, ...rest }) { // of a chat: what the system and tools say is folded
   const parts = Array.isArray(content) ? content : [content ?? ""];
-  const said = parts.map((part) => (typeof part === "string" ? written(part) : part?.type === "text" ? written(asText(part.text)) : folded(part?.type ?? "part", part)));
+  const said = parts.map(shownPart);
   const more = [calls ? folded("tool calls", calls) : null, Object.keys(rest).length ? folded("more", rest) : null];
   const named = el("b", { class: "role" }, asText(role));
   return role === "system" || role === "tool" ? el("details", {}, el("summary", {}, named), said, more) : el("div", {}, named, said, more);
+}
+
+// Text as text, images that the record itself holds as images, anything else folded. Nothing is loaded from elsewhere.
+function shownPart(part) {
+  if (typeof part === "string") return written(part);
+  if (part?.type === "text") return written(asText(part.text));
+  const source = part?.image_url?.url ?? part?.image ?? part?.url;
+  if (typeof source === "string" && IMAGE.test(source)) return el("img", { src: source, alt: "an image of the record" });
+  return folded(part?.type ?? "part", part);
 }
 
 const folded = (title, value) => el("details", {}, el("summary", {}, asText(title)), written(asText(value)));
@@ -61,8 +71,10 @@ function card(row) {
     ["weights of step", row.weight_version ?? "-"],
   ];
   const failed = Object.entries(row.failures ?? {}).map(([name, why]) => el("div", { class: "bad" }, `${name} failed: ${asText(why)}`));
+  const tokens = chosen.colour ? tokensOf(row) : null, turns = Array.isArray(row.turns) ? row.turns : [];
+  const said = tokens ? coloured(tokens) : turns.length ? turns.map(message) : written(asText(row.completion), "said");
   const dropped = row.dropped ? el("div", { class: "warn" }, "not trained on") : null;
-  return el("article", { class: `card ${sign}` }, el("dl", {}, facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value?.nodeType ? "" : value), value?.nodeType ? value : null)))), failed, dropped, written(asText(row.completion), "said"));
+  return el("article", { class: `card ${sign}` }, el("dl", {}, facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value?.nodeType ? "" : value), value?.nodeType ? value : null)))), failed, dropped, said);
 }
 
 function kept(row) {
@@ -71,7 +83,7 @@ function kept(row) {
   if (chosen.finish && row.finish_reason !== chosen.finish) return false;
   if (chosen.low !== "" && !(row.reward >= Number(chosen.low))) return false;
   if (chosen.high !== "" && !(row.reward !== null && row.reward <= Number(chosen.high))) return false;
-  return !wanted || asText(row.completion).toLowerCase().includes(wanted) || asText(row.messages).toLowerCase().includes(wanted);
+  return !wanted || asText(row.completion).toLowerCase().includes(wanted) || asText(row.messages).toLowerCase().includes(wanted) || asText(row.turns).toLowerCase().includes(wanted);
 }
 
 function groupsOf(rows) {
@@ -100,6 +112,7 @@ function list_again() {
   const total = found.reduce((sum, { rows: some }) => sum + some.length, 0);
   count.textContent = `${total.toLocaleString("en")} of ${rows.length.toLocaleString("en")} completions on this page, ${found.length === 1 ? "1 prompt" : `${found.length.toLocaleString("en")} prompts`}`;
   const more = found.length > chosen.shown ? el("button", { type: "button", onclick: () => { chosen.shown += FIRST; list_again(); } }, `show more of ${found.length - chosen.shown} further prompts`) : null;
+  scaleKey.replaceChildren(...(chosen.colour ? keyOf(SCALES[chosen.colour], rows) : []));
   list.replaceChildren(...found.slice(0, chosen.shown).map(group), ...(more ? [more] : []));
 }
 
@@ -113,6 +126,7 @@ function loadCompletions(run, step, rows) {
 
 function fetchStep(run, step) {
   if (!DATA.beside || step === "" || DATA.runs[run].completions.loaded?.has(step)) return;
+  if (DATA.live) { askServer("completions", [["run", DATA.live[run]], ["step", step]]).then(({ rows }) => loadCompletions(run, step, rows), () => { count.textContent = `the completions of step ${step} did not arrive`; }); return; }
   const source = `${encodeURIComponent(DATA.beside)}/run_${run}_step_${step}.js`;
   const file = el("script", { src: source });
   file.addEventListener("error", () => { count.textContent = `${source} is not beside this page`; });
@@ -124,15 +138,20 @@ function stepsToChoose() {
   return DATA.beside ? steps : [...new Set(rows.map((row) => row.step))];
 }
 
+const option = (value, text) => el("option", { value }, text);
+
+function fillSteps() {
+  steps.replaceChildren(option("", DATA.beside ? "choose a step" : "all on this page"), ...stepsToChoose().map((step) => option(step, step)));
+  steps.value = chosen.step;
+}
+
 function browser() {
-  if (!DATA.runs.some((run) => run.completions.rows.length || (DATA.beside && run.completions.steps.length))) return [el("p", { class: "dim" }, "No completions are recorded, or the page was made without them.")];
+  if (!DATA.live && !DATA.runs.some((run) => run.completions.rows.length || (DATA.beside && run.completions.steps.length))) return [el("p", { class: "dim" }, "No completions are recorded, or the page was made without them.")];
   const change = (key) => (event) => { chosen[key] = event.target.type === "checkbox" ? event.target.checked : event.target.value; chosen.shown = FIRST; list_again(); };
-  const option = (value, text) => el("option", { value }, text);
-  const steps = el("select", { id: "step", onchange: (event) => { change("step")(event); fetchStep(chosen.run, event.target.value && Number(event.target.value)); } });
-  const fill = () => steps.replaceChildren(option("", DATA.beside ? "choose a step" : "all on this page"), ...stepsToChoose().map((step) => option(step, step)));
-  const pick = (event) => { chosen.run = Number(event.target.value); chosen.step = ""; fill(); chosen.shown = FIRST; list_again(); };
+  steps = el("select", { id: "step", onchange: (event) => { change("step")(event); fetchStep(chosen.run, event.target.value && Number(event.target.value)); } });
+  const pick = (event) => { chosen.run = Number(event.target.value); chosen.step = ""; fillSteps(); chosen.shown = FIRST; list_again(); };
   const ends = [...new Set(DATA.runs.flatMap((run) => run.completions.rows.map((row) => row.finish_reason)))].filter(Boolean);
-  fill();
+  fillSteps();
   count = el("output", { class: "dim" });
   list = el("div", { id: "completions-list" });
   const controls = el("div", { class: "controls" },
@@ -143,7 +162,8 @@ function browser() {
     el("label", {}, "to ", el("input", { id: "high", type: "number", step: "any", oninput: change("high") })),
     el("label", {}, "ended by ", el("select", { id: "finish", onchange: change("finish") }, option("", "anything"), ends.map((end) => option(end, end)))),
     el("label", {}, "first ", el("select", { id: "sort", onchange: change("sort") }, option("order", "early steps"), option("high", "high rewards"), option("low", "low rewards"), option("long", "long ones"))),
+    el("label", {}, "tokens coloured by ", el("select", { id: "colour", onchange: change("colour") }, option("", "nothing"), Object.entries(SCALES).map(([name, scale]) => option(name, scale.said)))),
     el("label", {}, el("input", { id: "groups", type: "checkbox", onchange: change("groups") }), " whole groups"));
   list_again();
-  return [controls, count, list];
+  return [controls, count, scaleKey, list];
 }

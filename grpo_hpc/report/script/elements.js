@@ -62,3 +62,10 @@ function logTicks(low, high) {
 
 const colourOf = (number) => DATA.colours[number % DATA.colours.length];
 const dashOf = (number) => ["", "6 3", "2 3", "8 3 2 3"][Math.floor(number / DATA.colours.length) % 4];
+
+// What the server of a live page answers; an error is the text of its refusal.
+async function askServer(path, query = []) {
+  const answer = await fetch(`${path}?${new URLSearchParams(query)}`);
+  if (!answer.ok) throw new Error(await answer.text());
+  return answer.json();
+}

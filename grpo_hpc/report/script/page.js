@@ -43,9 +43,10 @@ const sections = [
   section("plan", "Planned and measured", each(planned)),
   section("starts", "Starts", each(attempts)),
   section("completions", "Completions", browser()),
+  DATA.live ? section("log", "Log", logs()) : null,
   section("file", several ? "Run files" : "Run file", settings()),
   section("environment", "Environment", environment()),
 ].filter(Boolean);
 
-const links = sections.map((one) => el("a", { href: `#${one.id}` }, one.querySelector("h2").textContent));
+const links = [DATA.live ? el("a", { href: "./" }, "All runs") : null, ...sections.map((one) => el("a", { href: `#${one.id}` }, one.querySelector("h2").textContent))].filter(Boolean);
 document.querySelector("main").append(head(), ...DATA.notes.map((note) => el("p", { class: "note" }, note)), el("nav", {}, links), ...sections);

@@ -91,6 +91,7 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
     from grpo_hpc.train.loop import Parts, Trainer
     from grpo_hpc.train.megatron.distributed_checkpoint import DistributedCheckpoint
     from grpo_hpc.train.megatron.trained_policy import TrainedPolicy, copy_of
+    from grpo_hpc.train.telemetry.step_profile import StepProfile
     from grpo_hpc.train.watch import StopRequest
 
     engine.version = None  # the weights of the last run are not this one's
@@ -117,6 +118,7 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
         engine=engine,
         colocation=colocation,
         collector=collector,
+        tokenizer=tokenizer,
         source=source,
         step=step,
         eval_prompts=None,
@@ -125,6 +127,7 @@ def train(cfg: RunConfig, platform, engine, checkpoints: Path, begin: int | None
         clock=clock,
         stop=StopRequest(checkpoints / "stop", ranks),
         reporter=recorder,
+        profile=StepProfile(checkpoints / "profile", None, [0], ranks.rank),
     )
     trainer = Trainer(cfg, schedule(cfg), platform, parts, state, checkpoints)
     assert trainer.run()

@@ -25,9 +25,9 @@ def main() -> None:
     from grpo_hpc.config import load_run
     from grpo_hpc.config.batch import schedule, sequences_of
     from grpo_hpc.models.hf_folder import write_hf_folder
-    from grpo_hpc.rollout import digest
     from grpo_hpc.rollout.engine import ColocateEngine, Request, complete
     from grpo_hpc.rollout.sample import keys_of
+    from grpo_hpc.rollout.weights import digest
     from grpo_hpc.train.credit import set_token_weights
     from grpo_hpc.train.experience import by_key
     from grpo_hpc.train.megatron.parallel import init_model_parallel

@@ -23,9 +23,9 @@ def main() -> None:
     from grpo_hpc.config.batch import schedule
     from grpo_hpc.models.hf_folder import write_hf_folder
     from grpo_hpc.models.transport import ToFirstRank
-    from grpo_hpc.rollout import digest, link
     from grpo_hpc.rollout.engine import complete, whole_distribution
     from grpo_hpc.rollout.server_engine import ServerEngine
+    from grpo_hpc.rollout.weights import digest, link
     from grpo_hpc.train.credit import set_token_weights
     from grpo_hpc.train.experience import by_key
     from grpo_hpc.train.megatron.parallel import init_model_parallel

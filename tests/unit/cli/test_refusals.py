@@ -55,6 +55,7 @@ READERS = {
     "list": ("list runs", "runs"),
     "clean": ("clean runs", "runs"),
     "clean run": ("clean runs/small", "runs/small/run.yaml"),
+    "view": ("view runs", "runs"),
     "logs": ("logs runs/small", "runs/small"),
     "logs log": ("logs runs/small", "runs/small/attempt_1/rank_0.log"),
     "logs attempt": ("logs runs/small", "runs/small/attempt_1"),
@@ -185,7 +186,18 @@ def _as_program(command: str, before: Callable[[], None], out: int, err: int, en
 @pytest.fixture(scope="module", autouse=True)
 def imported():
     """What commands import lazily, so that a child need not."""
-    for name in ("cli", "cli.looking", "runs", "report", "checkpoint", "importing", "images", "plan", "jobs.checks"):
+    for name in (
+        "cli",
+        "cli.looking",
+        "runs",
+        "report",
+        "report.live",
+        "checkpoint",
+        "importing",
+        "images",
+        "plan",
+        "jobs.checks",
+    ):
         package = import_module(f"grpo_hpc.{name}")
         for module in pkgutil.iter_modules(package.__path__):
             if module.name not in ("__main__", "logits", "check_rank"):

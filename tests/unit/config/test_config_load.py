@@ -144,6 +144,12 @@ def test_all_mistakes_are_shown_together_with_their_place(run_file: Path) -> Non
         ("vllm_engine_kwargs={dtype: float16}", "holds 'dtype', which rollout.vllm_dtype decides"),
         ("vllm_engine_kwargs={load_format: auto}", "holds 'load_format', which the trainer itself decides"),
         ("vllm_max_model_len=512", "1 + 512 = 513, got 512"),
+        ("profile_steps=[3,2]", "got 3 and 2: give [2, 3]"),
+        ("profile_steps=[2,5]", "names step 5, and the run has 4"),
+        ("profile_steps=[2]", "must have at least 2 entries, got [2]"),
+        ("profile_steps=[1,2,3]", "must have at most 2 entries, got [1, 2, 3]"),
+        ("profile_ranks=[0]", "has no meaning without logging.profile_steps"),
+        ("prometheus_host=0.0.0.0", "has no meaning without logging.prometheus_port"),
     ],
 )
 def test_each_mistake_is_named(run_file: Path, override: str, expected: str) -> None:

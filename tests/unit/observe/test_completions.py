@@ -9,7 +9,7 @@ import math
 import pytest
 
 from grpo_hpc.errors import EnvironmentProblem
-from grpo_hpc.observe.completions import CompletionLog, member, read_completions, steps_with_completions
+from grpo_hpc.observe.completions import CompletionLog, first_rows, member, read_completions, steps_with_completions
 
 
 @pytest.fixture
@@ -96,3 +96,9 @@ def test_a_step_that_has_no_file_is_told_which_there_are(folder):
         list(read_completions(folder, 2))
     assert "step_00000002.jsonl.gz does not exist" in str(caught.value)
     assert "3 files, of the steps 1 to 12" in str(caught.value)
+
+
+def test_the_first_rows_of_several_members():
+    parts = [member([]), member({"n": k} for k in range(3)), member([{"n": 3}])]
+    assert [row["n"] for row in first_rows(parts, 2)] == [0, 1]
+    assert [row["n"] for row in first_rows(parts, 9)] == [0, 1, 2, 3]

@@ -49,6 +49,7 @@ def test_names_in_the_trainer_are_in_the_table():
     rows |= {
         "mean_rollout_logprob",
         "weight_version",
+        "by_token",
         "position",
         "reward",
         "dropped",

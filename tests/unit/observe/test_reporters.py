@@ -7,13 +7,20 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from grpo_hpc.config import load_run
 from grpo_hpc.errors import EnvironmentProblem
-from grpo_hpc.observe.reporters import Report, open_reporters, run_id
+from grpo_hpc.html_page import COLOURS
+from grpo_hpc.observe.history import History
+from grpo_hpc.observe.phase_picture import phase_picture
+from grpo_hpc.observe.reporters import Report, open_reporters, plan_figures, run_id
 from grpo_hpc.observe.sinks import MetricSinks
+from grpo_hpc.plan.make import make_plan
 
+ROOT = Path(__file__).parents[3]
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 # A process of its own: the packages take over signals and exits. Two starts of one run, the second resumed at step 2.
@@ -29,7 +36,8 @@ for start, value in ((0, 0.5), (2, 5.0)):
     sinks = MetricSinks(folder / "metrics.jsonl", open_reporters(both, report), sys.exit)
     sinks.rewind(start)
     for step in range(start + 1, 4):
-        sinks.log(step, {"loss": value, "rewards/exact_number/mean": 0.25, "kl": float("nan")})
+        sinks.completions(step, [{"messages": [{"content": "What?"}], "completion": "</td>" * 2000, "reward": 1.0}])
+        sinks.log(step, {"loss": value, "rewards/exact_number/mean": 0.25, "kl": float("nan"), "time/step": 1.0})
     sinks.close()
     time.sleep(1.1)  # both name their folders by the second
 """
@@ -83,6 +91,11 @@ def test_wandb(written):
     assert first == [(1, 0.5), (2, 0.5), (3, 0.5)] and second == [(3, 5.0)]
     assert runs[0][1][0]["rewards/exact_number/mean"] == 0.25
     assert "NaN" in json.dumps(runs[0][1][0]["kl"])
+    (table, *_) = sorted(written.glob("wandb/offline-run-*/files/media/table/completions_1_*.json"))
+    shown = json.loads(table.read_text())
+    assert shown["columns"][:3] == ["prompt", "completion", "reward"]
+    assert shown["data"][0][0] == "What?" and 4000 < len(shown["data"][0][1]) < 4020 and shown["data"][0][2] == 1.0
+    assert len(list(written.glob("wandb/offline-run-*/files/media/images/phases_*.png"))) == 2, "one for each start"
 
 
 def swanlab_runs(folder):
@@ -101,7 +114,13 @@ def test_swanlab(written):
     first, second = ([(step, value) for step, key, value in rows if key == "loss"] for _, rows in runs)
     assert first == [(1, 0.5), (2, 0.5), (3, 0.5)] and second == [(3, 5.0)]
     assert (1, "rewards/exact_number/mean", 0.25) in runs[0][1]
-    assert {key for _, key, _ in runs[0][1]} == {"loss", "rewards/exact_number/mean", "kl"}
+    assert {key for _, key, _ in runs[0][1]} == {"loss", "rewards/exact_number/mean", "kl", "time/step"}
+    texts = [
+        path.read_text()
+        for path in written.glob("swanlog/run-*/**/*")
+        if path.is_file() and b"    What?" in path.read_bytes()
+    ]
+    assert texts
 
 
 def test_no_key_lands_in_the_run_directory(written):
@@ -135,3 +154,26 @@ def test_a_reporter_that_fails_is_left_out_and_the_run_goes_on(tmp_path):
     sinks.close()
     assert Failing.calls == 1 and said == ["Failing failed and gets no more metrics: no route to host"]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_plan_is_shown_without_its_ranks():
+    cfg = load_run(ROOT / "configs" / "quickstart_gpu.yaml")
+    found = plan_figures(make_plan(cfg).to_dict())
+    assert found["schedule"]["global_batch_size"] == cfg.batch.global_batch_size
+    assert found["estimate"]["step"] > 0 and "ranks" not in found["topology"]
+    assert plan_figures({"estimate": None})["estimate"]["verdict"] is None
+
+
+def test_the_picture_of_phases():
+    history = History()
+    assert phase_picture(history) is None
+    for step in range(1, 501):
+        history.add(step, {"time/step": 10.0 if step > 250 else 5.0, "time/rollout": 4.0, "time/train": 1.0})
+    pixels = phase_picture(history)
+    assert pixels.shape == (200, 800, 3)
+    blue, orange, grey = (
+        [int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in (COLOURS[0], COLOURS[1], COLOURS[7])
+    )
+    column = pixels[:, 799]
+    assert [row.tolist() for row in column[[199, 121, 119, 101, 99, 0]]] == [blue, blue, orange, orange, grey, grey]
+    assert pixels[0, 0].tolist() == [255, 255, 255] and pixels[101, 0].tolist() == orange

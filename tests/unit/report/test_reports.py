@@ -296,7 +296,7 @@ def test_the_page_about_looking_names_what_there_is() -> None:
     """Its commands, their options, and its pictures."""
     text = (ROOT / "docs" / "looking.md").read_text()
     lines = [line.partition("#")[0].split() for line in re.findall(r"^    grpo-hpc (.*)$", text, re.MULTILINE)]
-    assert {words[0] for words in lines} == {"report", "status", "compare", "completions"}
+    assert {words[0] for words in lines} == {"report", "view", "status", "compare", "completions"}
     for name, *words in lines:
         known = {option for parameter in cli_group.get_command(None, name).params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= known

@@ -25,7 +25,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from grpo_hpc.addresses import own_address
 from grpo_hpc.errors import RolloutError, ServersLost
-from grpo_hpc.rollout.digest import tensor_hash
+from grpo_hpc.rollout.weights.digest import tensor_hash
 
 HASHED = 16
 """One tensor in so many is hashed on both sides, others at every sync."""

@@ -1,0 +1,1 @@
+"""How the policy's weights come into an engine, and how it is checked that they did."""
