@@ -87,11 +87,20 @@ class Dialect:
 
     @cached_property
     def keeps_history(self) -> bool:
-        """Whether what it wrote of a chat without thoughts stays as it is when the chat goes on."""
-        chats = [[_user("u"), _assistant("a"), _user("v")]]
+        """Whether what stands around the words of a turn stays as it is when the chat goes on.
+
+        What stands at their beginning may change: thoughts, which many templates take out of earlier turns.
+        """
+        words = [new_mark() for _ in range(3)]
+        chats = [[_user(words[0]), _assistant(words[1]), _user(words[2])]]
         if self.takes_results and self.json_arguments is not None:
-            chats.append([_user("u"), self._called("a", self.json_arguments), _result("r", self._name)])
-        return all(self._text([*chat, _assistant("a"), _user("w")]).startswith(self._text(chat)) for chat in chats)
+            said = self._called(words[1], self.json_arguments)
+            chats.append([_user(words[0]), said, _result(words[2], self._name)])
+        return all(self._surrounds(chat, words) == self._surrounds([*chat, *_MORE], words) for chat in chats)
+
+    def _surrounds(self, chat: list[Message], words: list[str]) -> list[str]:
+        """What stands in front of the first of ``words``, and between the second and the third."""
+        return re.split("|".join(words), self._text(chat))[0:3:2]
 
     # -- what it writes behind a turn ------------------------------------------------------------------------------
 
@@ -143,9 +152,9 @@ class Dialect:
     def _behind(self, said: Message, follows: Message, mark: str = "") -> tuple[str, str]:
         """What stands behind the mark in ``said`` when it is the last message, and up to what follows otherwise."""
         mark, stop = mark or self._mark, new_mark()
-        last = self._text([_user("u"), said]).rpartition(mark)[2]
-        followed = self._text([_user("u"), said, follows | {"content": stop}]).rpartition(mark)[2]
-        return last, followed.partition(stop)[0] if stop in followed else ""
+        last = self._text([_user("u"), said])
+        followed, stops, _ = self._text([_user("u"), said, follows | {"content": stop}]).partition(stop)
+        return _behind(mark, last), _behind(mark, followed) if stops else ""
 
     # -- small chats -----------------------------------------------------------------------------------------------
 
@@ -179,6 +188,10 @@ def call(name: str, function: str, arguments: dict[str, Any], as_text: bool = Fa
     return {"id": name, "type": "function", "function": {"name": function, "arguments": told}}
 
 
+def _behind(mark: str, text: str) -> str:
+    return text.rpartition(mark)[2] if mark in text else ""
+
+
 def _user(text: str) -> Message:
     return {"role": "user", "content": text}
 
@@ -195,3 +208,6 @@ def _tool(name: str) -> dict[str, Any]:
     value = {"type": "string", "description": "A value."}
     parameters = {"type": "object", "properties": {"value": value}, "required": ["value"]}
     return {"type": "function", "function": {"name": name, "description": "A function.", "parameters": parameters}}
+
+
+_MORE = [_assistant("a"), _user("w")]
