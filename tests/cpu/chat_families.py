@@ -78,6 +78,16 @@ FAMILIES = {
     "qwen3": Family(
         "qwen3", _CHATML, ("<|im_end|>", "<|endoftext|>"), _TOOLS, _JSON_CALL, thoughts="<think>\n{}\n</think>\n\n"
     ),
+    "qwen3.6": Family(
+        "qwen3_6",
+        _CHATML,
+        ("<|im_end|>", "<|endoftext|>"),
+        _TOOLS,
+        "\n</think>\n\n<tool_call>\n<function=add>\n<parameter=a>\n2\n</parameter>\n<parameter=b>\n3\n</parameter>\n"
+        "</function>\n</tool_call>",
+        "\n</think>\n\n",
+        "{}\n</think>\n\n",
+    ),
     "llama3": Family(
         "llama3_1",
         (*_LLAMA, "<|python_tag|>"),

@@ -91,6 +91,7 @@ def end_of(family, called=False):
 
 # where an episode differs from the chat that the template writes of it, as nothing that was sampled is taken back
 BOUNDARIES = {
+    "qwen3.6": [("<think>\n\n</think>\n\n", "")],
     "gpt-oss": [("<|return|>", "<|end|>")],
     "deepseek": [("<think>\n</think>\n\n", "")],
     "mistral": [('"b": 3}}]', '"b": 3}, "id": "call00000"}]')],
@@ -285,6 +286,12 @@ def test_gpt_oss_has_thoughts_in_a_channel(opened, text_of):
         transcript.said(policy.says(FAMILIES["gpt-oss"].thoughts.format("5, then") + "It is 5.", "<|return|>"))
     assert keeps.heard([user("Sure?")]) and not follows.heard([user("Sure?")])
     assert "Let me add." not in text_of("gpt-oss", follows.tokens)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"mistral"}))
+def test_thoughts_are_no_part_of_a_history_that_changes(tokenizers, family):
+    """Many templates write empty ones in the last turns alone."""
+    assert Renderer(tokenizers[family], tool_parser="none", reasoning_parser="none").note == ""
 
 
 def test_a_template_that_moves_tools_begins_a_branch_whatever_is_done_with_thoughts(opened):
