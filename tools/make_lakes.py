@@ -1,6 +1,6 @@
 """Make the lakes of the example with a game: data/lakes/train.jsonl and eval.jsonl.
 
-A row is a short game that shows how to answer, and a seed, from which the game makes its lake; no seed is in both files.
+A row is a short game that shows how to answer, and a seed from which a lake is made. No seed is in both files.
 
     python tools/make_lakes.py [--target data/lakes]
 """
