@@ -1,6 +1,6 @@
 """Make the lakes of the example with a game: data/lakes/train.jsonl and eval.jsonl.
 
-A row is a seed, from which the game makes its lake; no seed is in both files.
+A row is a short game that shows how to answer, and a seed from which a lake is made. No seed is in both files.
 
     python tools/make_lakes.py [--target data/lakes]
 """
@@ -15,12 +15,19 @@ from typing import Any
 
 TARGET = Path(__file__).parents[1] / "data" / "lakes"
 TRAIN_ROWS, HELD_OUT_ROWS = 512, 64
-SYSTEM = "You walk over a frozen lake. Answer with one word: up, down, left or right. Never step into a hole."
+SYSTEM = "Answer with one word: up, down, left or right. Never step into a hole."
 
 
 def row(seed: int) -> dict[str, Any]:
     """One lake; what is seen of it comes from the game."""
-    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Go to the goal."}]
+    messages = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": "Go.\n\nGoal: 1 down and 1 right. Holes: down."},
+        {"role": "assistant", "content": "right"},
+        {"role": "user", "content": "Goal: 1 down. Holes: none."},
+        {"role": "assistant", "content": "down"},
+        {"role": "user", "content": "Go."},
+    ]
     return {"messages": messages, "seed": seed}
 
 

@@ -18,10 +18,7 @@ from typing import Any
 
 TARGET = Path(__file__).parents[1] / "data" / "multiplications"
 TRAIN_ROWS, HELD_OUT_ROWS = 512, 64
-SYSTEM = (
-    "You have a calculator. To use it, write a call as in the example and nothing else. "
-    "When you have its result, give only the number."
-)
+SYSTEM = "Use the calculator, then give its result."
 
 Pair = tuple[int, int]
 

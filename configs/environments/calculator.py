@@ -9,11 +9,7 @@ _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.
 
 
 def calculator(expression: str) -> str:
-    """Compute an arithmetic expression of whole numbers with +, - and *.
-
-    Args:
-        expression: such as 12 * (34 - 5).
-    """
+    """Compute an expression of whole numbers with +, - and *."""
     if len(expression) > 100:
         raise ValueError("the expression has more than 100 characters")
     return str(_value(ast.parse(expression.strip(), mode="eval").body))

@@ -30,8 +30,7 @@ from grpo_hpc.rollout.agents.agent_player import AgentEpisodes
 from grpo_hpc.rollout.chat.rendering import Renderer
 from grpo_hpc.rollout.collect import Collector
 from grpo_hpc.rollout.engine import ColocateEngine, Engine
-from grpo_hpc.rollout.environments.environment_pool import EnvironmentPool
-from grpo_hpc.rollout.environments.found_in_file import require_rewards
+from grpo_hpc.rollout.environments.environment_pool import EnvironmentPool, start_environments
 from grpo_hpc.rollout.episodes import EnvironmentEpisodes, Player, SingleTurns
 from grpo_hpc.rollout.exchange import Exchange
 from grpo_hpc.rollout.residency import Residency
@@ -116,7 +115,7 @@ def _assemble(run_dir: RunDir, cfg: RunConfig, platform: Platform, events: Event
         init_model_parallel(cfg, platform)
         scores = control.rank % cfg.rollout.ranks_of_engine == 0  # for its replica
         runner = start_rewards(cfg) if scores else None
-        pool = _environments(cfg, run_dir, control.rank) if scores and cfg.rollout.environment else None
+        pool = start_environments(cfg, run_dir.environment_log(control.rank)) if scores else None
         tokenizer = Tokenizer(cfg.model.path, cfg.data.chat_template_kwargs, cfg.model.trust_remote_code)
         train_set = _prompts(cfg.data.train, cfg, run_dir, tokenizer, control)  # before a model: rows may be wrong
         eval_set = _prompts(cfg.data.eval, cfg, run_dir, tokenizer, control) if cfg.data.eval else None
@@ -195,19 +194,6 @@ def _engine(run_dir: RunDir, cfg: RunConfig, platform: Platform, control: Contro
     servers = json.loads(RunDir.servers_file(attempt).read_text())["servers"]
     urls = [server["url"] for server in servers]
     return ServerEngine(cfg, platform, urls, keep_secret(RunDir.api_key(attempt).read_text()), control)
-
-
-def _environments(cfg: RunConfig, run_dir: RunDir, rank: int) -> EnvironmentPool:
-    """The processes of environments; made before any model, so that what is wrong with them costs no time."""
-    r = cfg.rollout
-    assert r.environment is not None
-    log = run_dir.environment_log(rank)
-    log.parent.mkdir(exist_ok=True)
-    pool = EnvironmentPool(
-        r.environment, r.environment_params, timeout=r.environment_timeout, memory_gib=r.environment_memory_gib, log=log
-    )
-    require_rewards(pool.start(), cfg.rewards.of_environment)
-    return pool
 
 
 def _player(cfg: RunConfig, tokenizer: Tokenizer, pool: EnvironmentPool | None, context: int) -> Player:

@@ -20,8 +20,7 @@ from grpo_hpc.files import write_atomically
 from grpo_hpc.jobs.checks.node_reports import report_path, this_node
 from grpo_hpc.models.on_disk.model_folder import weight_files
 from grpo_hpc.rollout.engine_arguments import unknown_arguments
-from grpo_hpc.rollout.environments.environment_pool import EnvironmentPool
-from grpo_hpc.rollout.environments.found_in_file import require_rewards
+from grpo_hpc.rollout.environments.environment_pool import start_environments
 from grpo_hpc.runs.attempts import named_checkpoints
 from grpo_hpc.runs.run_dir import RunDir
 
@@ -81,14 +80,11 @@ def _gpu_problems(cfg: RunConfig) -> list[str]:
 
 def environment_problems(cfg: RunConfig) -> list[str]:
     """Whether the environment's file can be imported here, with what it imports itself."""
-    if cfg.rollout.environment is None:
-        return []
-    pool = EnvironmentPool(cfg.rollout.environment, cfg.rollout.environment_params, log=Path(os.devnull))
     try:
-        require_rewards(pool.start(), cfg.rewards.of_environment)
+        pool = start_environments(cfg, Path(os.devnull))
     except GrpoHpcError as error:
         return [" ".join(filter(None, (error.message, error.hint)))]
-    finally:
+    if pool:
         pool.close()
     return []
 

@@ -19,9 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from grpo_hpc.config import RunConfig
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
 from grpo_hpc.rollout.environments.environment_process import EpisodeProcess, ProcessEnvironment
-from grpo_hpc.rollout.environments.found_in_file import Kind
+from grpo_hpc.rollout.environments.found_in_file import Kind, require_rewards
 from grpo_hpc.rollout.environments.protocol import Environment, EpisodeFailed
 from grpo_hpc.rollout.environments.zygote import START_SECONDS
 
@@ -37,9 +38,9 @@ class EnvironmentPool:
     Args:
         environment: ``rollout.environment``, see :mod:`grpo_hpc.rollout.environments.found_in_file`.
         params: keyword arguments of its class.
+        log: file for what environments print.
         timeout: seconds for one call.
         memory_gib: what a process may hold.
-        log: file for what environments print.
     """
 
     def __init__(
@@ -47,9 +48,9 @@ class EnvironmentPool:
         environment: str,
         params: Mapping[str, Any] | None = None,
         *,
+        log: Path,
         timeout: float = 60.0,
         memory_gib: float = 4.0,
-        log: Path,
     ) -> None:
         memory = int(memory_gib * 2**30)
         self._setup = {"environment": environment, "params": params or {}, "log": str(log), "memory_bytes": memory}
@@ -141,6 +142,32 @@ class EnvironmentPool:
         if self._zygote is not None:
             self._zygote.kill()
             self._zygote = None
+
+
+def start_environments(cfg: RunConfig, log: Path) -> EnvironmentPool | None:
+    """The environments of a run; made before any model, so that what is wrong with them costs no time.
+
+    Args:
+        log: file for what they print.
+
+    Returns:
+        None where completions are single turns.
+
+    Raises:
+        ConfigError: they cannot be loaded, or give no rewards where the run wants some.
+        EnvironmentProblem: the process that loads them died.
+    """
+    roll = cfg.rollout
+    if roll.environment is None:
+        return None
+    limits = {"timeout": roll.environment_timeout, "memory_gib": roll.environment_memory_gib}
+    pool = EnvironmentPool(roll.environment, roll.environment_params, **limits, log=log)
+    try:
+        require_rewards(pool.start(), cfg.rewards.of_environment)
+    except BaseException:
+        pool.close()
+        raise
+    return pool
 
 
 class _Episode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from grpo_hpc.redaction import redacted
@@ -45,8 +46,11 @@ class Printed:
 
     def _write(self, name: str, lines: Iterable[bytes]) -> None:
         text = "".join(f"{name} | {redacted(line.decode(errors='replace'))}\n" for line in lines)
-        if not text:
-            return
+        if text:
+            with suppress(OSError):  # a full disk is no reason to end the episodes
+                self._append(text)
+
+    def _append(self, text: str) -> None:
         if self._path.is_file() and self._path.stat().st_size > self._of_a_file:
             self._path.replace(f"{self._path}.1")
         self._path.parent.mkdir(parents=True, exist_ok=True)

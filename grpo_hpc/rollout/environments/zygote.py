@@ -93,24 +93,26 @@ class Zygote:
             return False
         request = json.loads(data)
         if "fork" in request:
-            answer = self._fork(request["fork"], request["name"], descriptors[0])
+            answer = self._forked(request["fork"], request["name"], descriptors)
         else:
             answer = {"ended": self._end(request["end"], request["gone"])}
         with suppress(BrokenPipeError, ConnectionResetError):  # read next, it says that the trainer has gone
             self._control.send(json.dumps(answer).encode())
         return True
 
-    def _fork(self, number: int, name: str, connection: int) -> dict[str, Any]:
-        output, written = os.pipe()
-        parent = os.getpid()
+    def _forked(self, number: int, name: str, received: list[int]) -> dict[str, Any]:
+        """Fork a process for an episode. ``received``: its socket; nothing where too many files are open."""
+        opened = list(received)
         try:
-            pid = os.fork()
-        except OSError as error:
-            for descriptor in (connection, output, written):
+            (connection,) = received
+            output, written = os.pipe()
+            opened += output, written
+            pid = self._fork(connection, output, written)
+        except (OSError, ValueError) as error:
+            for descriptor in opened:
                 os.close(descriptor)
-            return {"refused": f"no process could be started for it: {error.strerror}"}
-        if pid == 0:
-            self._become_episode(connection, output, written, parent)
+            why = error.strerror if isinstance(error, OSError) else "too many files are open"
+            return {"refused": f"no process could be started for it: {why}"}
         os.close(connection)
         os.close(written)
         os.set_blocking(output, False)
@@ -118,6 +120,13 @@ class Zygote:
         self._printing[output] = name
         self._poller.register(output, select.POLLIN)
         return {"pid": pid}
+
+    def _fork(self, connection: int, output: int, written: int) -> int:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_episode(connection, output, written, parent)
+        return pid
 
     def _become_episode(self, connection: int, output: int, written: int, parent: int) -> None:
         """Never returns."""

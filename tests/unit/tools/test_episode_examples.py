@@ -101,7 +101,13 @@ def test_lakes_differ_between_the_files(tmp_path: Path) -> None:
     LAKES["write_rows"](tmp_path / "rows.jsonl", [7])
     (row,) = read_rows(tmp_path / "rows.jsonl")
     assert row.columns == {"seed": 7}
-    assert row.messages[-1]["role"] == "user"
+    shown = [message["content"] for message in row.messages[1:5]]
+    lake = FROZEN_LAKE(size=2, holes=1)
+    lake.reset(seed=0)
+    lake.here, lake.goal, lake.holes = (0, 0), (1, 1), {(1, 0)}
+    lake.steps = lake._steps_to_goal()
+    assert shown[0] == f"{row.messages[-1]['content']}\n\n{lake._seen()}"
+    assert [step[0] for step in walked(lake, shown[1])] == [shown[2]]
 
 
 @pytest.mark.parametrize("name", ["quickstart_tools", "quickstart_gym"])
