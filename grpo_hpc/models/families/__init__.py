@@ -35,6 +35,8 @@ def family(model_type: str) -> Family:
     Raises:
         CheckpointError: it is not supported.
     """
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"model_type is {model_type!r:.60}, not a name")
     if model_type in _RENAMED:
         name, architecture = _RENAMED[model_type]
         raise CheckpointError(

@@ -113,6 +113,9 @@ def rotary_of(config: Config, head_dim: int, partial: float = 1.0, interleaved: 
     dim = int(head_dim * share)
     if dim % 2 or not 0 < dim <= head_dim:
         raise CheckpointError(f"{dim} of {head_dim} dimensions of a head cannot be rotated in pairs")
+    for key in ("short_factor", "long_factor") if kind == "longrope" else ():
+        if len(rope[key]) != dim // 2:
+            raise CheckpointError(f"{key} has {len(rope[key])} numbers for {dim} rotated dimensions, not {dim // 2}")
     plain = kind == "default"
     return Rotary(
         rope["rope_theta"],
