@@ -171,7 +171,7 @@ def attention_rules(shape: ModelShape, hf: str) -> list[Rule]:
     ]
     if shape.qkv_bias:
         rules.append(Rule(at + "linear_qkv.bias", tuple(f"{n}.bias" for n in names), qkv(), "attention"))
-    for x, heads in (("q", shape.heads), ("k", shape.kv_heads)) if shape.qk_norm else ():
+    for x, heads in (("q", shape.heads), ("k", shape.kv_heads)) if shape.qk_norm in ("head", "token") else ():
         layout = Copy((shape.head_dim,)) if shape.qk_norm == "head" else SplitRows((heads * shape.head_dim,))
         rules.append(Rule(f"{at}{x}_layernorm.weight", (f"{hf}self_attn.{x}_norm.weight",), layout, "norm"))
     return [replace(rule, layers=layers) for rule in rules]
