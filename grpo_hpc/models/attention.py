@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +23,10 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import sharded_state_dict_default
 from torch import Tensor
+
+from grpo_hpc.models.norm import RmsNorm
 
 
 def positions_of(rank: int, ranks: int, bounds: Sequence[int]) -> Tensor:
@@ -102,6 +106,34 @@ class PackedSdpaAttention(MegatronModule):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.softmax_scale, enable_gqa=True)
         mask = torch.ones(new, seen, dtype=torch.bool, device=q.device).tril(seen - new)
         return F.scaled_dot_product_attention(q, k, v, mask, scale=self.softmax_scale, enable_gqa=True)
+
+
+@cache
+def with_norms(core: type) -> type:
+    """``core`` attention that normalises queries and keys, which are rotated by then, head by head.
+
+    Megatron knows them by their names: tensor-parallel ranks have different heads, so it sums their gradients.
+    """
+
+    class Normed(core):
+        def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            self.q_layernorm = RmsNorm(config, config.kv_channels or 0, config.layernorm_epsilon)
+            self.k_layernorm = RmsNorm(config, config.kv_channels or 0, config.layernorm_epsilon)
+
+        def forward(self, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(self.q_layernorm(query), self.k_layernorm(key), *args, **kwargs)
+
+        def sharded_state_dict(
+            self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+        ) -> dict[str, Any]:
+            """With the norms, which TransformerEngine's attention would leave out."""
+            found: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+            for name in ("q_layernorm", "k_layernorm"):
+                found |= sharded_state_dict_default(getattr(self, name), f"{prefix}{name}.", sharded_offsets, metadata)
+            return found
+
+    return Normed
 
 
 def _whole_row(part: Tensor, bounds: Sequence[int]) -> Tensor:

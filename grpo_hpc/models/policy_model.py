@@ -23,7 +23,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 from torch import Tensor
 
 from grpo_hpc.errors import ConfigError
-from grpo_hpc.models.attention import PackedSdpaAttention
+from grpo_hpc.models.attention import PackedSdpaAttention, with_norms
 from grpo_hpc.models.families import family
 from grpo_hpc.models.grouped import GroupedExperts
 from grpo_hpc.models.head import Scoring
@@ -120,6 +120,9 @@ def layer_spec(
             _use_our_norm(attention)
         if shape.mla and shape.mla.q_rank is None:  # queries that are not compressed have no norm
             attention.q_layernorm = IdentityOp
+        if shape.qk_norm == "rotated":
+            attention.q_layernorm = attention.k_layernorm = None
+            attention.core_attention = with_norms(attention.core_attention)
         if shape.qk_norm == "token":
             attention.q_layernorm = ModuleSpec(TokenNorm, params={"heads": shape.heads})
             attention.k_layernorm = ModuleSpec(TokenNorm, params={"heads": shape.kv_heads})

@@ -123,7 +123,8 @@ class ModelShape:
         vocab: rows of the embedding, unpadded.
         tied: input and output embeddings are one matrix.
         qkv_bias: query, key and value projections have a bias.
-        qk_norm: queries and keys are normalised: each head by itself, or all heads of a token together.
+        qk_norm: queries and keys are normalised: each head by itself, before or after it is rotated, or all heads of a
+            token together.
         rotary: positions of queries and keys; with MLA, those of their ``rope_dim`` dimensions before its own YaRN.
         max_position: longest sequence; within a sliding window attention is full attention, so no longer than one.
         norms: of a layer's two parts: before each, around it (its output is normed, too), or after it alone.
@@ -148,7 +149,7 @@ class ModelShape:
     rotary: Rotary
     max_position: int
     qkv_bias: bool = False
-    qk_norm: Literal["head", "token"] | None = None
+    qk_norm: Literal["head", "rotated", "token"] | None = None
     norms: Literal["before", "around", "after"] = "before"
     embedding_scale: float = 1.0
     residual_scale: float = 1.0

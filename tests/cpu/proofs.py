@@ -40,6 +40,7 @@ PROOFS = {
     "glm4": Proof("GLM-4-9B-0414, 32B-0414, GLM-Z1", (("glm4", False),)),
     "olmo2": Proof("OLMo 2", (("olmo2", False),)),
     "granite": Proof("Granite 3.0 to 3.3 (dense)", (("granite", True),)),
+    "hunyuan_v1_dense": Proof("Hunyuan 0.5B to 7B", (("hunyuan_v1_dense", True),)),
     "qwen2_moe": Proof("Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", (("qwen2_moe", False),)),
     "qwen3_moe": Proof("Qwen3-30B-A3B, Qwen3-235B-A22B", (("qwen3_moe", True), ("qwen3_moe+dense", False))),
     "mixtral": Proof("Mixtral 8x7B, 8x22B", (("mixtral", False),)),

@@ -142,6 +142,10 @@ OWN = {
     },
     "glm4": {"head_dim": 32, "attention_bias": True},
     "olmo2": {},
+    "hunyuan_v1_dense": {
+        "head_dim": 32,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 50.0, "factor": 1.0},
+    },
     "granite": {
         "embedding_multiplier": 12.0,
         "residual_multiplier": 0.22,

@@ -16,7 +16,7 @@ from grpo_hpc.models.weight_map import Rule, entries
 _FAMILIES = {
     "dense": (
         *("llama", "mistral", "qwen2", "qwen3", "seed_oss", "smollm3", "phi3", "ernie4_5", "ministral3"),
-        *("glm4", "olmo2", "granite"),
+        *("glm4", "olmo2", "granite", "hunyuan_v1_dense"),
     ),
     "experts": (
         *("qwen3_moe", "mixtral", "deepseek_v3", "olmoe", "qwen2_moe", "kimi_k2", "glm4_moe", "glm4_moe_lite"),
@@ -35,6 +35,8 @@ def family(model_type: str) -> Family:
     Raises:
         CheckpointError: it is not supported.
     """
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"model_type is {model_type!r:.60}, not a name")
     if model_type in _RENAMED:
         name, architecture = _RENAMED[model_type]
         raise CheckpointError(

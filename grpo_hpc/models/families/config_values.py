@@ -81,6 +81,10 @@ def _list(key: str, value: Any) -> str:
     return "" if isinstance(value, list) and all(type(item) is int for item in value) else "a list of whole numbers"
 
 
+def _word(key: str, value: Any) -> str:
+    return "" if isinstance(value, str) else "a word"
+
+
 def _words(key: str, value: Any) -> str:
     return "" if isinstance(value, list) and all(type(item) is str for item in value) else "a list of words"
 
@@ -101,6 +105,7 @@ _KINDS: dict[str, Callable[[str, Any], str]] = {
     **dict.fromkeys(_LISTS, _list),
     **dict.fromkeys(_FACTORS, _factors),
     "mlp_layer_types": _words,
+    **dict.fromkeys(("rope_type", "type", "topk_method", "scoring_func", "hidden_act"), _word),
     **dict.fromkeys(_PARTS, _part),
 }
 

@@ -113,6 +113,9 @@ def rotary_of(config: Config, head_dim: int, partial: float = 1.0, interleaved: 
     dim = int(head_dim * share)
     if dim % 2 or not 0 < dim <= head_dim:
         raise CheckpointError(f"{dim} of {head_dim} dimensions of a head cannot be rotated in pairs")
+    for key in ("short_factor", "long_factor") if kind == "longrope" else ():
+        if len(rope[key]) != dim // 2:
+            raise CheckpointError(f"{key} has {len(rope[key])} numbers for {dim} rotated dimensions, not {dim // 2}")
     plain = kind == "default"
     return Rotary(
         rope["rope_theta"],
@@ -168,7 +171,7 @@ def attention_rules(shape: ModelShape, hf: str) -> list[Rule]:
     ]
     if shape.qkv_bias:
         rules.append(Rule(at + "linear_qkv.bias", tuple(f"{n}.bias" for n in names), qkv(), "attention"))
-    for x, heads in (("q", shape.heads), ("k", shape.kv_heads)) if shape.qk_norm else ():
+    for x, heads in (("q", shape.heads), ("k", shape.kv_heads)) if shape.qk_norm in ("head", "token") else ():
         layout = Copy((shape.head_dim,)) if shape.qk_norm == "head" else SplitRows((heads * shape.head_dim,))
         rules.append(Rule(f"{at}{x}_layernorm.weight", (f"{hf}self_attn.{x}_norm.weight",), layout, "norm"))
     return [replace(rule, layers=layers) for rule in rules]

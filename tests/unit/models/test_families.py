@@ -98,6 +98,14 @@ def test_no_torch_is_imported():
     ("changed", "said"),
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
+        ({"model_type": ["llama"]}, "model_type is .*, not a name"),
+        ({"rope_scaling": {"rope_type": ["yarn"]}}, "rope_type is .*, not a word"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "'factor' is missing"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.05}}, "3 of 64 dimensions of a head cannot be rotated"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 32, "long_factor": [1.0] * 31}},
+            "long_factor has 31 numbers for 64 rotated dimensions, not 32",
+        ),
         ({"attention_bias": True}, "attention_bias: True is not supported"),
         ({"quantization_config": {"quant_method": "fp8"}}, r"quantization_config: the weights are quantised \(fp8\)"),
         ({"text_config": {"quantization_config": {"bits": 4}}}, "the weights are quantised, which cannot be trained"),
