@@ -113,7 +113,7 @@ class Sampling:
 
     Attributes:
         transcript: makes an empty one.
-        template: what the chat template is told beside messages and tools.
+        template: what the chat template is told beside messages; tools are those of a request.
         room: tokens that a turn may have, given those that it continues and those that the episode has sampled.
         sample: a completion of these tokens, for the turn of this number, with at most so many tokens, which ends
             behind one of these texts.
@@ -244,7 +244,8 @@ class Conversation:
                 _tell(chat.transcript.heard, request.messages[count:])
                 return chat, prints[-1]
         chat = _Chat(self._sampling.transcript())
-        _tell(chat.transcript.open, request.messages, request.tools, self._sampling.template)
+        template = {name: value for name, value in self._sampling.template.items() if name != "tools"}
+        _tell(chat.transcript.open, request.messages, request.tools, template)
         self._chats.append(chat)
         return chat, prints[-1]
 
