@@ -109,10 +109,12 @@ class ChatEndpoint:
 
     async def _complete(self, request: Request) -> Response:
         conversation: Conversation = request.state.conversation
+        connection: _Connection = request.state.connection
+        connection.asked = None
         try:
             wanted = read_request(await _body(request))
             self._mention(wanted.wishes)
-            request.state.connection.asked = asked = conversation.ask(wanted, _again(request))
+            connection.asked = asked = conversation.ask(wanted, _again(request))
             answer = ChatAnswer(wanted, await asked.answer(), self._text_of)
         except Refusal as refusal:
             return _refused(refusal)

@@ -240,8 +240,8 @@ class Conversation:
         prints = fingerprints(request.messages, digest_of(request.tools))
         for count in range(len(prints) - 1, 0, -1):
             if chat := known.get(prints[count - 1]):
-                chat.end = None
                 _tell(chat.transcript.heard, request.messages[count:])
+                chat.end = None
                 return chat, prints[-1]
         chat = _Chat(self._sampling.transcript())
         template = {name: value for name, value in self._sampling.template.items() if name != "tools"}
