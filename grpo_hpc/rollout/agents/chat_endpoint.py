@@ -29,7 +29,7 @@ from grpo_hpc.rollout.agents.chat_request import Refusal, read_request
 from grpo_hpc.rollout.agents.conversation import Asked, Conversation
 
 MODEL = "policy"
-LONGEST_BODY = 32 << 20
+LONGEST_BODY = 8 << 20
 """Bytes of a request, at most."""
 STRANGERS = 128
 """Connections at a time whose key is not known yet."""

@@ -201,6 +201,7 @@ def test_other_tools_are_another_chat(stage, episode):
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "tool calls"),
         ({"messages": [{"role": "user", "content": "x", "audio": {"id": "a"}}]}, "audio"),
         ({"messages": [{"role": "user", "content": "forbidden"}]}, "chat template"),
+        ({"messages": [{"role": "user", "content": "strange"}]}, "KeyError"),
         ({"tools": [{"type": "web_search"}]}, "tools\\[0\\]"),
     ],
 )
@@ -209,7 +210,7 @@ def test_what_is_not_offered_is_refused_in_words(stage, episode, told, about):
     with pytest.raises(openai.BadRequestError, match=about) as caught:
         ask(client, **{"messages": [USER]} | told)
     assert caught.value.type == "invalid_request_error"
-    assert stage.asked == [] and conversation.samples(KEY) == []
+    assert stage.asked == [] and conversation.samples(KEY) == [] and not conversation.failure.done()
 
 
 def test_sampling_is_the_run_files_and_a_wish_for_another_is_told_once(stage, episode):
