@@ -129,8 +129,8 @@ class ChatEndpoint:
         for name, value in wishes.items():
             if name not in self._told and self._decided.get(name) != value:
                 self._told.add(name)
-                ours = f"{self._decided[name]} of the run file" if name in self._decided else "nothing like it"
-                self._say(f"an agent asked for {name} {json.dumps(value)[:100]}: completions are sampled with {ours}")
+                ours = f"with {self._decided[name]}, as the run file says" if name in self._decided else "without it"
+                self._say(f"an agent asked for {name} {json.dumps(value)[:100]}: completions are sampled {ours}")
 
 
 class _Connection(H11Protocol):
