@@ -29,7 +29,7 @@ from grpo_hpc.rollout.agents.chat_request import Refusal, read_request
 from grpo_hpc.rollout.agents.conversation import Asked, Conversation
 
 MODEL = "policy"
-LONGEST_BODY = 32 << 20
+LONGEST_BODY = 8 << 20
 """Bytes of a request, at most."""
 STRANGERS = 128
 """Connections at a time whose key is not known yet."""
@@ -109,10 +109,12 @@ class ChatEndpoint:
 
     async def _complete(self, request: Request) -> Response:
         conversation: Conversation = request.state.conversation
+        connection: _Connection = request.state.connection
+        connection.asked = None
         try:
             wanted = read_request(await _body(request))
             self._mention(wanted.wishes)
-            request.state.connection.asked = asked = conversation.ask(wanted, _again(request))
+            connection.asked = asked = conversation.ask(wanted, _again(request))
             answer = ChatAnswer(wanted, await asked.answer(), self._text_of)
         except Refusal as refusal:
             return _refused(refusal)
@@ -127,8 +129,8 @@ class ChatEndpoint:
         for name, value in wishes.items():
             if name not in self._told and self._decided.get(name) != value:
                 self._told.add(name)
-                ours = f"{self._decided[name]} of the run file" if name in self._decided else "nothing like it"
-                self._say(f"an agent asked for {name} {json.dumps(value)[:100]}: completions are sampled with {ours}")
+                ours = f"with {self._decided[name]}, as the run file says" if name in self._decided else "without it"
+                self._say(f"an agent asked for {name} {json.dumps(value)[:100]}: completions are sampled {ours}")
 
 
 class _Connection(H11Protocol):

@@ -16,12 +16,12 @@ from grpo_hpc.rollout.environments.protocol import Message
 
 OF_THE_RUN_FILE = (
     *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
-    *("seed", "parallel_tool_calls", "reasoning_effort", "verbosity"),
+    *("seed", "parallel_tool_calls", "tool_choice", "reasoning_effort", "verbosity"),
 )
 """What a request may wish for, and the run decides: log-probabilities are those of its own sampling."""
 
 _ANSWERED = (
-    *("model", "messages", "tools", "tool_choice", "max_tokens", "max_completion_tokens", "stop"),
+    *("model", "messages", "tools", "max_tokens", "max_completion_tokens", "stop"),
     *("stream", "stream_options", "logprobs", "top_logprobs", "n", "response_format"),
 )
 _OF_NO_MATTER = (
@@ -107,7 +107,7 @@ def read_request(body: bytes) -> ChatRequest:
         stream=stream,
         usage=stream and bool(_typed(told, "stream_options", dict, {}).get("include_usage")),
         logprobs=_typed(told, "logprobs", bool, False),
-        wishes={name: told[name] for name in OF_THE_RUN_FILE if name in told},
+        wishes=_wishes(told),
         digest=hashlib.blake2b(body, digest_size=16).digest(),
     )
 
@@ -161,11 +161,6 @@ def _only_offered(told: dict[str, Any]) -> None:
     for name, fine, instead in (
         ("n", (1,), "ask again with another `seed` for another answer"),
         ("top_logprobs", (0,), "only the sampled tokens' log-probabilities are known"),
-        (
-            "tool_choice",
-            ("auto", "none"),
-            "the policy is free to call a tool or not: say in the chat what it should do",
-        ),
         ("response_format", ({"type": "text"},), "say in the chat which form is wanted"),
     ):
         if name in told and told[name] not in fine:
@@ -178,6 +173,12 @@ def _typed(told: dict[str, Any], name: str, kind: type[_Kind], default: _Kind) -
     if not isinstance(value, kind):
         raise Refusal(400, f"{name} is to be of the type {kind.__name__}, and is {json.dumps(value)[:100]}", name)
     return value
+
+
+def _wishes(told: dict[str, Any]) -> dict[str, Any]:
+    """``tool_choice`` is one where a call is to be forced."""
+    free = told.get("tool_choice") in ("auto", "none")
+    return {name: told[name] for name in OF_THE_RUN_FILE if name in told and not (free and name == "tool_choice")}
 
 
 def _limit(told: dict[str, Any]) -> int | None:

@@ -11,11 +11,10 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from grpo_hpc.errors import ConfigError
 from grpo_hpc.rollout.agents.chat_request import ChatRequest, Refusal, digest_of, fingerprints
 from grpo_hpc.rollout.environments.protocol import EpisodeFailed, Message, Turn
 
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 MOST_TIMES = 64
 """How often one answer is given: a client that asks for it for ever ends."""
 _GIVEN_UP = ("abort", "error")
+
+_Told = TypeVar("_Told")
 
 
 class Transcript(Protocol):
@@ -113,7 +114,7 @@ class Sampling:
 
     Attributes:
         transcript: makes an empty one.
-        template: what the chat template is told beside messages and tools.
+        template: what the chat template is told beside messages; tools are those of a request.
         room: tokens that a turn may have, given those that it continues and those that the episode has sampled.
         sample: a completion of these tokens, for the turn of this number, with at most so many tokens, which ends
             behind one of these texts.
@@ -208,7 +209,7 @@ class Conversation:
 
     async def _sample(self, request: ChatRequest) -> Answer:
         """The chat is found before anything is awaited, so in the order of requests."""
-        chat, end = self._chat_of(request)
+        chat, end = self._found(request)
         tokens, number = chat.transcript.tokens, self._turns
         limit = self._room(len(tokens))
         self._turns += 1
@@ -234,29 +235,36 @@ class Conversation:
             raise Refusal(400, text, "messages", "context_length_exceeded")
         return limit
 
+    def _found(self, request: ChatRequest) -> tuple[_Chat, bytes]:
+        try:
+            return self._chat_of(request)
+        except Exception as error:  # a template is a program, and what it is given is the agent's
+            raise Refusal(400, f"the chat cannot be written: {type(error).__name__}: {error}", "messages") from error
+
     def _chat_of(self, request: ChatRequest) -> tuple[_Chat, bytes]:
         """The chat that ``request`` continues, the longest first, or a new one; and the fingerprint of the request."""
         known = {chat.end: chat for chat in self._chats if chat.end is not None}
         prints = fingerprints(request.messages, digest_of(request.tools))
         for count in range(len(prints) - 1, 0, -1):
             if chat := known.get(prints[count - 1]):
+                chat.transcript.heard(_with_tokens(request.messages[count:]))
                 chat.end = None
-                _tell(chat.transcript.heard, request.messages[count:])
                 return chat, prints[-1]
         chat = _Chat(self._sampling.transcript())
-        _tell(chat.transcript.open, request.messages, request.tools, self._sampling.template)
+        template = {name: value for name, value in self._sampling.template.items() if name != "tools"}
+        chat.transcript.open(_with_tokens(request.messages), _with_tokens(request.tools), template)
         self._chats.append(chat)
         return chat, prints[-1]
 
 
-def _tell(tell: Callable[..., object], *told: Any) -> None:
-    try:
-        json.dumps(told, ensure_ascii=False).encode()
-        tell(*told)
-    except UnicodeEncodeError:
-        raise Refusal(400, "the chat holds half of a surrogate pair, which has no tokens", "messages") from None
-    except (ConfigError, EpisodeFailed) as error:
-        raise Refusal(400, f"the chat cannot be written: {error}", "messages") from None
+def _with_tokens(told: list[_Told]) -> list[_Told]:
+    """``told``, in which no text holds half of a surrogate pair: that has no tokens.
+
+    Raises:
+        UnicodeEncodeError: one does.
+    """
+    json.dumps(told, ensure_ascii=False).encode()
+    return told
 
 
 def _as_told(turn: Turn, stops: Sequence[str]) -> Message:

@@ -262,9 +262,16 @@ def _spawn(control: socket.socket) -> subprocess.Popen[bytes]:
         [sys.executable, "-m", "grpo_hpc.rollout.environments.zygote", str(control.fileno())],
         pass_fds=(control.fileno(),),
         stdin=subprocess.DEVNULL,
-        env=_ONE_THREAD | os.environ | alone,
+        env=_ONE_THREAD | os.environ | alone | _past_proxies(),
         start_new_session=True,
     )
+
+
+def _past_proxies() -> dict[str, str]:
+    """Variables that let agents ask the policy, whose endpoint is on this machine, and no proxy."""
+    known = [os.environ.get(name) for name in ("no_proxy", "NO_PROXY")]
+    hosts = ",".join(dict.fromkeys(filter(None, [*known, "127.0.0.1"])))
+    return {"no_proxy": hosts, "NO_PROXY": hosts}
 
 
 def _allow_many_files() -> None:

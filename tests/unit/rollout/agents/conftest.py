@@ -62,6 +62,8 @@ class Chat:
     def open(self, messages: list[Message], tools: list[dict[str, Any]], template: dict[str, Any]) -> None:
         if any(message["content"] == "forbidden" for message in messages):
             raise ConfigError("is refused by the model's chat template: TemplateError: no")
+        if any(message["content"] == "strange" for message in messages):
+            raise KeyError("what a template may raise")
         self._foreign("".join(f"[{tool['function']['name']}]" for tool in tools))
         self.heard(messages)
 

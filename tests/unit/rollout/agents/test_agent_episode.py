@@ -8,6 +8,7 @@ import sys
 import openai
 import pytest
 
+from grpo_hpc.errors import ConfigError
 from grpo_hpc.rollout.agents.agent import Outcome
 from grpo_hpc.rollout.agents.program_agent import ProgramAgent
 from grpo_hpc.rollout.environments.protocol import EpisodeFailed
@@ -139,7 +140,10 @@ class InAThread:
     """Runs a program as the process of an agent does, which may wait for it."""
 
     def __init__(self, code: str, *flags: str) -> None:
-        self._agent = ProgramAgent([sys.executable, *flags, "-c", code])
+        class Program(ProgramAgent):
+            command = (sys.executable, *flags, "-c", code)
+
+        self._agent = Program()
 
     async def run(self, row, base_url, key):
         return await asyncio.to_thread(asyncio.run, self._agent.run(row, base_url, key))
@@ -180,3 +184,9 @@ def test_a_program_that_fails(stage, end, kind, text):
     with pytest.raises(EpisodeFailed, match=text) as caught:
         program(stage, end)
     assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize("command", [(), ("no-such-program",), ("/etc/passwd",)])
+def test_a_program_that_is_not_there_is_found_before_any_episode(command):
+    with pytest.raises(ConfigError, match="no such program"):
+        type("Agent", (ProgramAgent,), {"command": command})

@@ -186,7 +186,6 @@ def test_other_tools_are_another_chat(stage, episode):
     ("told", "about"),
     [
         ({"n": 2}, "n is 2"),
-        ({"tool_choice": "required", "tools": [TOOL]}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logprobs": True, "top_logprobs": 3}, "top_logprobs"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
@@ -201,6 +200,7 @@ def test_other_tools_are_another_chat(stage, episode):
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "tool calls"),
         ({"messages": [{"role": "user", "content": "x", "audio": {"id": "a"}}]}, "audio"),
         ({"messages": [{"role": "user", "content": "forbidden"}]}, "chat template"),
+        ({"messages": [{"role": "user", "content": "strange"}]}, "KeyError"),
         ({"tools": [{"type": "web_search"}]}, "tools\\[0\\]"),
     ],
 )
@@ -209,7 +209,7 @@ def test_what_is_not_offered_is_refused_in_words(stage, episode, told, about):
     with pytest.raises(openai.BadRequestError, match=about) as caught:
         ask(client, **{"messages": [USER]} | told)
     assert caught.value.type == "invalid_request_error"
-    assert stage.asked == [] and conversation.samples(KEY) == []
+    assert stage.asked == [] and conversation.samples(KEY) == [] and not conversation.failure.done()
 
 
 def test_sampling_is_the_run_files_and_a_wish_for_another_is_told_once(stage, episode):
@@ -217,7 +217,23 @@ def test_sampling_is_the_run_files_and_a_wish_for_another_is_told_once(stage, ep
     stage.script = ["a", "b", "c"]
     for number in range(3):
         ask(client, [{"role": "user", "content": str(number)}], temperature=0.2 if number else 1.0, top_p=0.5)
-    assert len(stage.said) == 2 and "temperature 0.2" in stage.said[1] and "1.0 of the run file" in stage.said[1]
+    assert (
+        len(stage.said) == 2
+        and "temperature 0.2" in stage.said[1]
+        and "with 1.0, as the run file says" in stage.said[1]
+    )
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
+def test_no_call_is_forced_and_that_is_told(stage, episode, choice):
+    _, client = episode
+    stage.script = ["no"] * 3
+    for number, wanted in enumerate(("auto", choice, "none")):
+        answer = ask(client, [{"role": "user", "content": str(number)}], tools=[TOOL], tool_choice=wanted)
+        assert answer.choices[0].message.content == "no"
+    (said,) = stage.said
+    assert said == f"an agent asked for tool_choice {json.dumps(choice)}: completions are sampled without it"
+    assert stage.asked[1][0].startswith("[add]") and not stage.asked[2][0].startswith("[add]")
 
 
 def test_no_room_for_another_token(stage, episode):
