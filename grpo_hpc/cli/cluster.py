@@ -177,3 +177,16 @@ def _prompt(question: Question, offered: Any, required: bool, site: Site) -> Any
             raise
         hint = f"Give it with {question.option}, or take what was detected with --yes."
         raise ConfigError(f"there is no answer to: {question.text}", hint) from None
+
+
+@command.command("keys")
+@click.option("--json", "as_json", is_flag=True, help="Print the same facts as JSON.")
+def keys(as_json: bool) -> None:
+    """Show every key of a cluster profile: what it may be, its default, and what it means.
+
+    --json prints a list of objects: section, name, kind, default, required, meaning.
+    """
+    from grpo_hpc.cli.key_lists import show_keys
+    from grpo_hpc.cluster.profile_keys import profile_keys
+
+    show_keys(profile_keys(), as_json)

@@ -18,11 +18,11 @@ EXIT_INTERRUPTED = 130
 # command: (module with a click command named `command`, help line)
 _COMMANDS = {
     "plan": ("grpo_hpc.cli.plan", "Show layout, batch sizes, memory and time of a run; search for better layouts."),
-    "submit": ("grpo_hpc.cli.submit", "Start a run."),
+    "submit": ("grpo_hpc.cli.starting.submit", "Start a run."),
     "image": ("grpo_hpc.cli.image", "Render, build and check container images."),
     "checkpoint": ("grpo_hpc.cli.checkpoint", "Convert, verify, merge, inspect and reshard checkpoints."),
     "train": ("grpo_hpc.cli.train", "Show the losses, estimators and rewards that there are."),
-    "resume": ("grpo_hpc.cli.resume", "Continue a stopped or crashed run."),
+    "resume": ("grpo_hpc.cli.starting.resume", "Continue a stopped or crashed run."),
     "status": ("grpo_hpc.cli.status", "Show how a run stands."),
     "list": ("grpo_hpc.cli.list", "Show the runs in a folder."),
     "report": (
@@ -37,7 +37,7 @@ _COMMANDS = {
     "logs": ("grpo_hpc.cli.logs", "Show the log of a run, also while it grows."),
     "cancel": ("grpo_hpc.cli.cancel", "End a run for good."),
     "cluster": ("grpo_hpc.cli.cluster", "Describe clusters, once for all runs."),
-    "config": ("grpo_hpc.cli.config", "List and copy the run files that come with grpo-hpc."),
+    "config": ("grpo_hpc.cli.config", "List and copy the run files that come with grpo-hpc; show every key."),
     "import-swift": ("grpo_hpc.cli.import_swift", "Make a run file from an ms-swift GRPO command."),
 }
 

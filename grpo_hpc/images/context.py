@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import platform
 import shutil
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
-import grpo_hpc
 from grpo_hpc.errors import EnvironmentProblem
+from grpo_hpc.images.own_wheel import own_wheel, pip
 from grpo_hpc.images.spec import ImageSpec, find_file, normalised
-from grpo_hpc.shipped import checkout
 
 _OFFLINE = "[global]\nno-index = true\nfind-links = /context\n"
 _OLDEST_GLIBC, _NEWEST_GLIBC = 5, {"3.11": 36, "3.12": 39}
@@ -27,19 +23,13 @@ def fill_context(folder: Path, image: ImageSpec, pip_conf: Path | None = None) -
     """Write into ``folder`` what a build with a package index needs; ``pip_conf`` says which index and how.
 
     Raises:
-        EnvironmentProblem: the package was installed from a wheel, and that wheel is not in ``folder``.
+        EnvironmentProblem: there is no wheel of this package to be had.
     """
     project = project_folder(folder)
     project.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(find_file(image.lock), folder / "requirements.txt")
     (folder / "pip.conf").write_text(pip_conf.read_text() if pip_conf else "")
-    if (root := checkout()) is not None:
-        build_project_wheel(root, project)  # always: the code may have changed under the same version
-    elif not any(project.glob(f"grpo_hpc-{grpo_hpc.__version__}-*.whl")):
-        raise EnvironmentProblem(
-            f"there is no wheel of grpo-hpc {grpo_hpc.__version__} in {project}, and no checkout to build it from",
-            "Run this from a checkout, or put the wheel that you installed from into that folder (--wheels DIR).",
-        )
+    own_wheel(project)
 
 
 def project_folder(context: Path) -> Path:
@@ -80,19 +70,11 @@ def download_wheels(folder: Path, image: ImageSpec) -> None:
     into = ["--no-deps", "--dest", str(folder)]
     if to_fetch := [n for n in missing_wheels(folder, image) if n not in _names(image.source_builds)]:
         pins = image.requirements()
-        _pip("download", *into, *target_options(image), *(f"{name}=={pins[name]}" for name in to_fetch))
+        pip("download", *into, *target_options(image), *(f"{name}=={pins[name]}" for name in to_fetch))
     for requirement in image.source_builds:
         if _names([requirement])[0] in missing_wheels(folder, image):
-            _pip("download", *into, "--no-binary", requirement.partition("==")[0], requirement)
+            pip("download", *into, "--no-binary", requirement.partition("==")[0], requirement)
     use_wheels(folder, image)
-
-
-def build_project_wheel(root: Path, folder: Path) -> None:
-    """Make the wheel of the package in the checkout ``root``, in place of older ones of it in ``folder``."""
-    for old in folder.glob("grpo_hpc-*.whl"):
-        old.unlink()
-    own_backend = ["--no-build-isolation"] if find_spec("hatchling") else []
-    _pip("wheel", "--no-deps", *own_backend, "--wheel-dir", str(folder), str(root))
 
 
 def target_options(image: ImageSpec) -> list[str]:
@@ -124,11 +106,3 @@ def _name_and_version(file: Path) -> tuple[str, str]:
 
 def _names(requirements: list[str]) -> list[str]:
     return [normalised(requirement.partition("==")[0]) for requirement in requirements]
-
-
-def _pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments[:1], "-q", *arguments[1:]]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()[-3:]
-        raise EnvironmentProblem(f"pip {arguments[0]} failed:\n  " + "\n  ".join(errors[-4:]))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from grpo_hpc.cli.completion import run_dirs
-from grpo_hpc.cli.queued import queued
-from grpo_hpc.cli.sweeping import resume_sweep
+from grpo_hpc.cli.starting.queued import queued
+from grpo_hpc.cli.starting.sweeping import resume_sweep
 
 
 @click.command("resume", short_help="Continue a stopped or crashed run.")

@@ -7,7 +7,7 @@ from shlex import quote
 import click
 
 from grpo_hpc.cli.completion import sweep_keys
-from grpo_hpc.cli.queued import queued
+from grpo_hpc.cli.starting.queued import queued
 
 
 @click.command("submit", short_help="Start a run.")
@@ -31,7 +31,7 @@ def command(run: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool, sw
     A sweep is one array job, here one run after the other; `grpo-hpc status output_dir/NAME` compares its runs.
     """
     if sweeps:
-        from grpo_hpc.cli.sweeping import submit_sweep
+        from grpo_hpc.cli.starting.sweeping import submit_sweep
 
         return submit_sweep(run, overrides, sweeps, dry_run, fresh)
     from rich.console import Console
