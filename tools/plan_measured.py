@@ -4,7 +4,7 @@
     python tools/plan_measured.py report docs/benchmarks/planner > docs/benchmarks/planner.md
 
 ``measure`` runs settings of tools/bench/settings.py, those of one GPU on all GPUs at once, and leaves one JSON file for
-each. ``report`` needs no GPU. It also tells `grpo-hpc plan` how far off the planner is (plan/accuracy.yaml).
+each. ``report`` needs no GPU. It also tells `grpo-hpc plan` how far off the planner is (plan/measured/accuracy.yaml).
 """
 
 from __future__ import annotations

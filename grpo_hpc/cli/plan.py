@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from grpo_hpc.observe.jsonl import json_text
-
-if TYPE_CHECKING:
-    from grpo_hpc.config import RunConfig
 
 _MOST_SEARCHES = 256
 
@@ -57,6 +53,7 @@ def command(
 
     Two run files are shown side by side. KEY=VALUE after a run file changes its keys.
     """
+    from grpo_hpc.cli.planned_site import planned_site
     from grpo_hpc.config import load_run
     from grpo_hpc.plan.make import make_plan
 
@@ -71,7 +68,7 @@ def command(
     if dry_run and (as_json or html):
         raise click.UsageError("--dry-run belongs to the plan that is shown here, not to --json and --html")
     planned = [load_run(file, changes) for file, changes in files]
-    plans = [make_plan(cfg, average_completion, _warned_s(cfg)) for cfg in planned]
+    plans = [make_plan(cfg, average_completion, planned_site(cfg)) for cfg in planned]
     if as_json:
         found = [plan.to_dict() for plan in plans]
         click.echo(json_text(found[0] if len(found) == 1 else found, indent=2))
@@ -94,17 +91,6 @@ def command(
         show_side_by_side(plans, console)
     if dry_run:
         _show_scripts(files)
-
-
-def _warned_s(cfg: RunConfig) -> int | None:
-    """As the profile has it; a run may be planned where its cluster is not known, or cannot be used."""
-    from grpo_hpc.cluster.profile import profile_of
-    from grpo_hpc.errors import ConfigError
-
-    try:
-        return profile_of(cfg).warned_s
-    except ConfigError:
-        return None
 
 
 def _show_scripts(files: list[tuple[str, list[str]]]) -> None:
@@ -131,10 +117,16 @@ def _with_overrides(arguments: tuple[str, ...]) -> list[tuple[str, list[str]]]:
 def _search(
     file: str, changes: list[str], average: int | None, nodes: str | None, write: Path | None, as_json: bool
 ) -> None:
+    from grpo_hpc.cli.planned_site import planned_site
     from grpo_hpc.config import load_run
     from grpo_hpc.plan.search import changed_run, search_run
+    from grpo_hpc.plan.site import on_site, site_warnings
 
     cfg = load_run(file, changes)
+    site = planned_site(cfg)
+    cfg = on_site(cfg, site)
+    for warning in site_warnings(cfg, site):
+        click.echo(f"Note: {warning}", err=True)
     results = search_run(cfg, average, None if nodes is None else _node_range(nodes))
     if as_json:
         click.echo(json_text([result.to_dict() for result in results], indent=2))

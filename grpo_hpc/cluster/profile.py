@@ -116,6 +116,12 @@ class Profile(Section):
         default="gpus-per-node", description="how GPUs are asked for: --gpus-per-node, --gres=gpu, or not at all"
     )
     gpu_type: GpuType | None = Field(default=None, description="type of GPU in that request")
+    gpu: str | None = Field(
+        default=None,
+        min_length=1,
+        description="hardware that a run is planned for whose file names none, as in resources.gpu; absent: what "
+        "gpu_type says",
+    )
     gpus_per_node: int | None = Field(default=None, ge=1, le=1024, description="GPUs that one node has")
     cpus_per_node: int | None = Field(
         default=None, ge=1, le=65_536, description="CPU cores that a job asks for on each node"
@@ -253,11 +259,20 @@ def profile_of(cfg: RunConfig) -> Profile:
     Raises:
         ConfigError: there is no such profile, it is wrong, or what it lacks is needed.
     """
-    base = named_profile(cfg.cluster.profile)
-    own = {key: getattr(cfg.cluster, key) for key in ("executor", "runtime", "image", "time_limit")}
-    profile = base.model_copy(update={key: value for key, value in own.items() if value is not None})
+    profile = profile_over(cfg)
     require_complete(cfg, profile)
     return profile
+
+
+def profile_over(cfg: RunConfig) -> Profile:
+    """As :func:`profile_of`, also of a profile that cannot start ``cfg``.
+
+    Raises:
+        ConfigError: there is no such profile, or it is wrong.
+    """
+    base = named_profile(cfg.cluster.profile)
+    own = {key: getattr(cfg.cluster, key) for key in ("executor", "runtime", "image", "time_limit")}
+    return base.model_copy(update={key: value for key, value in own.items() if value is not None})
 
 
 def dump_profile(profile: Profile) -> str:

@@ -8,7 +8,7 @@ from html import escape
 from grpo_hpc.html_page import COLOURS, page
 from grpo_hpc.plan.explain import batch_lines
 from grpo_hpc.plan.make import Estimate, Plan
-from grpo_hpc.plan.measured_errors import accuracy
+from grpo_hpc.plan.measured.measured_errors import accuracy
 from grpo_hpc.plan.memory import GIB
 from grpo_hpc.plan.rates import Times
 

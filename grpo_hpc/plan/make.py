@@ -22,10 +22,11 @@ from grpo_hpc.models.shape import ModelShape, require_engine, require_experts
 from grpo_hpc.plan import memory, time
 from grpo_hpc.plan.hardware import Hardware, read_hardware
 from grpo_hpc.plan.layout_rules import broken
-from grpo_hpc.plan.measured_errors import accuracy
+from grpo_hpc.plan.measured.measured_errors import accuracy
 from grpo_hpc.plan.memory import GIB, MARGIN, Memory, planned_cache
 from grpo_hpc.plan.rates import Times
 from grpo_hpc.plan.setup import Execution, Task, execution_of, require_lengths, task_of
+from grpo_hpc.plan.site import Site, on_site, site_warnings
 from grpo_hpc.plan.topology import Degrees, Server, Topology, make_servers, make_topology
 
 Verdict = Literal["fits", "tight", "does not fit"]
@@ -166,7 +167,7 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def make_plan(cfg: RunConfig, average: int | None = None, warned_s: int | None = None) -> Plan:
+def make_plan(cfg: RunConfig, average: int | None = None, site: Site | None = None) -> Plan:
     """Plan a run.
 
     Reads the model's ``config.json`` from ``model.path``, or ``model.config`` while the folder is not there; and, for
@@ -174,7 +175,7 @@ def make_plan(cfg: RunConfig, average: int | None = None, warned_s: int | None =
 
     Args:
         average: completion length on average, for the time estimate; half of the longest when absent.
-        warned_s: seconds that a job has to save when its time limit comes near; None where it is not warned.
+        site: the cluster that the run is for; None where it is not known.
 
     Raises:
         ConfigError: the batch sizes do not fit together, sequences are longer than the model's, there is no such
@@ -182,6 +183,8 @@ def make_plan(cfg: RunConfig, average: int | None = None, warned_s: int | None =
         PlanError: the model cannot be cut as asked.
         CheckpointError: the model's config cannot be read or its family is not supported.
     """
+    site = site or Site()
+    cfg = on_site(cfg, site)
     shape = find_shape(cfg)
     if shape is not None:
         require_lengths(cfg, shape)
@@ -205,10 +208,10 @@ def make_plan(cfg: RunConfig, average: int | None = None, warned_s: int | None =
         if roll.vllm_mode == "server"
         else []
     )
-    warnings = [*_epochs(cfg), *_warnings(cfg, sizes, topology, shape)]
+    warnings = [*site_warnings(cfg, site), *_epochs(cfg), *_warnings(cfg, sizes, topology, shape)]
     if estimate is not None:
         warnings += [*_estimate_warnings(estimate), *_timeout_warnings(cfg, estimate)]
-        warnings += _saving_warnings(warned_s, estimate)
+        warnings += _saving_warnings(site.warned_s, estimate)
     return Plan(
         cfg,
         topology,

@@ -14,7 +14,7 @@ from rich.text import Text
 from grpo_hpc.models.families.counting import count_active, count_parameters
 from grpo_hpc.plan.explain import batch_lines
 from grpo_hpc.plan.make import Estimate, Plan
-from grpo_hpc.plan.measured_errors import accuracy
+from grpo_hpc.plan.measured.measured_errors import accuracy
 from grpo_hpc.plan.memory import GIB, Term, Use
 from grpo_hpc.plan.rates import Times
 from grpo_hpc.plan.topology import Place, Topology

@@ -14,7 +14,7 @@ import yaml
 
 from grpo_hpc.config import load_run
 from grpo_hpc.plan.make import Estimate, make_plan
-from grpo_hpc.plan.measured_errors import FILE as ACCURACY
+from grpo_hpc.plan.measured.measured_errors import FILE as ACCURACY
 from grpo_hpc.plan.memory import GIB
 from tools.bench.random_model import SHAPES
 
@@ -84,7 +84,7 @@ def _config(shape: str) -> dict[str, Any]:
 
 
 def write_report(results: Path) -> str:
-    """The page; how far off the planner is goes to ``plan/accuracy.yaml``, too."""
+    """The page; how far off the planner is goes to ``plan/measured/accuracy.yaml``, too."""
     rows = read_rows(results)
     ran = [row for row in rows if row.ran]
     ACCURACY.write_text("# Written by tools/plan_measured.py.\n" + yaml.safe_dump(_accuracy(ran), sort_keys=False))

@@ -36,6 +36,7 @@ def command(run: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool, sw
         return submit_sweep(run, overrides, sweeps, dry_run, fresh)
     from rich.console import Console
 
+    from grpo_hpc.cli.planned_site import site_of
     from grpo_hpc.cluster.profile import profile_of
     from grpo_hpc.config import load_run
     from grpo_hpc.jobs.checks.preflight import preflight
@@ -48,7 +49,7 @@ def command(run: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool, sw
 
     cfg = load_run(run, overrides)
     profile = profile_of(cfg)
-    plan = make_plan(cfg, warned_s=profile.warned_s)
+    plan = make_plan(cfg, site=site_of(cfg, profile))
     old = RunDir.of(cfg)
     old.require_free(fresh)
     if old.run_file.is_file():

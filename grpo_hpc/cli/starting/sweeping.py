@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 def submit_sweep(run: str, overrides: Sequence[str], sweeps: Sequence[str], dry_run: bool, fresh: bool) -> int:
     """Check every point, write the folder of the sweep and start it."""
+    from grpo_hpc.cli.planned_site import site_of
     from grpo_hpc.cluster.profile import profile_of
     from grpo_hpc.jobs.array import create_sweep
     from grpo_hpc.jobs.checks.preflight import preflight
@@ -24,7 +25,7 @@ def submit_sweep(run: str, overrides: Sequence[str], sweeps: Sequence[str], dry_
     from grpo_hpc.runs.sweep import for_each, make_points
 
     points = make_points(run, overrides, sweeps)
-    plans = for_each(points, lambda cfg: make_plan(cfg, warned_s=profile_of(cfg).warned_s))
+    plans = for_each(points, lambda cfg: make_plan(cfg, site=site_of(cfg, profile_of(cfg))))
     points = [replace(point, cfg=plan.run) for point, plan in zip(points, plans, strict=True)]
     RunDir(points[0].cfg.output_dir).require_free(fresh)
     if not dry_run:

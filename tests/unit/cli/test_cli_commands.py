@@ -110,6 +110,32 @@ def test_plan_and_submit_say_when_a_step_is_longer_than_a_job_has_to_save(
         assert "save_before_s of the cluster profile" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_plan_is_for_the_nodes_of_the_cluster(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("executor: slurm\ngpus_per_node: 2\ngpu_type: l40s\n")
+    file = QUICKSTART.replace("quickstart", "qwen3_8b")
+    assert run("plan", file, f"cluster.profile={site}") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(L40S 48GB)" in shown
+    assert "this cannot be started: resources.nproc_per_node is 8, and a node of" in shown
+    assert "Use resources.nproc_per_node=2 and more nodes." in shown
+    assert (
+        run(
+            "plan",
+            file,
+            "--search",
+            "nproc_per_node=2",
+            "tensor_model_parallel_size=2",
+            f"cluster.profile={site}",
+            "gpu=h100",
+        )
+        == 0
+    )
+    assert "set resources.gpu to l40s" in capsys.readouterr().err
+    assert run("plan", file, "cluster.profile=nowhere") == 0
+    assert "there is no cluster profile 'nowhere'" in " ".join(capsys.readouterr().out.split())
+
+
 def test_more_nodes_than_this_machine_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run("submit", QUICKSTART, f"output_dir={tmp_path}", "nodes=2", "global_batch_size=256") == 2
     assert "this machine only" in capsys.readouterr().err

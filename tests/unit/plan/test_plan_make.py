@@ -14,6 +14,7 @@ from grpo_hpc.plan import hardware
 from grpo_hpc.plan.html import page_of
 from grpo_hpc.plan.make import Plan, make_plan
 from grpo_hpc.plan.show_plan import show_plan, show_side_by_side
+from grpo_hpc.plan.site import Site, hardware_named
 from grpo_hpc.runs.run_dir import RunDir
 from tests.unit.plan.planning import CONFIGS, SMOLLM2, quickstart, shipped
 
@@ -126,8 +127,12 @@ def test_a_rollout_longer_than_the_time_to_save_is_a_note() -> None:
     estimate = make_plan(cfg).estimate
     assert estimate is not None and estimate.times is not None
     longest = estimate.times.seconds("sync") + estimate.times.seconds("rollout")
-    assert not any("save_before_s" in warning for warning in make_plan(cfg, warned_s=math.ceil(longest)).warnings)
-    (note,) = [warning for warning in make_plan(cfg, warned_s=int(longest)).warnings if "save_before_s" in warning]
+    assert not any(
+        "save_before_s" in warning for warning in make_plan(cfg, site=Site(warned_s=math.ceil(longest))).warnings
+    )
+    (note,) = [
+        warning for warning in make_plan(cfg, site=Site(warned_s=int(longest))).warnings if "save_before_s" in warning
+    ]
     assert note.startswith(f"one rollout is estimated to take {longest:,.0f} s")
     assert f"give at least {math.ceil(2 * longest):,} s" in note
 
@@ -324,3 +329,36 @@ def test_the_page_is_whole_and_escapes_names(tmp_path: Path) -> None:
     for svg in page.split("<svg")[1:]:
         ElementTree.fromstring("<svg" + svg.split("</svg>")[0] + "</svg>")
     assert page.count("<rect") > 8 + 20
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name"),
+    [
+        ("l40s", "l40s"),
+        ("H100", "h100"),
+        ("nvidia_h100_80gb_hbm3", "h100"),
+        ("NVIDIA-A100-SXM4-80GB", "a100-80"),
+        ("gb200", "gb200"),
+        ("a100", None),  # 40 or 80 GB
+        ("v100", None),
+    ],
+)
+def test_a_gpu_is_known_by_the_name_that_slurm_gives_it(gpu: str, name: str | None) -> None:
+    assert hardware_named(gpu) == name
+
+
+def test_a_run_is_planned_for_the_gpus_of_its_cluster() -> None:
+    cfg = shipped("qwen3_8b")
+    site = Site("mysite", gpu="l40s")
+    open_ended = cfg.model_copy(
+        update={"resources": cfg.resources.model_validate(cfg.resources.model_dump(exclude={"gpu"}))}
+    )
+    plan = make_plan(open_ended, site=site)
+    assert plan.run.resources.gpu == "l40s" and plan.estimate is not None
+    assert plan.estimate.hardware is not None and plan.estimate.hardware.name.startswith("L40S")
+    assert not any("planned for" in warning for warning in plan.warnings)
+    other = make_plan(shipped("qwen3_8b", "gpu=h100"), site=site)
+    assert other.run.resources.gpu == "h100"
+    assert any("set resources.gpu to l40s" in warning for warning in other.warnings)
+    unknown = make_plan(open_ended, site=Site("mysite", gpu="a100"))
+    assert any("a100-40, a100-80" in warning for warning in unknown.warnings)

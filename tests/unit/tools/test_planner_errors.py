@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo_hpc.plan.measured_errors import FILE, accuracy
+from grpo_hpc.plan.measured.measured_errors import FILE, accuracy
 from tools.bench.planner_report import read_rows, write_report
 from tools.bench.settings import SETTINGS, overrides, run_file
 
