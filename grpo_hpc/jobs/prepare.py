@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from grpo_hpc.jobs.checks.node_reports import server_nodes
 from grpo_hpc.jobs.job_script import Job, Step, render
 from grpo_hpc.jobs.linked_files import links_of
 from grpo_hpc.runs.run_dir import PlanLike, RunDir, with_absolute_paths
-from grpo_hpc.runs.start_lock import move_away
 
 TRAINER = ("-m", "grpo_hpc.train")
 SERVER = ("-m", "grpo_hpc.rollout.server")
@@ -62,14 +62,14 @@ def make_job(
 def create_run(
     cfg: RunConfig,
     plan: PlanLike,
-    fresh: bool = False,
+    make_room: Callable[[RunDir], None] | None = None,
     program: tuple[str, ...] = TRAINER,
     server: tuple[str, ...] = SERVER,
 ) -> RunDir:
     """Make the run directory with everything that starting it needs; nothing is started.
 
     Args:
-        fresh: move an existing directory of that name to ``<name>.old-K`` first.
+        make_room: called with an existing directory of that name first; absent: such a directory is an error.
 
     Raises:
         ConfigError: the cluster profile is wrong, or the directory is taken.
@@ -78,7 +78,7 @@ def create_run(
     profile = with_absolute_image(profile_of(cfg))
     job = make_job(cfg, profile, program, server)
     files = {"cluster.yaml": dump_profile(profile), "job.sh": render(job)}
-    run_dir = RunDir.create(cfg, plan, files, move_away if fresh else None)
+    run_dir = RunDir.create(cfg, plan, files, make_room)
     if profile.image:
         lock = json.loads(run_dir.lock_file.read_text())
         lock["image"] = {"name": profile.image, "digest": image_digest(profile)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shlex import quote
+from shlex import join
 
 import click
 
@@ -44,24 +44,28 @@ def command(run: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool, sw
     from grpo_hpc.jobs.prepare import create_run
     from grpo_hpc.plan.make import make_plan
     from grpo_hpc.plan.show_plan import show_plan
-    from grpo_hpc.runs.run_dir import RunDir
-    from grpo_hpc.runs.start_lock import require_idle
+    from grpo_hpc.runs.clearing.prepared import discard_prepared, only_prepared
+    from grpo_hpc.runs.run_dir import RunDir, short_path
+    from grpo_hpc.runs.start_lock import move_away, require_idle
 
     cfg = load_run(run, overrides)
     profile = profile_of(cfg)
     plan = make_plan(cfg, site=site_of(cfg, profile))
     old = RunDir.of(cfg)
-    old.require_free(fresh)
+    anew = not fresh and only_prepared(old)
+    old.require_free(fresh or anew)
     if old.run_file.is_file():
         require_idle([old])
     if not dry_run:
         preflight(cfg, profile)
     show_plan(plan, Console())
-    run_dir = create_run(plan.run, plan, fresh)
+    run_dir = create_run(plan.run, plan, move_away if fresh else discard_prepared if anew else None)
+    if anew:
+        click.echo(f"{short_path(run_dir.path)} was prepared and never started: it has been made anew.")
     if dry_run:
         click.echo(f"Run directory: {run_dir.path}\nScript:        {run_dir.job_script}\n")
         click.echo(run_dir.job_script.read_text(), nl=False)
-        click.echo(f"\nNothing was started. Start it with: grpo-hpc resume {quote(str(run_dir.path))}")
+        click.echo(f"\nNothing was started. Start it with: grpo-hpc submit {join([run, *overrides])}")
         return 0
     code = start(run_dir)
     if profile.executor != "local":
