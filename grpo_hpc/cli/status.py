@@ -25,8 +25,8 @@ def command(run_dir: str | None, metrics: tuple[str, ...], as_json: bool) -> Non
     --json prints one object, without RUN_DIR a list of them; times are seconds since the epoch:
     run_dir, name, state, detail, executor, job_ids, attempt, nodes, step, total_steps, phase, seconds_per_step,
     seconds_left, started, ended, changed, last_error, logs, known (false: as recorded, nobody could be asked), heard
-    (the newest event), reward, rewards (one a step), held_out, damaged (what is wrong with records that were passed
-    over).
+    (the newest event), seconds_run (of all starts), checkpoint and export (paths), reward, rewards (one a step),
+    held_out, damaged (what is wrong with records that were passed over).
     For a sweep it is an object with folder, keys, points (each with values beside these facts) and damaged.
     """
     from grpo_hpc.runs.overview import comparison, present_runs

@@ -22,6 +22,7 @@ from grpo_hpc.rollout.digest import EngineTensors, compare, sample
 from grpo_hpc.rollout.engine_arguments import unknown_arguments
 from grpo_hpc.rollout.loading import Loading
 from grpo_hpc.rollout.precision import for_engine
+from grpo_hpc.rollout.reload_warnings import expect_no_weights
 from grpo_hpc.rollout.residency import Part
 
 if TYPE_CHECKING:
@@ -182,6 +183,7 @@ class ColocateEngine:
         )
         self._vllm = self._llm.llm_engine
         self._held: EngineTensors = self._llm.apply_model(partial(EngineTensors, synced=synced_names(shape)))[0]
+        self._llm.apply_model(expect_no_weights)
         self._loading = Loading()
         self._cached = False  # whether there may be keys and values under these weights
         self._in_place: bool = platform.is_cuda and self._llm.apply_model(loads_in_place)[0]

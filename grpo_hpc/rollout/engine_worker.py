@@ -14,6 +14,7 @@ from grpo_hpc.rollout.digest import EngineTensors, compare, sample
 from grpo_hpc.rollout.engine import forget_packed_experts, loads_in_place, ranks_of_one_engine, refresh_tied_head
 from grpo_hpc.rollout.link import Link
 from grpo_hpc.rollout.loading import Loading
+from grpo_hpc.rollout.reload_warnings import expect_no_weights
 
 JOIN, RECEIVE = "join_trainer", "receive_policy"
 """Names of the methods, for ``collective_rpc``."""
@@ -34,6 +35,7 @@ class PolicyReceiver:
         in_place = self.device.type == "cuda" and loads_in_place(model)
         link = Link(host, port, first_rank + self.rank, size, nonce, self.device, timeout_s)
         held = EngineTensors(model, synced_names(read_shape(self.model_config.model)))
+        expect_no_weights(model)
         self._policy_ends = (link, held, Loading() if in_place else None)
 
     def receive_policy(self, seed: int) -> dict[str, Any]:

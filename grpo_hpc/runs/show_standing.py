@@ -84,12 +84,17 @@ def _facts(found: Standing) -> Iterator[tuple[str, Text]]:
     if found.attempt is not None:
         where = f" on {', '.join(found.nodes)}" if found.nodes else ""
         yield "attempt", Text(f"{found.attempt}{where}, begun {_ago(found.started)}".replace(", begun -", ""))
+    if found.attempt is not None and found.state not in LIVE:
+        yield "took", Text(duration(found.seconds_run) + (f" in {found.attempt} starts" if found.attempt > 1 else ""))
     if found.job_ids:
         yield "jobs", Text(f"{', '.join(found.job_ids)} ({found.executor})")
     if found.state in LIVE and found.heard is not None:
-        yield "last event", Text(_ago(found.heard))
+        yield "last event", _last_event(found)
     if found.last_error:
         yield "last error", Text(found.last_error, style="red" if found.state != "success" else "")
+    for label, path in (("checkpoint", found.checkpoint), ("export", found.export)):
+        if path:
+            yield label, Text(path)
     if found.logs:
         yield "logs", Text(found.logs)
     for damaged in found.damaged:
@@ -97,6 +102,14 @@ def _facts(found: Standing) -> Iterator[tuple[str, Text]]:
     yield "run folder", Text(found.run_dir)
     if found.state not in LIVE and found.state != "success":
         yield "go on with", Text(f"grpo-hpc resume {quote(short_path(found.run_dir))}")
+
+
+def _last_event(found: Standing) -> Text:
+    if not found.silent(time.time()):
+        return Text(_ago(found.heard))
+    usual = f", and a step takes {duration(found.seconds_per_step)}" if found.seconds_per_step is not None else ""
+    look = f"grpo-hpc logs {quote(short_path(found.run_dir))}"
+    return Text(f"{_ago(found.heard)}{usual}: perhaps it hangs; look at `{look}`", style="yellow")
 
 
 def _step(found: Standing) -> Text:

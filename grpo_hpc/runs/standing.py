@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_hpc.cluster.job_states import JobStates, ask
@@ -13,17 +14,27 @@ from grpo_hpc.observe.events import read_events
 from grpo_hpc.observe.history import History
 from grpo_hpc.observe.metrics import reward_name
 from grpo_hpc.observe.state import RunState
-from grpo_hpc.runs.attempts import OVER, Attempt, damaged_attempts, history, newest_unread, saved_step
+from grpo_hpc.runs.attempts import (
+    OVER,
+    Attempt,
+    damaged_attempts,
+    history,
+    named_checkpoints,
+    newest_unread,
+    saved_step,
+)
 from grpo_hpc.runs.ends import OF_SLURM
 from grpo_hpc.runs.holder import launcher_of, silent_for
 from grpo_hpc.runs.records import DAMAGE, damage
 from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.runs.run_logs import main_log
 from grpo_hpc.runs.submissions import Submission, submissions
+from grpo_hpc.saved_files import MANIFEST
 
 LIVE = frozenset({"queued", "starting", "running"})
 """States in which something is still to come by itself. The others are ``prepared`` and the ends of an attempt."""
 _FAILED = frozenset({"node_failure", "out_of_memory", "error", "preflight", "crash", "lost"})
+_SILENT_S, _SILENT_STEPS = 900.0, 10
 _TAIL = 1 << 18  # bytes of events that are read for the present phase
 
 
@@ -47,6 +58,8 @@ class Standing:
         changed: when anything was last heard of it.
         known: false where Slurm, or the machine that runs it, could not be asked: ``state`` is what was recorded.
         heard: time of the newest event, which tells a run that works from one that hangs; None before the first.
+        seconds_run: of all starts together.
+        checkpoint, export: the newest checkpoint that was written to its end, and the exported model; None without.
     """
 
     run_dir: str
@@ -69,6 +82,9 @@ class Standing:
     logs: str | None
     known: bool = True
     heard: float | None = None
+    seconds_run: float = 0.0
+    checkpoint: str | None = None
+    export: str | None = None
     rewards: list[float | None] = field(default_factory=list)
     held_out: dict[str, float | None] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
@@ -77,6 +93,11 @@ class Standing:
     def reward(self) -> float | None:
         """Mean reward of the newest step."""
         return self.rewards[-1] if self.rewards else None
+
+    def silent(self, now: float) -> bool:
+        """Whether nothing has been heard of a run that works for so long that it may hang."""
+        limit = max(_SILENT_S, _SILENT_STEPS * (self.seconds_per_step or 0.0))
+        return self.state == "running" and now - self.changed > limit
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe; what ``--json`` prints."""
@@ -259,10 +280,24 @@ def _standing(run: Records, jobs: JobStates) -> Standing:
         logs=str(log) if log else None,
         known=known,
         heard=max((path.stat().st_mtime for path in (run_dir.events, run_dir.metrics) if path.exists()), default=None),
+        seconds_run=sum(
+            (attempt.ended or time.time()) - attempt.started for attempt in attempts if _timed(attempt, last)
+        ),
+        checkpoint=_named(path for path in named_checkpoints(run_dir) if (path / MANIFEST).is_file()),
+        export=_named([run_dir.export] if any(run_dir.export.glob("*.safetensors")) else []),
         rewards=list(progress.history.series("reward/mean").values()),
         held_out=_held_out(progress.history),
         damaged=run.damaged,
     )
+
+
+def _timed(attempt: Attempt, last: Attempt | None) -> bool:
+    """Whether it is known how long it took: of an attempt that others have followed its end."""
+    return attempt.ended is not None or attempt is last
+
+
+def _named(paths: Iterable[Path]) -> str | None:
+    return next((str(path) for path in paths), None)
 
 
 def _progress(run_dir: RunDir, total_steps: int) -> RunState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from tiny import save_tiny_model
 from grpo_hpc.errors import RolloutError
 from grpo_hpc.rollout.digest import tensor_hash
 from grpo_hpc.rollout.engine import loads_in_place
+from grpo_hpc.rollout.reload_warnings import Expected, kinds_without_weights
 from grpo_hpc.train import engine_check
 
 MASK = (1 << 64) - 1
@@ -70,6 +72,20 @@ def test_weights_go_into_live_layers_only_where_these_compute_with_them_as_loade
     plain = torch.nn.Sequential(layer("VocabParallelEmbedding", "UnquantizedEmbeddingMethod"), layer("RMSNorm"))
     assert loads_in_place(plain)
     assert loads_in_place(torch.nn.Sequential(plain, torch.nn.Sequential(added))) == in_place
+
+
+def test_a_reload_warns_of_layers_that_ought_to_get_weights_and_of_no_others(caplog):
+    embedding, head, norm = layer("VocabParallelEmbedding"), layer("ParallelLMHead"), layer("RMSNorm")
+    embedding.weight = head.weight = torch.nn.Parameter(torch.zeros(2))
+    norm.weight = torch.nn.Parameter(torch.zeros(2))
+    model = torch.nn.Sequential(embedding, layer("RotaryEmbedding"), norm, head)
+    assert kinds_without_weights(model) == {"Sequential", "RotaryEmbedding", "ParallelLMHead"}
+    logger = logging.getLogger(f"{__name__}.reload")
+    logger.addFilter(Expected(kinds_without_weights(model)))
+    for name in ("ParallelLMHead", "RMSNorm"):
+        logger.warning("%s: Failed to load weights", name)
+    logger.warning("%s: something else", "ParallelLMHead")
+    assert caplog.messages == ["RMSNorm: Failed to load weights", "ParallelLMHead: something else"]
 
 
 def configured(**rollout):

@@ -105,6 +105,8 @@ def test_what_a_run_leaves_behind(finished):
     assert len(list((run_dir / ".cache" / "prompts").iterdir())) == len(["train", "eval"])
     assert list((run_dir / "tensorboard").glob("events.*"))
     assert "export" in printed and "Traceback" not in printed
+    log = (run_dir / "attempt_1" / "rank_0.log").read_text()
+    assert "Reloading and processing weights" in log and "Failed to load weights" not in log, "nothing that alarms"
     model = AutoModelForCausalLM.from_pretrained(run_dir / "export", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(run_dir / "export")
     chat = [{"role": "user", "content": "Say 3."}]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from grpo_hpc.cluster.job_states import JobStates, QueuedJob, tasks
 from grpo_hpc.jobs.local import run_local
-from grpo_hpc.runs.attempts import Attempt
+from grpo_hpc.runs.attempts import Attempt, history
 from grpo_hpc.runs.holder import Holder
 from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.show_standing import console, show_standing
 from grpo_hpc.runs.standing import judge_state, standing
 from grpo_hpc.runs.submissions import Submission
 
@@ -34,6 +37,39 @@ def test_a_finished_run(run: RunDir, trainer) -> None:
     assert (found.reward, found.held_out) == (1.0, {"exact_number": 0.5})
     assert (found.seconds_per_step, found.seconds_left) == (2.0, None)
     assert found.started is not None and found.ended is not None and found.started <= found.ended
+
+
+def test_a_finished_run_says_how_long_it_took_and_where_its_model_is(run: RunDir, trainer, cli, capsys) -> None:
+    run_local(run, trainer(run, "step(1); sys.exit(3)"))
+    run_local(run, trainer(run, DONE))
+    for number, whole in ((2, True), (4, True), (5, False)):
+        (run.checkpoints / f"step_{number:08d}").mkdir(parents=True)
+        if whole:
+            (run.checkpoints / f"step_{number:08d}" / "manifest.json").write_text("{}")
+    run.export.mkdir()
+    assert standing(run).export is None
+    (run.export / "model.safetensors").touch()
+    found = standing(run)
+    first, second = history(run)
+    assert first.ended is not None and second.ended is not None
+    assert found.seconds_run == pytest.approx(first.ended - first.started + second.ended - second.started)
+    assert (found.checkpoint, found.export) == (str(run.checkpoints / "step_00000004"), str(run.export))
+    assert cli("status", run.path) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"took +\S+ s in 2 starts\n", text)
+    assert f"checkpoint  {found.checkpoint}\n" in text and f"export      {found.export}\n" in text
+
+
+def test_a_run_that_is_silent_for_long_is_pointed_at(run: RunDir, trainer, capsys) -> None:
+    run_local(run, trainer(run, "step(1)"))
+    found = replace(standing(run), state="running", seconds_per_step=120.0)
+    for ago, silent in ((1190, False), (1300, True)):
+        present = replace(found, heard=time.time() - ago, changed=time.time() - ago)
+        assert present.silent(time.time()) == silent
+        show_standing(present, console())
+        assert ("a step takes 2 m 00 s: perhaps it hangs" in capsys.readouterr().out) == silent
+    just_begun = replace(found, heard=time.time() - 9999, changed=time.time())
+    assert not just_begun.silent(time.time()), "another start was made since"
 
 
 def test_an_error_and_a_crash_are_told_in_one_line(run: RunDir, trainer) -> None:
