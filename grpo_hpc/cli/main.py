@@ -36,6 +36,7 @@ _COMMANDS = {
     "completions": ("grpo_hpc.cli.looking.print_completions", "Show what the model wrote."),
     "logs": ("grpo_hpc.cli.logs", "Show the log of a run, also while it grows."),
     "cancel": ("grpo_hpc.cli.cancel", "End a run for good."),
+    "clean": ("grpo_hpc.cli.clean", "Delete what nobody needs of runs; without --delete show it only."),
     "cluster": ("grpo_hpc.cli.cluster", "Describe clusters, once for all runs."),
     "config": ("grpo_hpc.cli.config", "List and copy the run files that come with grpo-hpc; show every key."),
     "import-swift": ("grpo_hpc.cli.import_swift", "Make a run file from an ms-swift GRPO command."),

@@ -113,6 +113,7 @@ ALLOWED = {
         "redaction",
         "config",
         "runs.run_dir",
+        "runs.clearing.segments",
         "runs.crash",
         "runs.ends",
         "runs.log_ends",

@@ -25,7 +25,7 @@ from grpo_hpc.files import write_atomically
 from grpo_hpc.jobs.checks.node_reports import this_node
 from grpo_hpc.jobs.ports import claimed_port
 from grpo_hpc.jobs.processes import descendants, end_family, start_family
-from grpo_hpc.jobs.serving.segments import note_segments, remove_segments
+from grpo_hpc.runs.clearing.segments import SUFFIX, note_segments, remove_segments, segment_files
 from grpo_hpc.runs.crash import find_crash
 from grpo_hpc.runs.ends import what_happened
 from grpo_hpc.runs.rank_log import shorten
@@ -35,7 +35,6 @@ END = "end"
 """File beside the servers' addresses that ends them."""
 _POLL_S = 0.5
 _SELDOM = 10  # so many polls are between two looks at what costs more
-_SEGMENTS = ".shm"
 _GRACE_S = 10.0
 _PORTS = 1000  # how far from the planned port a free one is looked for
 
@@ -48,9 +47,9 @@ def main(run_dir: RunDir, program: list[str]) -> int:
     at = cfg.resources.nodes + int(os.environ["SLURM_PROCID"])
     here = {number: server for number, server in enumerate(run_dir.planned_servers()) if server["node"] == at}
     folder = RunDir.api_key(attempt).parent
-    for left in run_dir.path.glob(f"attempt_*/{folder.name}/{this_node()}{_SEGMENTS}"):
+    for left in segment_files(run_dir, this_node()):
         remove_segments(left)  # of servers that were killed with their step
-    segments = folder / f"{this_node()}{_SEGMENTS}"
+    segments = folder / f"{this_node()}{SUFFIX}"
     try:
         with _started(cfg, attempt, program, here) as processes:
             return _watch(attempt, processes, folder / END, segments)

@@ -13,7 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from grpo_hpc.files import write_atomically
+from grpo_hpc.runs.run_dir import RunDir
 
+SUFFIX = ".shm"
 _NOTED = re.compile(r"^/dev/shm/[^/\s]+$", re.MULTILINE)
 _MAPPED = re.compile(r"\s(/dev/shm/[^/\s]+)$", re.MULTILINE)  # a removed one has "(deleted)" behind its name
 
@@ -25,12 +27,22 @@ def note_segments(file: Path, processes: Iterable[int]) -> None:
         write_atomically(file, "\n".join(sorted(known | new)) + "\n")
 
 
+def segment_files(run_dir: RunDir, node: str) -> list[Path]:
+    """Where the starts of a run have noted the segments of their servers on ``node``."""
+    return sorted(run_dir.path.glob(f"attempt_*/{RunDir.api_key(Path()).parent}/{node}{SUFFIX}"))
+
+
+def unused_segments(file: Path) -> list[Path]:
+    """The segments in ``file`` that no process of this user has mapped any more."""
+    used = _mapped(int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit())
+    return [path for path in map(Path, sorted(_noted(file) - used)) if path.exists()]
+
+
 def remove_segments(file: Path) -> None:
     """Remove the segments in ``file`` that no process of this user has mapped any more, and the file."""
-    used = _mapped(int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit())
-    for segment in _noted(file) - used:
-        with suppress(OSError):  # gone, as it should be, or somebody else's
-            Path(segment).unlink()
+    for segment in unused_segments(file):
+        with suppress(OSError):  # gone meanwhile, or somebody else's
+            segment.unlink()
     file.unlink(missing_ok=True)
 
 
