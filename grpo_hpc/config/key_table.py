@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from grpo_hpc.config.on_resume import LAYOUT, OBEYED
+from grpo_hpc.config.on_resume import LAYOUT, MACHINES, OBEYED
 from grpo_hpc.config.sections import SECTIONS, TOP_LEVEL, RunConfig
 
 _WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text"}
@@ -112,7 +112,7 @@ def _number(value: float) -> str:
 
 
 def _with_resume(key: Key) -> Key:
-    obeyed = "yes" if key.name in OBEYED else "reshardable" if key.name in LAYOUT else "no"
+    obeyed = "yes" if key.name in OBEYED else "reshardable" if key.name in LAYOUT | MACHINES else "no"
     return Key(**{**vars(key), "on_resume": obeyed})
 
 

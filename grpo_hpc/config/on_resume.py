@@ -43,9 +43,12 @@ LAYOUT = frozenset(
 )
 """Keys that the next start obeys where ``checkpoint.reshardable`` was true when the checkpoint was saved."""
 
+MACHINES = frozenset({"nodes", "nproc_per_node"})
+"""Keys of which the same is true, for a run by itself; its script is written anew."""
+
 BOUND: dict[str, tuple[str, ...]] = {
     "the run's folder and script were made with it": (
-        *("name", "output_dir", "device", "nodes", "nproc_per_node", "gpu"),
+        *("name", "output_dir", "device", "gpu"),
         *("vllm_mode", "vllm_server_nodes", "vllm_server_port", "vllm_tensor_parallel_size"),
         *("profile", "executor", "runtime", "image", "time_limit"),
         *("path", "config", "train", "eval", "reward_funcs", "environment"),
@@ -90,10 +93,16 @@ def changes(before: RunConfig, after: RunConfig) -> dict[str, tuple[Any, Any]]:
     return {key: (old[key], new[key]) for key in old if old[key] != new[key]}
 
 
-def bound_by(key: str, before: RunConfig) -> str | None:
-    """Why a run that was started as ``before`` cannot obey another value of ``key``; None when it can."""
+def bound_by(key: str, before: RunConfig, alone: bool = True) -> str | None:
+    """Why a run that was started as ``before`` cannot obey another value of ``key``; None when it can.
+
+    Args:
+        alone: it is started by itself, not as one of a sweep.
+    """
     leaf = key.rpartition(".")[2]
-    if leaf in LAYOUT and not before.checkpoint.reshardable:
+    if leaf in MACHINES and not alone:
+        return "the runs of a sweep share one array job: resume this one by itself"
+    if leaf in LAYOUT | MACHINES and not before.checkpoint.reshardable:
         return "checkpoints are bound to their layout where checkpoint.reshardable is false"
     return next((reason for reason, keys in BOUND.items() if leaf in keys), None)
 

@@ -96,7 +96,7 @@ def start_sweep(sweep: Sweep, indices: Sequence[int]) -> int:
     if profile.executor != "local":
         with starting(runs):
             for run in runs:
-                tell_changes(run)
+                tell_changes(run, alone=False)
             _queue(sweep, list(indices), runs, profile)
         return 0
     from grpo_hpc.runs.attempts import history

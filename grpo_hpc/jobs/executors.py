@@ -8,18 +8,24 @@ from contextlib import suppress
 
 from grpo_hpc.cluster import slurm
 from grpo_hpc.cluster.profile import Executor, Profile
+from grpo_hpc.config import RunConfig
+from grpo_hpc.config.on_resume import MACHINES
 from grpo_hpc.jobs.prepare import move_run, stored_profile
-from grpo_hpc.runs.run_dir import RunDir
+from grpo_hpc.runs.run_dir import PlanLike, RunDir
 from grpo_hpc.runs.run_file_changes import accept_changes
 from grpo_hpc.runs.start_lock import starting
 from grpo_hpc.runs.submissions import Submission, note_jobs, note_submission, submissions
 
 
-def start(run_dir: RunDir, move_to: Profile | None = None) -> int:
+def start(
+    run_dir: RunDir, move_to: Profile | None = None, wanted: RunConfig | None = None, plan: PlanLike | None = None
+) -> int:
     """Hand the run to its executor; ``local`` returns when the run ends, the others when it is queued.
 
     Args:
         move_to: the cluster that the run is prepared for anew before.
+        wanted: its run file from now on; absent: the one in its directory.
+        plan: of that run file, for ``plan.json``; absent: what stands there.
 
     Raises:
         EnvironmentProblem: the executor refused, or the run waits or runs already.
@@ -29,9 +35,11 @@ def start(run_dir: RunDir, move_to: Profile | None = None) -> int:
         the exit code for the command line.
     """
     with starting([run_dir]):
-        tell_changes(run_dir)
-        if move_to:
-            move_run(run_dir, move_to)
+        on_other_machines = tell_changes(run_dir, wanted)
+        if move_to or on_other_machines:
+            move_run(run_dir, move_to or stored_profile(run_dir))
+        if plan:
+            run_dir.write_plan(plan)
         profile = stored_profile(run_dir)
         if profile.executor != "local":
             queue(run_dir, profile)
@@ -42,15 +50,21 @@ def start(run_dir: RunDir, move_to: Profile | None = None) -> int:
     return watch_local(run_dir, attempt)
 
 
-def tell_changes(run_dir: RunDir) -> None:
-    """Say what has changed in the run file since the last start.
+def tell_changes(run_dir: RunDir, wanted: RunConfig | None = None, alone: bool = True) -> bool:
+    """Say what has changed in the run file since the last start; the arguments are those of :func:`accept_changes`.
+
+    Returns:
+        whether it asks for other machines, so that the script is not right any more.
 
     Raises:
         ConfigError: the run cannot obey it any more.
     """
-    for change in accept_changes(run_dir):
+    found = accept_changes(run_dir, wanted, alone)
+    for key, (old, new) in found.items():
         with suppress(OSError):  # a full disk
-            print(f"changed in {run_dir.run_file.name} since the last start: {change}", file=sys.stderr, flush=True)
+            text = f"changed in {run_dir.run_file.name} since the last start: {key}: {old} -> {new}"
+            print(text, file=sys.stderr, flush=True)
+    return any(key.rpartition(".")[2] in MACHINES for key in found)
 
 
 def queue(run_dir: RunDir, profile: Profile) -> Submission:

@@ -160,6 +160,10 @@ class RunDir:
         """The resolved run file of this run."""
         return load_run(self.run_file)
 
+    def write_plan(self, plan: PlanLike) -> None:
+        """Put ``plan`` in the place of what was planned."""
+        write_atomically(self.plan_file, _json(plan.to_dict()))
+
     def planned_servers(self) -> list[dict[str, Any]]:
         """The vLLM servers of the plan, with the fields of :class:`grpo_hpc.plan.topology.Server`."""
         try:
