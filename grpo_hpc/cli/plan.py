@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from grpo_hpc.cli.completion import run_dirs
 from grpo_hpc.observe.jsonl import json_text
+
+if TYPE_CHECKING:
+    from grpo_hpc.plan.measured.pace import Pace
 
 _MOST_SEARCHES = 256
 
@@ -31,6 +36,12 @@ _MOST_SEARCHES = 256
     help="Length of completions on average, for the time estimate. [default: half of max_completion_length]",
 )
 @click.option(
+    "--like",
+    metavar="RUN_DIR",
+    shell_complete=run_dirs,
+    help="Count with the lengths that completions of this run had, and with its measured pace of each phase.",
+)
+@click.option(
     "--search", is_flag=True, help="Look for better layouts: settings that change speed and memory, not learning."
 )
 @click.option("--nodes", metavar="FROM..TO", help="With --search: numbers of nodes to try, as in 1..64.")
@@ -44,6 +55,7 @@ def command(
     html: Path | None,
     explain: tuple[str, ...],
     average_completion: int | None,
+    like: str | None,
     search: bool,
     nodes: str | None,
     write: Path | None,
@@ -58,17 +70,18 @@ def command(
     from grpo_hpc.plan.make import make_plan
 
     files = _with_overrides(runs)
+    pace = _pace(like, average_completion)
     if search:
         if len(files) != 1:
             raise click.UsageError("--search takes one run file")
-        _search(*files[0], average_completion, nodes, write, as_json)
+        _search(*files[0], average_completion, pace, nodes, write, as_json)
         return
     if nodes is not None or write:
         raise click.UsageError("--nodes and --write belong to --search")
     if dry_run and (as_json or html):
         raise click.UsageError("--dry-run belongs to the plan that is shown here, not to --json and --html")
     planned = [load_run(file, changes) for file, changes in files]
-    plans = [make_plan(cfg, average_completion, planned_site(cfg)) for cfg in planned]
+    plans = [make_plan(cfg, average_completion, planned_site(cfg), pace) for cfg in planned]
     if as_json:
         found = [plan.to_dict() for plan in plans]
         click.echo(json_text(found[0] if len(found) == 1 else found, indent=2))
@@ -93,6 +106,16 @@ def command(
         _show_scripts(files)
 
 
+def _pace(like: str | None, average: int | None) -> Pace | None:
+    if like is None:
+        return None
+    if average is not None:
+        raise click.UsageError("--like takes the lengths of a run; --average-completion would say otherwise")
+    from grpo_hpc.report.next_plan import pace_of_run
+
+    return pace_of_run(like)
+
+
 def _show_scripts(files: list[tuple[str, list[str]]]) -> None:
     from grpo_hpc.config import load_run
     from grpo_hpc.jobs.prepare import script_of
@@ -115,7 +138,13 @@ def _with_overrides(arguments: tuple[str, ...]) -> list[tuple[str, list[str]]]:
 
 
 def _search(
-    file: str, changes: list[str], average: int | None, nodes: str | None, write: Path | None, as_json: bool
+    file: str,
+    changes: list[str],
+    average: int | None,
+    pace: Pace | None,
+    nodes: str | None,
+    write: Path | None,
+    as_json: bool,
 ) -> None:
     from grpo_hpc.cli.planned_site import planned_site
     from grpo_hpc.config import load_run
@@ -127,7 +156,9 @@ def _search(
     cfg = on_site(cfg, site)
     for warning in site_warnings(cfg, site):
         click.echo(f"Note: {warning}", err=True)
-    results = search_run(cfg, average, None if nodes is None else _node_range(nodes))
+    results = search_run(cfg, average, None if nodes is None else _node_range(nodes), pace)
+    if pace is not None:
+        click.echo(pace, err=True)
     if as_json:
         click.echo(json_text([result.to_dict() for result in results], indent=2))
     else:

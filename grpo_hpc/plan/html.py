@@ -38,7 +38,9 @@ def _plan(plan: Plan) -> str:
         if plan.estimate.times is not None:
             parts += ["<h2>Time of a rollout and its steps</h2>", _timeline(plan.estimate.times)]
             parts += [_time_table(plan.estimate.times)]
-            parts += [f'<p class="note">{escape(accuracy(plan.estimate.execution.eager))}</p>']
+            parts += [
+                f'<p class="note">{escape(str(plan.estimate.task.pace or accuracy(plan.estimate.execution.eager)))}</p>'
+            ]
     return "\n".join(parts)
 
 

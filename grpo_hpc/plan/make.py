@@ -23,6 +23,7 @@ from grpo_hpc.plan import memory, time
 from grpo_hpc.plan.hardware import Hardware, read_hardware
 from grpo_hpc.plan.layout_rules import broken
 from grpo_hpc.plan.measured.measured_errors import accuracy
+from grpo_hpc.plan.measured.pace import Pace
 from grpo_hpc.plan.memory import GIB, MARGIN, Memory, planned_cache
 from grpo_hpc.plan.rates import Times
 from grpo_hpc.plan.setup import Execution, Task, execution_of, require_lengths, task_of
@@ -146,6 +147,7 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
         "troubles": estimate.troubles,
         "hardware": None if estimate.hardware is None else asdict(estimate.hardware),
         "average_completion": estimate.task.average,
+        "like": None if estimate.task.pace is None else estimate.task.pace.to_dict(),
         "memory": {
             "phases": {use.phase: [asdict(term) for term in use.terms] for use in m.phases},
             "peak": {"phase": m.peak.phase, "bytes": m.peak.total, "stage": m.stage},
@@ -167,7 +169,7 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def make_plan(cfg: RunConfig, average: int | None = None, site: Site | None = None) -> Plan:
+def make_plan(cfg: RunConfig, average: int | None = None, site: Site | None = None, pace: Pace | None = None) -> Plan:
     """Plan a run.
 
     Reads the model's ``config.json`` from ``model.path``, or ``model.config`` while the folder is not there; and, for
@@ -175,6 +177,7 @@ def make_plan(cfg: RunConfig, average: int | None = None, site: Site | None = No
 
     Args:
         average: completion length on average, for the time estimate; half of the longest when absent.
+        pace: of a run whose lengths and rates take the place of assumptions and data sheets.
         site: the cluster that the run is for; None where it is not known.
 
     Raises:
@@ -183,6 +186,8 @@ def make_plan(cfg: RunConfig, average: int | None = None, site: Site | None = No
         PlanError: the model cannot be cut as asked.
         CheckpointError: the model's config cannot be read or its family is not supported.
     """
+    if pace is not None and cfg.resources.device == "cpu":
+        raise PlanError(f"the run {cfg.name} is for a CPU, and plans have times for GPUs alone", "Leave --like out.")
     site = site or Site()
     cfg = on_site(cfg, site)
     shape = find_shape(cfg)
@@ -194,7 +199,7 @@ def make_plan(cfg: RunConfig, average: int | None = None, site: Site | None = No
             require_linears(shape, named_linears(cfg.tuner.target_modules))
     cfg = _with_cache(_with_steps(cfg))
     sizes = schedule(cfg)
-    estimate = None if shape is None else make_estimate(cfg, shape, sizes, average)
+    estimate = None if shape is None else make_estimate(cfg, shape, sizes, average, pace)
     topology = make_topology(_degrees(cfg, sizes), cfg.resources.nproc_per_node)
     roll = cfg.rollout
     servers = (
@@ -267,13 +272,15 @@ def _with_cache(cfg: RunConfig) -> RunConfig:
     return cfg.model_copy(update={"rollout": roll.model_copy(update={"vllm_kv_cache_gib": size})})
 
 
-def make_estimate(cfg: RunConfig, shape: ModelShape, sizes: BatchSchedule, average: int | None) -> Estimate:
+def make_estimate(
+    cfg: RunConfig, shape: ModelShape, sizes: BatchSchedule, average: int | None = None, pace: Pace | None = None
+) -> Estimate:
     """Memory and time of a run.
 
     Raises:
         PlanError: lists every rule that the model and the layout break, with the nearest values that keep it.
     """
-    task = task_of(cfg, shape, sizes, average)
+    task = task_of(cfg, shape, sizes, average, pace)
     execution = execution_of(cfg, sizes, task)
     if wrong := broken(shape, execution):
         lines = [line for rule in wrong for line in rule.lines()]

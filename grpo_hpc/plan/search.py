@@ -22,10 +22,10 @@ from grpo_hpc.plan import memory
 from grpo_hpc.plan.hardware import Hardware, read_hardware
 from grpo_hpc.plan.layout_rules import broken
 from grpo_hpc.plan.make import Estimate, estimate_of, find_shape
+from grpo_hpc.plan.measured.pace import Pace
 from grpo_hpc.plan.rollout_time import rollout
 from grpo_hpc.plan.setup import Execution, Task, execution_of, require_lengths, stage_sizes, task_of
-from grpo_hpc.plan.sync_time import offload
-from grpo_hpc.plan.time import training_seconds
+from grpo_hpc.plan.time import phase_seconds, training_seconds
 from grpo_hpc.plan.topology import Degrees
 
 KEEP = 10
@@ -86,7 +86,9 @@ class _Training:
     seconds: float
 
 
-def search_run(cfg: RunConfig, average: int | None, nodes: Sequence[int] | None) -> list[Result]:
+def search_run(
+    cfg: RunConfig, average: int | None, nodes: Sequence[int] | None, pace: Pace | None = None
+) -> list[Result]:
     """Search for the run's own number of nodes, or for each of ``nodes`` (those that train and sample together).
 
     Raises:
@@ -99,7 +101,7 @@ def search_run(cfg: RunConfig, average: int | None, nodes: Sequence[int] | None)
     if cfg.resources.device != "cuda":
         raise PlanError("a search is for GPUs; this run is on a CPU")
     require_lengths(cfg, shape)
-    task = task_of(cfg, shape, sizes, average)
+    task = task_of(cfg, shape, sizes, average, pace)
     most = MOST_RANKS // cfg.resources.nproc_per_node
     if nodes and max(nodes) > most:
         raise PlanError(f"{max(nodes)} nodes are more than {MOST_RANKS} ranks", f"Search up to {most} nodes.")
@@ -199,6 +201,7 @@ def _splits(nodes: int) -> list[int]:
 def _samplings(task: Task, base: Execution, train_nodes: int, hardware: Hardware) -> list[_Sampling]:
     """Every way to sample in which the weights and at least one whole sequence fit, the fastest first."""
     found = []
+    pace = task.pace.factor("rollout") if task.pace else 1.0
     shares = (0.9,) if base.server_nodes else _SHARES
     ranks = (base.server_nodes or train_nodes) * base.per_node
     for tp in (1, 2, 4, 8, 16):
@@ -210,7 +213,7 @@ def _samplings(task: Task, base: Execution, train_nodes: int, hardware: Hardware
             execution = replace(base, degrees=Degrees(train_nodes * base.per_node), engine_tp=tp, memory_share=share)
             kv = next(t.bytes for t in memory.engine_terms(task, execution, hardware) if t.name == "KV cache")
             if kv >= memory.kv_bytes_per_token(task, execution) * task.longest:
-                seconds = sum(part.seconds for part in rollout(task, execution, hardware))
+                seconds = sum(part.seconds for part in rollout(task, execution, hardware)) * pace
                 found.append(_Sampling(tp, share, seconds))
     return sorted(found, key=lambda sampling: (sampling.seconds, sampling.share))
 
@@ -347,7 +350,7 @@ def _join(
             if training.working + resting > room or base + stays + engine > room:
                 continue
             chosen = replace(execution, engine_tp=sampling.tp, memory_share=sampling.share)
-            moves = sum(part.seconds for part in offload(task, chosen, hardware))
+            moves = phase_seconds("offload", task, chosen, hardware)
             seconds = sampling.seconds + training.seconds + moves
             if best is None or seconds < best[0]:
                 best = (seconds, chosen)

@@ -6,7 +6,7 @@ Sizes are bytes and tokens. ``task_of`` and ``execution_of`` read a run file; th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 from grpo_hpc.config import RunConfig
@@ -14,6 +14,7 @@ from grpo_hpc.config.batch import BatchSchedule, engine_sequences
 from grpo_hpc.errors import ConfigError
 from grpo_hpc.models.families.counting import ParameterCount, count_active, count_by_part, count_parameters
 from grpo_hpc.models.shape import ModelShape
+from grpo_hpc.plan.measured.pace import Pace
 from grpo_hpc.plan.topology import Degrees
 
 _WIDTH = {"float32": 4, "bfloat16": 2}
@@ -34,6 +35,7 @@ class Task:
         old_logprobs: the policy's log-probabilities are computed before the steps of a rollout.
         lora_rank: of the adapters; 0 trains all parameters.
         router_replay: whose choice of experts training follows, as in the run file.
+        pace: of a run that was measured; None leaves lengths and rates to assumptions and data sheets.
     """
 
     shape: ModelShape
@@ -49,6 +51,7 @@ class Task:
     old_logprobs: bool
     lora_rank: int
     router_replay: str
+    pace: Pace | None = None
 
     @cached_property
     def counts(self) -> ParameterCount:
@@ -70,9 +73,15 @@ class Task:
         return self.prompt + self.completion
 
     @property
+    def usual_prompt(self) -> int:
+        """Tokens of a prompt of average length, where that was measured; else of the longest."""
+        measured = self.pace.lengths.prompt if self.pace else None
+        return self.prompt if measured is None else min(measured, self.prompt)
+
+    @property
     def usual(self) -> int:
         """Tokens of a sequence of average length."""
-        return self.prompt + self.average
+        return self.usual_prompt + self.average
 
 
 @dataclass(frozen=True)
@@ -216,9 +225,21 @@ def require_lengths(cfg: RunConfig, shape: ModelShape) -> None:
     )
 
 
-def task_of(cfg: RunConfig, shape: ModelShape, schedule: BatchSchedule, average: int | None = None) -> Task:
-    """The task of a run file; completions are half as long as the longest unless ``average`` says otherwise."""
+def task_of(
+    cfg: RunConfig,
+    shape: ModelShape,
+    schedule: BatchSchedule,
+    average: int | None = None,
+    pace: Pace | None = None,
+) -> Task:
+    """The task of a run file.
+
+    Completions are half as long as the longest, unless ``average`` or the run that ``pace`` comes from says otherwise.
+    """
     completion = cfg.rollout.max_completion_length
+    if pace is not None:
+        pace = replace(pace, lengths=pace.lengths.at_most(completion))
+        average = average or pace.lengths.average
     longest = sequence_length(cfg, shape)
     a = cfg.algorithm
     lora = cfg.tuner.tuner_type == "lora"
@@ -237,6 +258,7 @@ def task_of(cfg: RunConfig, shape: ModelShape, schedule: BatchSchedule, average:
         old_logprobs=several,
         lora_rank=cfg.tuner.lora_rank if lora else 0,
         router_replay=cfg.moe.router_replay_mode,
+        pace=pace,
     )
 
 

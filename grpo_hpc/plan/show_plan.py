@@ -209,7 +209,7 @@ def _estimate(estimate: Estimate, explain: Sequence[str]) -> Iterator[Renderable
         )
     if estimate.times is not None:
         yield _timeline(estimate.times)
-        yield Text(f"{accuracy(estimate.execution.eager)}\n", style="dim")
+        yield Text(f"{estimate.task.pace or accuracy(estimate.execution.eager)}\n", style="dim")
         if "time" in explain:
             yield _time_table(estimate.times)
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from grpo_hpc.observe.history import finite
+from grpo_hpc.observe.history import History, finite
 from grpo_hpc.observe.state import STEP_PHASES
 from grpo_hpc.report.recorded_run import RecordedRun
 
@@ -34,16 +34,25 @@ class Line:
         return {**asdict(self), "ratio": ratio}
 
 
-def time_lines(run: RecordedRun) -> list[Line]:
-    """Seconds of one optimizer step, its share of the rollout included; the first steps are not counted."""
-    planned = run.planned.seconds
-    steps = list(run.course("time/step"))
-    counted = steps[int(len(steps) * _WARM_UP) + (len(steps) > 1) :]
-    measured = {
-        name.removeprefix("time/"): sum(finite(run.course(name).get(step) for step in counted)) / len(counted)
-        for name in run.history.names("time/")
+def counted_steps(history: History) -> list[int]:
+    """The steps whose times count, in order: those of the beginning do not."""
+    steps = sorted(history.series("time/step"))
+    return steps[int(len(steps) * _WARM_UP) + (len(steps) > 1) :]
+
+
+def measured_seconds(history: History) -> dict[str, float]:
+    """Seconds of an optimizer step by phase, and of the whole ``step``; empty before the first."""
+    counted = counted_steps(history)
+    return {
+        name.removeprefix("time/"): sum(finite(history.series(name).get(step) for step in counted)) / len(counted)
+        for name in history.names("time/")
         if counted
     }
+
+
+def time_lines(run: RecordedRun) -> list[Line]:
+    """Seconds of one optimizer step, its share of the rollout included; the first steps are not counted."""
+    planned, measured = run.planned.seconds, measured_seconds(run.history)
     names = [name for name in (*STEP_PHASES, "step") if name in planned or name in measured]
     return [Line(name, planned.get(name), measured.get(name)) for name in names]
 

@@ -74,7 +74,7 @@ ALLOWED = {
         "cluster.job_states",
         "rewards.names",
     },
-    "report": {"errors", "files", "html_page", "config.document", "observe", "runs"},
+    "report": {"errors", "files", "html_page", "config", "observe", "plan.measured", "runs"},
     "jobs": {
         "redaction",
         "errors",

@@ -7,14 +7,17 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from grpo_hpc.cli.main import cli as cli_group
 from grpo_hpc.html_page import in_script, page
 from grpo_hpc.observe.completions import member
+from grpo_hpc.observe.sinks import MetricSinks
 from grpo_hpc.report.completion_rows import cut, sample, spread
 from grpo_hpc.report.differences import differences
+from grpo_hpc.report.next_plan import pace_of_run
 from grpo_hpc.report.planned_and_measured import advice, memory_lines, time_lines
 from grpo_hpc.report.recorded_run import read_runs, short_labels
 from grpo_hpc.report.visible import visible
@@ -155,6 +158,54 @@ def test_plan_beside_measurement(tmp_path: Path) -> None:
     assert any("Completions had 110 tokens on average" in text for text in said)
     assert any(text.startswith("The phase rollout took 4.00 s") for text in said)
     assert any("19 of 79.1 GiB were never used" in text and "max_tokens_per" in text for text in said)
+
+
+def test_the_next_plan_takes_lengths_and_pace_of_a_run(
+    tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = record(tmp_path, steps=20)
+    pace = pace_of_run(str(run.path))
+    lengths = [one["tokens"] for step in (11,) for one in completions_of(step)]
+    assert pace.lengths.completions[-1] == max(lengths) and pace.lengths.average == round(fmean(lengths))
+    assert dict(pace.factors).keys() == {"sync", "rollout", "train"}, "what was planned and measured"
+    assert cli("plan", run.run_file, "--like", run.path, "--json") == 0
+    estimate = json.loads(capsys.readouterr().out)["estimate"]
+    assert estimate["like"]["run"] == "demo"
+    seconds = {name: sum(part["seconds"] for part in parts) for name, parts in estimate["time"]["phases"].items()}
+    assert seconds["rollout"] == pytest.approx(4.0) and seconds["train"] == pytest.approx(3.0)
+    assert seconds["reward"] == pytest.approx(0.25)
+    assert cli("plan", run.run_file, "--like", run.path) == 0
+    assert "Like the run demo: completions of" in " ".join(capsys.readouterr().out.split())
+    assert cli("plan", run.run_file, "--like", run.path, "--search") == 0
+    assert "Like the run demo" in capsys.readouterr().err
+
+
+def test_lengths_without_files_of_completions_come_from_metrics(tmp_path: Path) -> None:
+    run = record(tmp_path, steps=20, completions=[])
+    sinks = MetricSinks(run.metrics)
+    each = {"completions/min_length": 50.0, "completions/mean_length": 200.0, "completions/max_length": 1000.0}
+    each |= {
+        "throughput/train_tokens_per_s": run.config().batch.global_batch_size * 260 / 3.0,
+        "time/train": 3.0,
+        "time/step": 8.0,
+    }
+    for step in range(21, 500):
+        sinks.log(step, each)
+    lengths = pace_of_run(str(run.path)).lengths
+    assert lengths.completions[-1] == 1000 and lengths.completions[0] < 60
+    assert lengths.average == pytest.approx(200, rel=0.06)
+    assert lengths.prompt is not None and 30 < lengths.prompt < 80, "what sequences had beyond their completions"
+
+
+@pytest.mark.parametrize("kind", ["no step", "noise", "no run"])
+def test_there_is_nothing_to_plan_like(tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    run = record(tmp_path, steps=0 if kind == "no step" else 3)
+    if kind == "noise":
+        run.metrics.write_bytes(b"\x00\xff{]\n" * 20)
+    path = tmp_path / "nowhere" if kind == "no run" else run.path
+    assert cli("plan", run.run_file, "--like", path) == 2
+    said = capsys.readouterr().err
+    assert ("is not a run directory" if kind == "no run" else "has not made one optimizer step") in said
 
 
 def test_time_before_a_new_start_is_nobodys() -> None:
