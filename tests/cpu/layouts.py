@@ -105,7 +105,8 @@ Each row is one optimizer step on four CPU processes in fp32: every metric of th
 Face tensors, against one process (relative error at most 1e-5), and every updated weight (1e-4: Adam's first step
 magnifies rounding). Where parameters are gathered during the next forward pass, so is every gradient of a second step.
 `tests/cpu/test_layouts.py` runs them one after another in the same processes. In the rows with *resumed*,
-`tests/cpu/test_checkpoint.py` saves in the middle, restores into a fresh policy, and both go on equal to the bit.
+`tests/cpu/test_checkpoint.py` saves in the middle, restores into a fresh policy of the same layout, and both go
+on equal to the bit; [checkpoints.md](checkpoints.md#other-layouts) says when a run may go on in another one.
 What a row does not name has its default; the ranks that remain are data-parallel. Models with experts (qwen3_moe,
 mixtral, deepseek_v3) have a balance loss and a z-loss, and the metrics of their load are compared as well; the biases
 of deepseek_v3's routers move. It has latent attention. At the end of each row the model is exported to the first rank

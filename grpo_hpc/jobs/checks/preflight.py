@@ -61,9 +61,12 @@ def check_model_folder(folder: Path) -> None:
         CheckpointError: a file is not whole, or the tensors are not those that the configuration describes.
     """
     if not folder.is_dir():
+        ours = "model.path must be a local Hugging Face folder with config.json, model*.safetensors and a tokenizer."
+        fetch = f"hf download {folder} --local-dir models/{folder.name}"
+        of_the_hub = not folder.is_absolute() and len(folder.parts) == 2 and not folder.parent.exists()
         raise EnvironmentProblem(
             f"the model folder {folder} does not exist",
-            "model.path must be a local Hugging Face folder with config.json, model*.safetensors and a tokenizer.",
+            f"{ours} Fetch one of the hub's where there is a network: {fetch}" if of_the_hub else ours,
         )
     missing: list[str] = []
     if not (folder / "config.json").is_file():
