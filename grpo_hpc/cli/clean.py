@@ -36,13 +36,14 @@ def command(folder: str | None, delete: bool, checkpoints: int | None, days: flo
     these runs on this machine. Nothing is taken from a run that waits or runs, or of which that is not known.
     """
     from grpo_hpc.jobs.checks.node_reports import this_node
+    from grpo_hpc.report.visible import visible
     from grpo_hpc.runs.clearing.leftovers import Wanted, find_leftovers
     from grpo_hpc.runs.overview import DEFAULT_FOLDER
     from grpo_hpc.runs.run_dir import short_path
 
     found = find_leftovers(folder or DEFAULT_FOLDER, Wanted(days, checkpoints, this_node()))
     for path, reason in found.kept:
-        click.echo(f"not touched: {short_path(path)}: {reason}")
+        click.echo(visible(f"not touched: {short_path(path)}: {reason}"))
     if not found.leftovers:
         click.echo("There is nothing to delete.")
         return 0
@@ -75,9 +76,10 @@ def _delete(leftovers: Sequence[Leftover]) -> int:
 
 
 def _line(left: Leftover) -> str:
+    from grpo_hpc.report.visible import visible
     from grpo_hpc.runs.run_dir import short_path
 
-    return f"{_size(left.bytes):>10}  {short_path(left.path)}  ({left.why})"
+    return visible(f"{_size(left.bytes):>10}  {short_path(left.path)}  ({left.why})")
 
 
 def _size(count: float) -> str:

@@ -17,6 +17,7 @@ from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.runs.sweep import one_run_at
 
 _FILES = 40  # of completions that are read, spread over the run
+_MOST_S, _MOST_TOKENS = 1e7, 10**8  # beyond these no record is of a run
 _SHARES = 200  # equal parts of the completions that are told apart by their length
 
 
@@ -29,7 +30,7 @@ def pace_of_run(path: str) -> Pace:
     """
     run = one_run_at(path)
     cfg, history = run.config(), History.read(run.metrics)
-    seconds = measured_seconds(history)
+    seconds = {phase: spent for phase, spent in measured_seconds(history).items() if 0 <= spent < _MOST_S}
     if not seconds:
         raise PlanError(f"the run {cfg.name} has not made one optimizer step, so there is nothing to plan like")
     completions = _recorded(run, counted_steps(history)) or _reported(history)
@@ -47,7 +48,7 @@ def _recorded(run: RunDir, counted: Sequence[int]) -> list[float]:
             rows = [row.get("tokens") for row in read_completions(run.completions, step)]
         except EnvironmentProblem:
             continue
-        found += [tokens for tokens in rows if type(tokens) is int and tokens > 0]
+        found += [tokens for tokens in rows if type(tokens) is int and 0 < tokens < _MOST_TOKENS]
     return _shares(sorted(found))
 
 
@@ -61,10 +62,12 @@ def _shares(lengths: Sequence[int]) -> list[float]:
 
 def _reported(history: History) -> list[float]:
     """Lengths from metrics alone: from the shortest to the longest along the power that has the mean that there was."""
-    newest = [finite(history.series(f"completions/{name}_length").values()) for name in ("min", "mean", "max")]
-    if not all(newest):
+    found = [finite(history.series(f"completions/{name}_length").values()) for name in ("min", "mean", "max")]
+    if not all(found):
         return []
-    low, mean, high = (fmean(values) for values in newest)
+    low, mean, high = (fmean(values) for values in found)
+    if not 0 <= low <= mean <= high < _MOST_TOKENS or not high:
+        return []
     power = (high - low) / (mean - low) - 1 if mean > low else 1.0
     return [low + (high - low) * ((part + 0.5) / _SHARES) ** power for part in range(_SHARES - 1)] + [high]
 
@@ -76,7 +79,7 @@ def _prompt(cfg: RunConfig, history: History, completion: float) -> int | None:
     taught = [1.0 - share for share in finite(alike.values())] if not cfg.algorithm.beta else [1.0]
     tokens = [speed * spent for step, speed in course.items() if speed and (spent := train.get(step))]
     trained = cfg.batch.global_batch_size * (fmean(taught) if taught else 1.0)
-    if not tokens or trained < 1:
+    if not tokens or not 1 <= trained <= cfg.batch.global_batch_size:
         return None
-    found = round(fmean(tokens) / trained - completion)
-    return found if found >= 1 else None
+    found = fmean(tokens) / trained - completion
+    return round(found) if 1 <= found < _MOST_TOKENS else None

@@ -9,6 +9,7 @@ from typing import Any
 from grpo_hpc.observe.history import History, finite
 from grpo_hpc.observe.state import STEP_PHASES
 from grpo_hpc.report.recorded_run import RecordedRun
+from grpo_hpc.runs.run_dir import short_path
 
 _WARM_UP = 0.1  # share of the steps, at the beginning, in which kernels are compiled and caches filled
 _FAR, _FREE, _FULL = 1.25, 0.15, 0.03
@@ -80,7 +81,7 @@ def _about_lengths(run: RecordedRun) -> list[str]:
     mean = round(fmean(lengths))
     return [
         f"Completions had {mean:,} tokens on average, and the plan counted with {planned:,.0f}: plan the next run with "
-        f"--average-completion {mean}."
+        f"--like {short_path(run.run_dir.path)}."
     ]
 
 

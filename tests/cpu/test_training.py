@@ -155,21 +155,6 @@ def test_interrupted_and_killed_runs_resume_exactly(finished, tiny, tmp_path, mo
     assert not (run_dir / ".cache").exists()
 
 
-def test_a_finished_run_goes_on_with_more_steps_another_rate_and_other_ranks(tiny, tmp_path):
-    settings = {"train_iters": 2, "steps_per_generation": 1, "eval": None, "max_length": 32, "reshardable": True}
-    assert call("submit", new_run(tmp_path, tiny("llama"), "longer", **settings)).returncode == 0
-    run_dir = tmp_path / "runs" / "longer"
-    first = (run_dir / "export" / "model.safetensors").read_bytes()
-    done = call("resume", run_dir, "train_iters=4", "lr=1e-3", "nproc_per_node=1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "optimizer.lr: 0.002 -> 0.001" in done.stderr
-    rows = metrics(run_dir)
-    assert [rows[step]["learning_rate"] for step in sorted(rows)] == [2e-3, 2e-3, 1e-3, 1e-3]
-    assert json.loads((run_dir / "plan.json").read_text())["topology"]["world_size"] == 1
-    assert not (run_dir / "attempt_2" / "rank_1.log").exists()
-    assert (run_dir / "export" / "model.safetensors").read_bytes() != first
-
-
 def test_a_run_of_adapters_resumes_exactly(tiny, tmp_path):
     """Stopped in the middle of a rollout; checkpoints hold adapters and their optimizer state alone."""
     lora = {"tuner_type": "lora", "lora_rank": 4, "lora_dropout": 0.1, "nproc_per_node": 1, "eval": None}

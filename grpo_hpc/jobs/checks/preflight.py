@@ -61,12 +61,10 @@ def check_model_folder(folder: Path) -> None:
         CheckpointError: a file is not whole, or the tensors are not those that the configuration describes.
     """
     if not folder.is_dir():
-        ours = "model.path must be a local Hugging Face folder with config.json, model*.safetensors and a tokenizer."
-        fetch = f"hf download {folder} --local-dir models/{folder.name}"
-        of_the_hub = not folder.is_absolute() and len(folder.parts) == 2 and not folder.parent.exists()
         raise EnvironmentProblem(
             f"the model folder {folder} does not exist",
-            f"{ours} Fetch one of the hub's where there is a network: {fetch}" if of_the_hub else ours,
+            "model.path must be a local Hugging Face folder with config.json, model*.safetensors and a tokenizer. "
+            "One of the hub's is fetched first, where there is a network: hf download OWNER/NAME --local-dir FOLDER",
         )
     missing: list[str] = []
     if not (folder / "config.json").is_file():

@@ -197,6 +197,20 @@ def test_lengths_without_files_of_completions_come_from_metrics(tmp_path: Path) 
     assert lengths.prompt is not None and 30 < lengths.prompt < 80, "what sequences had beyond their completions"
 
 
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1e9, 1e308])
+def test_a_plan_like_a_run_with_impossible_numbers_is_made(tmp_path: Path, cli: Cli, value: float) -> None:
+    run = record(
+        tmp_path, steps=20, completions=[{"tokens": 10**40}, {"tokens": -3}, {"tokens": "x"}, {"tokens": True}]
+    )
+    sinks = MetricSinks(run.metrics)
+    names = ["time/train", "time/reward", "throughput/train_tokens_per_s", "reward/zero_variance_groups"]
+    names += [f"completions/{name}_length" for name in ("min", "mean", "max")]
+    for step in range(21, 200):
+        sinks.log(step, {"time/step": 1.0, **dict.fromkeys(names, value)})
+    code = cli("plan", run.run_file, "--like", run.path)
+    assert code == 0 or (code == 2 and not 0 < value < 1e8)
+
+
 @pytest.mark.parametrize("kind", ["no step", "noise", "no run"])
 def test_there_is_nothing_to_plan_like(tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     run = record(tmp_path, steps=0 if kind == "no step" else 3)
