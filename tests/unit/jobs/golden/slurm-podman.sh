@@ -11,8 +11,8 @@
 #SBATCH --output=slurm-%j.log
 #SBATCH --open-mode=append
 
-# Written by grpo-hpc when the run directory was made. `grpo-hpc resume` starts it as it is; with --profile it is written
-# anew from the run file and that profile. Without an argument it supervises one attempt; with the name of a step it runs
+# Written by grpo-hpc when the run directory was made. `grpo-hpc resume` starts it as it is; with --profile, or when other
+# nodes are asked for, it is written anew. Without an argument it supervises one attempt; with the name of a step it runs
 # that step alone.
 set -euo pipefail
 run_dir=/runs/run
