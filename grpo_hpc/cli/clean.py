@@ -33,7 +33,8 @@ def command(folder: str | None, delete: bool, checkpoints: int | None, days: flo
 
     That is: runs that --fresh has moved away (NAME.old-K), checkpoints that were never finished, or are damaged where
     newer ones are whole, data sets as tokens, what killed commands left, and shared memory of killed vLLM servers of
-    these runs on this machine. Nothing is taken from a run that waits or runs, or of which that is not known.
+    these runs on this machine. Nothing is taken from a run that waits or runs, or of which that is not known, nor what
+    such a run of the folder reads from.
     """
     from grpo_hpc.jobs.checks.node_reports import this_node
     from grpo_hpc.report.visible import visible

@@ -79,7 +79,10 @@ def find_leftovers(folder: str | Path, wanted: Wanted) -> Found:
     damaged = {Path(path).parent for path, _ in found.kept}
     for place, runs in groups.items():
         _look_at(place, runs, wanted, found, whole=place not in damaged and not place.is_symlink())
-    return Found(sorted(found.leftovers, key=lambda left: left.path), found.kept)
+    read = {path for runs in groups.values() for run in runs if _busy(run) for path in _read_by(run)}
+    read_from = [left for left in found.leftovers if any(path.is_relative_to(left.path.resolve()) for path in read)]
+    kept = [*found.kept, *((str(left.path), "a run that waits or runs reads from it") for left in read_from)]
+    return Found(sorted((left for left in found.leftovers if left not in read_from), key=lambda left: left.path), kept)
 
 
 def remove(left: Leftover) -> None:
@@ -113,7 +116,7 @@ def _groups(path: Path) -> tuple[dict[Path, Sequence[Standing]], Found]:
 
 def _look_at(place: Path, runs: Sequence[Standing], wanted: Wanted, found: Found, whole: bool) -> None:
     """A run, or all runs of a sweep, at ``place``; ``whole``: the place itself may go."""
-    if busy := [run for run in runs if run.state in LIVE or not run.known]:
+    if busy := [run for run in runs if _busy(run)]:
         reason = busy[0].state if busy[0].known else f"nobody knows whether it runs ({busy[0].detail})"
         found.kept.append((str(place), f"{busy[0].name} is {reason}" if busy[0].known else reason))
         return
@@ -125,6 +128,18 @@ def _look_at(place: Path, runs: Sequence[Standing], wanted: Wanted, found: Found
     else:
         for run, standing in zip(idle, runs, strict=True):
             found.leftovers.extend(_inside(run, standing, wanted))
+
+
+def _busy(run: Standing) -> bool:
+    return run.state in LIVE or not run.known
+
+
+def _read_by(run: Standing) -> Iterator[Path]:
+    """Files and folders that a run reads, such as the export of another one."""
+    cfg = RunDir(run.run_dir).config()
+    for path in (cfg.model.path, cfg.data.train, cfg.data.eval, *cfg.rewards.files):
+        if path:
+            yield Path(path).resolve()
 
 
 def _inside(run: RunDir, standing: Standing, wanted: Wanted) -> Iterator[Leftover]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from grpo_hpc.config import dump_run, load_run
 from grpo_hpc.errors import EnvironmentProblem
 from grpo_hpc.jobs.local import run_local
 from grpo_hpc.runs.clearing import leftovers
@@ -102,6 +103,19 @@ def test_a_run_that_lives_keeps_everything(run, launch, cli, capsys):
     assert cli("clean", "--delete", "--checkpoints", "1", "--days", "0.0000001") == 0
     assert "not touched: runs/small: small is running" in capsys.readouterr().out
     assert len(list(run.checkpoints.iterdir())) == 3
+
+
+def test_what_a_run_that_lives_reads_from_is_kept(run, new_run, launch):
+    change = load_run(run.run_file, [f"model.path={run.path.parent}/other.old-1/export"])
+    for file in (run.run_file, run.started_file):
+        file.write_text(dump_run(change))
+    for name in ("other", "third"):
+        new_run(name).path.rename(run.path.parent / f"{name}.old-1")
+    assert found_in(run.path.parent) == {"other.old-1", "third.old-1"}
+    launch("step(1); time.sleep(60)")
+    found = find_leftovers(run.path.parent, NOTHING_MORE)
+    assert [left.path.name for left in found.leftovers] == ["third.old-1"]
+    assert (str(run.path.parent / "other.old-1"), "a run that waits or runs reads from it") in found.kept
 
 
 def test_a_run_that_is_started_between_look_and_deletion_keeps_everything(run, launcher, trainer, launch):
