@@ -169,3 +169,18 @@ def test_what_cannot_be_deleted_is_named(run, cli, capsys, monkeypatch):
     assert cli("clean", "--delete") == 2
     said = capsys.readouterr()
     assert "not deleted: not all of" in said.err and "0 B are free again." in said.out
+
+
+def test_sweeps_go_as_a_whole_or_point_by_point(run, cli, trainer):
+    folder = run.path.parent
+    for name in ("rates", "others"):
+        assert cli("submit", "run.yaml", "--dry-run", f"name={name}", "--sweep", "optimizer.lr=1e-6,2e-6") == 0
+    (folder / "others").rename(folder / "others.old-1")
+    point = RunDir(folder / "rates" / "rates-1")
+    save(point, "step_00000001.tmp")
+    assert found_in(folder) == {"others.old-1", "rates/rates-1/checkpoints/step_00000001.tmp"}
+    assert found_in(folder / "rates") == {"rates-1/checkpoints/step_00000001.tmp"}
+    (folder / "others.old-1" / "others-0" / "run.yaml").write_text("[]")
+    assert "others.old-1" not in found_in(folder), "a sweep of which a run is damaged is left to people"
+    assert cli("clean", "--delete") == 0
+    assert (folder / "others.old-1").is_dir() and not any(point.checkpoints.iterdir())
