@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from grpo_hpc.runs.clearing.leftovers import Leftover
 
 
+_NAMED = 3  # things of one kind that are named one by one
+
+
 @click.command("clean", short_help="Delete what nobody needs of runs; without --delete show it only.")
 @click.argument("folder", metavar="[DIR]", required=False, shell_complete=folders_of_runs)
 @click.option("--delete", is_flag=True, help="Delete it; without this nothing is touched.")
@@ -43,8 +46,10 @@ def command(folder: str | None, delete: bool, checkpoints: int | None, days: flo
     from grpo_hpc.runs.run_dir import short_path
 
     found = find_leftovers(folder or DEFAULT_FOLDER, Wanted(days, checkpoints, this_node()))
-    for path, reason in found.kept:
-        click.echo(visible(f"not touched: {short_path(path)}: {reason}"))
+    for reason in dict.fromkeys(reason for _, reason in found.kept):
+        paths = [short_path(path) for path, why in found.kept if why == reason]
+        more = f" and {len(paths) - _NAMED:,} more" if len(paths) > _NAMED else ""
+        click.echo(visible(f"not touched: {', '.join(paths[:_NAMED])}{more}: {reason}"))
     if not found.leftovers:
         click.echo("There is nothing to delete.")
         return 0
