@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from shlex import quote
 
 import yaml
@@ -69,6 +70,7 @@ def test_the_commands_of_the_page(tmp_path, request):
         shutil.copy(ROOT / name, clone)
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")} | {
         "HOME": str(tmp_path / "home"),
+        "XDG_CONFIG_HOME": str(Path.home() / ".config"),  # pip's settings are the machine's
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "PROFILE": str(tmp_path / "mysite.yaml"),
         "RUN": str(run_file),

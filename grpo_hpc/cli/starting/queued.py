@@ -9,9 +9,14 @@ if TYPE_CHECKING:
 
 
 def queued(run_dir: RunDir) -> str:
-    """One line with the numbers of the jobs that were queued last."""
+    """The numbers of the jobs that were queued last, and how to follow them."""
+    from shlex import quote
+
+    from grpo_hpc.runs.run_dir import short_path
     from grpo_hpc.runs.submissions import submissions
 
     last = submissions(run_dir)[-1]
     jobs = "job" if len(last.job_ids) == 1 else "jobs, each after the one before,"
-    return f"Queued {jobs} {', '.join(last.job_ids)} with {last.executor}."
+    path = quote(short_path(run_dir.path))
+    follow = f"Look at it: grpo-hpc status {path}; follow it: grpo-hpc logs -f {path}"
+    return f"Queued {jobs} {', '.join(last.job_ids)} with {last.executor}.\n{follow}"
