@@ -1,8 +1,8 @@
 """Seconds of one rollout and the optimizer steps made from it, phase by phase, each part with what bounds it.
 
 Rates come from the hardware profile. A part's time is what its slowest resource needs; parts of a phase follow one
-after the other unless a run overlaps them. No total is scaled to fit a measurement: formulas name what is assumed, and
-constants that were measured say on what.
+after the other unless a run overlaps them. No total is scaled to fit a measurement, unless a person names the run to
+plan like (:mod:`grpo_hpc.plan.measured`): formulas name what is assumed, and constants that were measured say on what.
 """
 
 from __future__ import annotations
