@@ -45,7 +45,9 @@ def test_its_second_step_is_the_same_in_every_layout(name, ranks, keys, half_use
 def test_a_layout_that_cannot_share_what_is_left_says_so(tmp_path, tiny):
     run_ranks("midway", 1, tmp_path, run_file(tmp_path, tiny("llama"), "dp1"), "save", "few")
     assert json.loads((tmp_path / "dp1.json").read_text())["trained"] == 3
-    run_ranks("midway", 4, tmp_path, run_file(tmp_path, tiny("llama"), "dp4", nproc_per_node=4), "go_on")
+    run_ranks(
+        "midway", 4, tmp_path, run_file(tmp_path, tiny("llama"), "dp4", nproc_per_node=4, micro_batch_size=5), "go_on"
+    )
     said = json.loads((tmp_path / "dp4.json").read_text())
     assert "cannot go on in this layout" in said["error"] and "4 data-parallel ranks" in said["error"]
     assert "1 data-parallel ranks that it was saved with" in said["hint"]
