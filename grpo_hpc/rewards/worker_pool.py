@@ -99,7 +99,7 @@ class _Worker:
                 del self.outgoing[: os.write(self.requests, self.outgoing)]
 
     def read(self) -> list[dict[str, Any]] | None:
-        """Complete messages that have arrived; None when the worker is gone."""
+        """Complete messages that have arrived; None when the worker is gone, or says what is no message."""
         with suppress(BlockingIOError):
             data = os.read(self.replies, 1 << 16)
             if not data:
@@ -110,7 +110,10 @@ class _Worker:
             end = 4 + struct.unpack("!I", self.incoming[:4])[0]
             if len(self.incoming) < end:
                 break
-            found.append(json.loads(self.incoming[4:end]))
+            try:
+                found.append(json.loads(self.incoming[4:end]))
+            except ValueError:  # something in the worker writes where only answers belong
+                return None
             del self.incoming[:end]
         return found
 

@@ -29,6 +29,9 @@ def mine(completions, folder, *, factor: float = 1.0):
         os.kill(os.getpid(), signal.SIGKILL)
     if text == "exit":
         sys.exit(3)
+    if text == "garbage":
+        os.write(int(sys.argv[2]), bytes([0, 0, 0, 2]) + b"{x")
+        time.sleep(1000)
     if text == "raise":
         raise ZeroDivisionError("no luck")
     if text == "once" and not (here / "again").exists():
@@ -100,11 +103,11 @@ def tasks(column, texts, own):
 
 def test_one_bad_completion_does_not_touch_the_others(pool_of, own):
     pool = pool_of("mine", timeout=1.0)
-    texts = ["a", "hang", "bb", "die", "ccc", "exit", "raise", "nan", "inf", "two", "x" * 300_000]
+    texts = ["a", "hang", "bb", "die", "ccc", "exit", "raise", "nan", "inf", "two", "x" * 300_000, "garbage"]
     outcomes = pool.run(tasks("mine", texts, own))
-    assert [o.score for o in outcomes] == [1.0, None, 2.0, None, 3.0, None, None, None, None, None, 300_000.0]
+    assert [o.score for o in outcomes] == [1.0, None, 2.0, None, 3.0, None, None, None, None, None, 300_000.0, None]
     assert [o.failure for o in outcomes] == [
-        "", "timeout", "", "killed", "", "error", "error", "", "error", "error", "",
+        "", "timeout", "", "killed", "", "error", "error", "", "error", "error", "", "killed",
     ]  # fmt: skip
     assert "ZeroDivisionError: no luck" in outcomes[6].text and "own.py:" in outcomes[6].hint
     stuck = int((Path(own).parent / "hanging").read_text())
