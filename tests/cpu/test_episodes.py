@@ -14,7 +14,6 @@ LAYOUTS = {
 
 
 def test_loss_and_gradient_are_those_of_a_loop_over_labels(tiny, tmp_path):
-    runs = [
-        write_run(tmp_path, tiny("qwen3", False), name=name, nproc_per_node=2, **keys) for name, keys in LAYOUTS.items()
-    ]
+    whole = {"nproc_per_node": 2, "use_distributed_optimizer": False}  # every rank has all of the gradient
+    runs = [write_run(tmp_path, tiny("qwen3", False), name=name, **whole, **keys) for name, keys in LAYOUTS.items()]
     run_ranks("episodes", 2, *runs)
