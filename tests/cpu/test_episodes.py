@@ -10,6 +10,7 @@ LAYOUTS = {
     "pp2": {"pipeline_model_parallel_size": 2},
     "cp2": {"context_parallel_size": 2},
     "dp2": {"micro_batch_size": 1},
+    "groups": {"loss_type": "real"},
 }
 
 

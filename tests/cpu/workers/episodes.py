@@ -21,17 +21,19 @@ COEF = 0.5  # of turns
 def main() -> None:
     import torch.distributed as dist
 
-    want = None
+    known = {}
     for cfg, platform in each_layout(sys.argv[1:]):
-        cfg = cfg.model_copy(update={"algorithm": cfg.algorithm.model_copy(update={"turn_advantage_coef": COEF})})
+        kind = cfg.algorithm.loss_type
+        if kind != "real":  # which takes nothing but signs
+            cfg = cfg.model_copy(update={"algorithm": cfg.algorithm.model_copy(update={"turn_advantage_coef": COEF})})
         loss, gradients = ours(cfg, platform)
         if dist.get_rank() == 0:
-            want = want or by_label(cfg)
-            assert abs(loss - want[0]) <= 1e-6, (cfg.name, loss, want[0])
-            assert gradients.keys() == want[1].keys()
+            known[kind] = wanted, want = known.get(kind) or by_label(cfg)
+            assert abs(loss - wanted) <= 1e-6, (cfg.name, loss, wanted)
+            assert gradients.keys() == want.keys()
             for name, value in gradients.items():
                 assert value.any(), name
-                difference = (value - want[1][name]).norm() / want[1][name].norm()
+                difference = (value - want[name]).norm() / want[name].norm()
                 assert difference <= 2e-5, f"{cfg.name}: {name} differs by {difference:.2e} relative"
 
 
@@ -90,6 +92,7 @@ def ours(cfg, platform):
 
 
 def by_label(cfg):
+    """The same from the log ratio of each sampled token, which is 0, and what the token is worth."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(cfg.model.path, dtype=torch.float32)
@@ -99,23 +102,49 @@ def by_label(cfg):
     told = [[r for s in branches for r in s.turn_rewards.tolist()] if w is not None else [] for branches, w in given]
     turns = [[None if np.isnan(r) else r for r in rewards] for rewards in told]
     of_turns = reference.turn_advantages(turns, groups, "group", COEF)
-    total = torch.zeros(())
-    for (branches, _), outcome, added in zip(given, outcomes, of_turns, strict=True):
-        sampled = sum(int(sample.mask.sum()) for sample in branches)
-        later = iter(added or [0.0] * 100)
-        for sample in branches:
-            logprobs = model(torch.tensor(sample.tokens)[None].long()).logits[0].log_softmax(-1)
-            worth = [(end, outcome + next(later)) for end in (sample.turns[:, 0] if added else [len(sample.tokens)])]
-            seen = 0
-            for place in range(1, len(sample.tokens)):
-                if sample.mask[place]:
-                    advantage = next(value for end, value in worth if seen < end)
-                    logprob = logprobs[place - 1, int(sample.tokens[place])]
-                    ratio = (logprob - logprob.detach()).exp()
-                    total = total - advantage * ratio / (len(given) * sampled)
-                    seen += 1
+    ratios = [[ratio for sample in branches for ratio in log_ratios(model, sample)] for branches, _ in given]
+    if cfg.algorithm.loss_type == "real":
+        total = real(ratios, outcomes, groups, cfg.algorithm.real_tau)
+    else:
+        worth = [of_tokens(branches, *told) for (branches, _), *told in zip(given, outcomes, of_turns, strict=True)]
+        total = -sum(
+            advantage * ratio.exp() / (len(given) * len(own))
+            for own, values in zip(ratios, worth, strict=True)
+            for ratio, advantage in zip(own, values, strict=True)
+        )
     total.backward()
     return float(total), {name: p.grad for name, p in model.named_parameters()}
+
+
+def log_ratios(model, sample):
+    logprobs = model(torch.tensor(sample.tokens)[None].long()).logits[0].log_softmax(-1)
+    for place in range(1, len(sample.tokens)):
+        if sample.mask[place]:
+            logprob = logprobs[place - 1, int(sample.tokens[place])]
+            yield logprob - logprob.detach()
+
+
+def of_tokens(branches, outcome, of_turns):
+    """What each sampled token is worth: its completion's outcome, and what its turn adds."""
+    later = iter(of_turns)
+    for sample in branches:
+        begin = 0
+        for end in sample.turns[:, 0].tolist():
+            added = next(later) if of_turns else 0.0
+            yield from [outcome + added] * (end - begin)
+            begin = end
+
+
+def real(ratios, outcomes, groups, tau):
+    """Rewards as labels: the mean over groups; an episode's score is the mean over the tokens of all its branches."""
+    total, numbers = torch.zeros(()), sorted(set(groups))
+    for group in numbers:
+        members = [(sum(own) / len(own), a) for own, a, g in zip(ratios, outcomes, groups, strict=True) if g == group]
+        good, bad = [s for s, a in members if a > 0], [s for s, a in members if a <= 0]
+        if good and bad:
+            total = total + (1 + sum((s / tau).exp() for s in bad)).log()
+            total = total + (1 + sum((-s / tau).exp() for s in good)).log()
+    return total / len(numbers)
 
 
 if __name__ == "__main__":
