@@ -44,7 +44,7 @@ class Policy:
         tokens = np.concatenate([np.zeros(0, np.int32), *parts, self._renderer.encode(end)])
         logprobs = np.array([-self.random.random() for _ in tokens], np.float32)
         routing = np.full((read + len(tokens) - 1, 4), read % 251, np.uint8) if read else None
-        return Completion(tokens, logprobs, reason, routing)
+        return Completion(tokens, logprobs, reason, routing=routing)
 
 
 @pytest.fixture(scope="module")
