@@ -8,6 +8,7 @@ again, is what it hears. The token that ends a turn is the policy's; what the te
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -122,6 +123,11 @@ class Renderer:
     def _ends(self) -> frozenset[int]:
         own = self._tokenizer.of_transformers.eos_token_id
         return frozenset([*self.stop_token_ids, *([] if own is None else [own])])
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        added = self._tokenizer.of_transformers.added_tokens_decoder.values()
+        return re.compile("|".join(re.escape(token.content) for token in added if token.special) or r"(?!)")
 
     # -- a chat ----------------------------------------------------------------------------------------------------
 
@@ -285,9 +291,7 @@ class Renderer:
 
     def _plain(self, text: str) -> str:
         """``text`` without special tokens."""
-        for word in self._tokenizer.of_transformers.all_special_tokens:
-            text = text.replace(word, "")
-        return text
+        return self._special.sub("", text)
 
 
 def _characters(text: str) -> str:
