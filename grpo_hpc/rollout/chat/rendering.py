@@ -135,11 +135,13 @@ class Renderer:
         """A chat up to where the policy is to speak for the first time.
 
         Args:
+            tools: descriptions of functions; where there are none, those in ``template`` count.
             template: what the template is told beside the messages, as ``chat_template_kwargs`` of a row.
 
         Raises:
             ConfigError: the template refuses the chat, or nobody could read what the policy calls.
         """
+        tools = tools or template.get("tools") or ()
         if tools and not self._calls_are_read:
             raise ConfigError(
                 "rollout.tool_parser: auto does not know how this model's chat template writes tool calls",
