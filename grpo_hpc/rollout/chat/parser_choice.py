@@ -15,6 +15,8 @@ _CALLS = (
     ("[TOOL_CALLS]", "mistral"),
     ("<seed:tool_call>", "seed_oss"),
     ("<minimax:tool_call>", "minimax_m2"),
+    ("<function_calls>", "olmo3"),
+    ("<|tool_call|>", "granite"),
     ("<tool_call>", "hermes"),
     ('{"name": "\' + tool_call.name', "llama3_json"),
     ("<|python_tag|>", "llama3_json"),
@@ -29,8 +31,8 @@ _THOUGHTS = (
     ("<think>", "deepseek_r1"),
 )
 _SIGNS = (
-    *("<tool_call", "<function=", "<|tool_call", "<seed:tool_call>", "<minimax:tool_call>", "[TOOL_CALLS]"),
-    *("<｜tool▁call", "<|python_tag|>", "to=functions."),  # noqa: RUF001
+    *("<tool_call", "<function=", "<|tool_call", "<seed:tool_call>", "<minimax:tool_call>", "<function_calls>"),
+    *("[TOOL_CALLS]", "<｜tool▁call", "<|python_tag|>", "to=functions."),  # noqa: RUF001
 )
 _OTHER_NAMES = {"openai": "harmony", "openai_gptoss": "harmony"}  # what vLLM calls it
 

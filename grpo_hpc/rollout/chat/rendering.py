@@ -8,6 +8,7 @@ again, is what it hears. The token that ends a turn is the policy's; what the te
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -123,17 +124,24 @@ class Renderer:
         own = self._tokenizer.of_transformers.eos_token_id
         return frozenset([*self.stop_token_ids, *([] if own is None else [own])])
 
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        added = self._tokenizer.of_transformers.added_tokens_decoder.values()
+        return re.compile("|".join(re.escape(token.content) for token in added if token.special) or r"(?!)")
+
     # -- a chat ----------------------------------------------------------------------------------------------------
 
     def open(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], template: Mapping[str, Any]) -> Chat:
         """A chat up to where the policy is to speak for the first time.
 
         Args:
+            tools: descriptions of functions; where there are none, those in ``template`` count.
             template: what the template is told beside the messages, as ``chat_template_kwargs`` of a row.
 
         Raises:
             ConfigError: the template refuses the chat, or nobody could read what the policy calls.
         """
+        tools = tools or template.get("tools") or ()
         if tools and not self._calls_are_read:
             raise ConfigError(
                 "rollout.tool_parser: auto does not know how this model's chat template writes tool calls",
@@ -285,9 +293,7 @@ class Renderer:
 
     def _plain(self, text: str) -> str:
         """``text`` without special tokens."""
-        for word in self._tokenizer.of_transformers.all_special_tokens:
-            text = text.replace(word, "")
-        return text
+        return self._special.sub("", text)
 
 
 def _characters(text: str) -> str:

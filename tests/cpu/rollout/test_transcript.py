@@ -157,6 +157,13 @@ def test_what_has_no_place_in_a_template_is_told_in_words(opened, text_of):
     assert heard.startswith("\n<start_of_turn>user\n<tool_response>\n5\n</tool_response><end_of_turn>\n")
 
 
+def test_tools_of_a_row_are_tools(opened):
+    from_rows, _, policy = opened("qwen2.5", template={"tools": TOOLS})
+    named, _, _ = opened("qwen2.5", TOOLS)
+    assert np.array_equal(from_rows.tokens, named.tokens)
+    assert "tool_calls" in from_rows.said(policy.says(FAMILIES["qwen2.5"].call, "<|im_end|>")).message
+
+
 def test_tools_that_a_template_does_not_list_are_called_in_its_own_way(opened, text_of):
     transcript, _, policy = opened("deepseek", TOOLS)
     assert "<tool_call>" not in text_of("deepseek", transcript.tokens)
