@@ -64,13 +64,24 @@ def test_silence_ends_an_episode(stage):
     assert caught.value.kind == "timeout"
 
 
-def test_the_policy_may_think_for_longer_than_an_agent_may_be_silent(stage):
+def test_an_agent_is_not_silent_while_the_policy_thinks(stage):
+    quiet = []
+
     async def slow():
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(0.1)
+        quiet.append(conversation.quiet())
         return "one"
 
+    conversation, key = stage.begin()
     stage.script = [slow]
-    assert stage.play(Asking(), silence_s=0.4)[0] == Outcome(1.0)
+    client = openai.OpenAI(base_url=stage.endpoint.base_url, api_key=key)
+    client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
+
+    async def later():
+        await asyncio.sleep(0.01)
+        return conversation.quiet()
+
+    assert quiet == [0.0] and stage.do(later()) > 0
 
 
 def test_what_keeps_the_policy_from_answering_is_no_fault_of_the_agent(stage):
