@@ -120,7 +120,7 @@ def test_time_plan_and_starts(tmp_path: Path, opened: Open) -> None:
     assert measured == 4.0
     assert ratio == pytest.approx(4.0 / seconds, rel=0.1)
     assert rows_of(driver, "#plan .pair > :last-child table")[-1].split()[2] == "60.4"
-    assert any("--average-completion 120" in line for line in texts(driver, "#plan li"))
+    assert any("had 120 tokens" in line and "--like" in line for line in texts(driver, "#plan li"))
     assert driver.execute_script(NAMELESS) == []
     assert "success" in rows_of(driver, "#starts table")[1]
 
