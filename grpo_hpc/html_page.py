@@ -58,6 +58,7 @@ def page(title: str, body: str, *, style: str = "", script: str = "", data: str 
     head = [
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><meta name="referrer" content="no-referrer">',
+        '<link rel="icon" href="data:,">',  # or browsers ask for one where nothing else is answered
         f"<title>{escape(title)}</title><style>{STYLE}{style}</style>",
     ]
     end = [f'<script type="application/json" id="data">{in_script(data)}</script>'] if data else []

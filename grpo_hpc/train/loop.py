@@ -199,7 +199,11 @@ class Trainer:
         lengths = self._parts.tokenizer.byte_lengths if keys else np.zeros(0, np.uint16)
 
         def values(key: Key, scored: Scored) -> dict[str, str] | None:
-            return token_values(scored.sample, scored.text, lengths, known.get(key, {})) if key in chosen else None
+            if key not in chosen:
+                return None
+            told = self._parts.tokenizer.decode(scored.sample.response.tolist()) if scored.turns else scored.text
+            found = token_values(scored.sample, told, lengths, known.get(key, {}))
+            return {**found, "text": told} if found and scored.turns else found  # of all turns, not of the last
 
         return values
 

@@ -15,7 +15,8 @@ from tests.browser.recordings import ROOT
 NAMELESS = """
 const named = (one) => one.labels?.length || one.getAttribute('aria-label') || one.textContent.trim();
 const wanted = 'input, select, button, a, summary, svg[role=img], [tabindex]:not(tr)';
-return [...document.querySelectorAll(wanted)].filter((one) => !named(one)).map((one) => one.outerHTML.slice(0, 200));
+const unnamed = [...document.querySelectorAll(wanted)].filter((one) => !one.closest('[hidden]') && !named(one));
+return unnamed.map((one) => one.outerHTML.slice(0, 200));
 """
 """What can be used or seen, and has no name for somebody who hears the page."""
 

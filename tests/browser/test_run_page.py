@@ -120,7 +120,7 @@ def test_time_plan_and_starts(tmp_path: Path, opened: Open) -> None:
     assert measured == 4.0
     assert ratio == pytest.approx(4.0 / seconds, rel=0.1)
     assert rows_of(driver, "#plan .pair > :last-child table")[-1].split()[2] == "60.4"
-    assert any("--average-completion 120" in line for line in texts(driver, "#plan li"))
+    assert any("had 120 tokens" in line and "--like" in line for line in texts(driver, "#plan li"))
     assert driver.execute_script(NAMELESS) == []
     assert "success" in rows_of(driver, "#starts table")[1]
 
@@ -169,7 +169,7 @@ def test_tokens_turns_and_images(tmp_path: Path, opened: Open) -> None:
     ]
     rows = [
         row(0, 0, "The 😀 .", by_token=values, messages=[{"role": "user", "content": parts}]),
-        row(0, 1, "no values", turns=turns),
+        row(0, 1, "It is 42.", turns=turns, by_token=values | {"text": "Add 42. .."}),
         row(0, 2, "not its own", by_token=values),
         row(0, 3, "no values at all", by_token={"bytes": "%", "engine": 3}),
     ]
@@ -179,16 +179,18 @@ def test_tokens_turns_and_images(tmp_path: Path, opened: Open) -> None:
     assert texts(driver, ".card:nth-child(2) pre")[-2:] == ["<b>42</b>", "It is 42."]
 
     Select(driver.find_element(By.ID, "colour")).select_by_value("likelihood")
-    spans = driver.find_elements(By.CSS_SELECTOR, ".card .tokens span")
+    card, other = ".card:nth-child(1) .tokens span", ".card:nth-child(2) .tokens span"
+    assert texts(driver, other) == ["Add ", "42. ", "..", ""], "of all turns"
+    spans = driver.find_elements(By.CSS_SELECTOR, card)
     assert [span.get_property("textContent") for span in spans] == ["The ", "😀", " .", ""]
     assert [span.get_attribute("class") for span in spans] == ["", "up5", "up1", ""]
     assert spans[1].get_attribute("title") == "log-probability -6, trainer -6.693, ratio 0.5001, entropy 3"
-    assert "recorded in 1 of 4 completions" in texts(driver, "#completions .keys")[0]
+    assert "recorded in 2 of 4 completions" in texts(driver, "#completions .keys")[0]
     Select(driver.find_element(By.ID, "colour")).select_by_value("ratio")
-    spans = driver.find_elements(By.CSS_SELECTOR, ".card .tokens span")
+    spans = driver.find_elements(By.CSS_SELECTOR, card)
     assert [span.get_attribute("class") for span in spans] == ["", "down5", "up5", ""]
     Select(driver.find_element(By.ID, "colour")).select_by_value("entropy")
-    spans = driver.find_elements(By.CSS_SELECTOR, ".card .tokens span")
+    spans = driver.find_elements(By.CSS_SELECTOR, card)
     assert [span.get_attribute("class") for span in spans] == ["", "up5", "up2", ""]
 
 

@@ -17,7 +17,7 @@ function numbersOf(text, kind) {
 function tokensOf({ by_token: values, completion }) {
   if (!values) return null;
   try {
-    const bytes = new TextEncoder().encode(completion), reader = new TextDecoder();
+    const bytes = new TextEncoder().encode(values.text ?? completion), reader = new TextDecoder();
     const lengths = numbersOf(values.bytes, Uint16Array), engine = numbersOf(values.engine, Int16Array);
     const [trainer, entropy] = ["trainer", "entropy"].map((name) => (values[name] === undefined ? null : numbersOf(values[name], Int16Array)));
     let from = 0;

@@ -301,5 +301,5 @@ def test_the_page_about_looking_names_what_there_is() -> None:
         known = {option for parameter in cli_group.get_command(None, name).params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= known
     pictures = re.findall(r"\]\((looking/\w+\.png)\)", text)
-    assert len(pictures) == 2
+    assert len(pictures) == 4
     assert all((ROOT / "docs" / picture).stat().st_size < 150_000 for picture in pictures)
