@@ -365,17 +365,16 @@ def _timeout_warnings(cfg: RunConfig, estimate: Estimate) -> list[str]:
 
 
 def _saving_warnings(warned_s: int | None, estimate: Estimate) -> list[str]:
-    """Whether a run would stop in time: it looks for a wish to stop before and after rollouts, and between steps."""
+    """Whether a run would stop in time: it hears a wish to stop at once in a rollout, else between steps."""
     if warned_s is None or (times := estimate.times) is None:
         return []
     step = times.seconds("logprob") + times.seconds("train") / times.steps + times.seconds("offload")
-    seconds, what = max((times.seconds("sync") + times.seconds("rollout"), "rollout"), (step, "optimizer step"))
-    if seconds <= warned_s:
+    if step <= warned_s:
         return []
     return [
-        f"one {what} is estimated to take {seconds:,.0f} s, and a job near its time limit has {warned_s:,} s to stop "
-        f"and save (save_before_s of the cluster profile): what came after the newest checkpoint would be lost; give "
-        f"at least {math.ceil(2 * seconds):,} s, or set checkpoint.save_steps"
+        f"one optimizer step is estimated to take {step:,.0f} s, and a job near its time limit has {warned_s:,} s to "
+        f"stop and save (save_before_s of the cluster profile): what came after the newest checkpoint would be lost; "
+        f"give at least {math.ceil(2 * step):,} s, or set checkpoint.save_steps"
     ]
 
 

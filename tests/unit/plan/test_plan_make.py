@@ -122,18 +122,19 @@ def test_a_limit_that_is_short_for_a_rollout_is_a_note() -> None:
     assert note.endswith(f"give at least {math.ceil(2 * minutes)}")
 
 
-def test_a_rollout_longer_than_the_time_to_save_is_a_note() -> None:
+def test_a_step_longer_than_the_time_to_save_is_a_note() -> None:
     cfg = shipped("qwen3_8b")
     estimate = make_plan(cfg).estimate
     assert estimate is not None and estimate.times is not None
-    longest = estimate.times.seconds("sync") + estimate.times.seconds("rollout")
-    assert not any(
-        "save_before_s" in warning for warning in make_plan(cfg, site=Site(warned_s=math.ceil(longest))).warnings
-    )
-    (note,) = [
-        warning for warning in make_plan(cfg, site=Site(warned_s=int(longest))).warnings if "save_before_s" in warning
-    ]
-    assert note.startswith(f"one rollout is estimated to take {longest:,.0f} s")
+    times = estimate.times
+    longest = times.seconds("logprob") + times.seconds("train") / times.steps + times.seconds("offload")
+
+    def notes(warned_s: int) -> list[str]:
+        return [text for text in make_plan(cfg, site=Site(warned_s=warned_s)).warnings if "save_before_s" in text]
+
+    assert not notes(math.ceil(longest))
+    (note,) = notes(int(longest))
+    assert note.startswith(f"one optimizer step is estimated to take {longest:,.0f} s")
     assert f"give at least {math.ceil(2 * longest):,} s" in note
 
 
