@@ -49,9 +49,7 @@ PROOFS = {
     "deepseek_v3": Proof(
         "DeepSeek-V3, R1, Moonlight-16B-A3B", (("deepseek_v3", False), ("deepseek_v3+moonlight", False)), _LATENT
     ),
-    "kimi_k2": Proof(
-        "Kimi-K2", (), "transformers has no class of that name: it is deepseek_v3, read by the same lines"
-    ),
+    "kimi_k2": Proof("Kimi-K2", (), "as `deepseek_v3`, whose code reads it"),
     "glm4_moe": Proof("GLM-4.5, 4.6, 4.7 and Air", (("glm4_moe", False),)),
     "glm4_moe_lite": Proof("GLM-4.7-Flash", (("glm4_moe_lite", False),), _LATENT),
     "minimax_m2": Proof("MiniMax-M2", (("minimax_m2", False),)),

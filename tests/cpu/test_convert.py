@@ -149,10 +149,14 @@ def test_a_trained_output_layer_of_megatron_is_not_dropped_either(three_layers, 
     assert weights(tmp_path / "hf").keys() == tensors.keys() - {HEAD}
 
 
-def test_what_a_family_leaves_out_is_named(three_layers, tmp_path):
-    """The layer for multi-token prediction of DeepSeek-V3."""
-    source, extra = tmp_path / "source", "model.layers.3.eh_proj.weight"
-    shutil.copytree(three_layers("deepseek_v3"), source)
+@pytest.mark.parametrize(
+    ("family", "extra"),
+    [("deepseek_v3", "model.layers.3.eh_proj.weight"), ("qwen2", "model.mtp_layers.0.input_proj.weight")],
+)
+def test_what_a_family_leaves_out_is_named(family, extra, three_layers, tmp_path):
+    """Layers for multi-token prediction: of DeepSeek-V3, and of MiMo, which is a Qwen2 otherwise."""
+    source = tmp_path / "source"
+    shutil.copytree(three_layers(family), source)
     tensors = load_file(source / "model.safetensors") | {extra: torch.ones(2, 2)}
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     assert f"no part of the model: {extra}\n" in command("convert", source, tmp_path / "megatron").stdout
