@@ -76,6 +76,12 @@ def _require_choice(experts: Experts) -> None:
         raise CheckpointError(
             f"{experts.topk_groups} of {experts.groups} groups cannot be chosen from {experts.count} experts"
         )
+    each = experts.count // experts.groups
+    if experts.groups > 1 and (each < experts.group_best or experts.topk > experts.topk_groups * each):
+        raise CheckpointError(
+            f"{experts.topk} experts for a token cannot be chosen from {experts.topk_groups} groups of {each}, which are "
+            f"ranked by their best {experts.group_best}"
+        )
 
 
 def _require_plain_weights(config: dict[str, Any]) -> None:

@@ -141,6 +141,12 @@ def test_values_of_another_kind_are_refused(key, value, said):
         shape_of(PUBLISHED["Qwen3-30B-A3B"] | {key: value})
 
 
+@pytest.mark.parametrize(("changed"), [{"n_group": 256, "topk_group": 128}, {"n_group": 128, "topk_group": 3}])
+def test_a_choice_within_groups_that_are_too_small_is_refused(changed):
+    with pytest.raises(CheckpointError, match="8 experts for a token cannot be chosen from"):
+        shape_of(PUBLISHED["DeepSeek-V3"] | changed)
+
+
 def test_parts_are_checked_too():
     config = PUBLISHED["Qwen3-VL-8B"]
     with pytest.raises(CheckpointError, match="depth is -1, not a whole number from 1 to 1024"):
