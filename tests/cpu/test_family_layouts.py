@@ -50,8 +50,9 @@ def test_a_step_on_two_ranks_is_that_of_one(name, axis, steps):
     assert numbers == pytest.approx(want_numbers, rel=1e-4)
     assert got.keys() == {key for key in want if not key.startswith("next/")}
     for key, value in got.items():
-        # Adam's first step turns rounding of a vanishing gradient into a visible step of the weight
-        limit = 1e-5 if key.startswith("grad/") else 1e-4
+        # Adam's first step turns rounding of a vanishing gradient into a visible step of the weight; a bias of keys has
+        # no gradient at all in dimensions that are not rotated
+        limit = 1e-5 if key.startswith("grad/") else 1e-3
         difference = (value - want[key]).norm() / want[key].norm().clamp(min=1e-9)
         assert difference <= limit, f"{key} differs by {difference:.2e} relative"
 

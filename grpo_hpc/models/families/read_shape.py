@@ -79,7 +79,7 @@ def _require_choice(experts: Experts) -> None:
     each = experts.count // experts.groups
     if experts.groups > 1 and (each < experts.group_best or experts.topk > experts.topk_groups * each):
         raise CheckpointError(
-            f"{experts.topk} experts for a token cannot be chosen from {experts.topk_groups} groups of {each}, which are "
+            f"{experts.topk} experts for a token cannot be chosen from {experts.topk_groups} groups of {each}, "
             f"ranked by their best {experts.group_best}"
         )
 

@@ -69,7 +69,7 @@ def test_every_tensor_has_one_place(name, layer_spec):
     text = config.get("text_config", config)
     layers = text["num_hidden_layers"]
     text = {k: v[:4] if isinstance(v, list) and len(v) == layers else v for k, v in text.items()}
-    text = text | {"num_hidden_layers": 4} | ({"n_routed_experts": 8} if "n_routed_experts" in text else {})
+    text = text | {"num_hidden_layers": 4} | ({"n_routed_experts": 16} if "n_routed_experts" in text else {})
     shape = shape_of(config | ({"text_config": text} if "text_config" in config else text))
     table = entries(weight_map(shape), layer_spec)
     names = [entry.name for entry in table]
