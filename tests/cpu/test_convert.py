@@ -205,7 +205,7 @@ RANKS = {
 @pytest.mark.parametrize("ranks", RANKS)
 def test_megatron_core_loads_ours_and_we_read_what_it_saves(ranks, tiny, tmp_path):
     world, layout, cut = RANKS[ranks]
-    dense = ["llama", "qwen2", "qwen3"]
+    dense = ["llama", "qwen2", "qwen3", "phi3", "olmo2", "hunyuan_v1_dense"]
     families = {"tp2": dense, "ep2": sorted(MOE)}.get(ranks, [*dense, *sorted(MOE)])
     runs = []
     for number, family in enumerate(families):
