@@ -70,7 +70,7 @@ def patch_model(model: nn.Module) -> None:
     complete_key_gradients(model)
     tell_of_padding(model)
     sum_over_expert_replicas(model)
-    leave_cut_norms(model)
+    sum_norms_of_heads(model)
     keep_gradients_off(model)
 
 
@@ -172,15 +172,16 @@ def sum_over_expert_replicas(model: nn.Module) -> None:
 
 
 @_patch("megatron.core.distributed.finalize_model_grads:_allreduce_non_tensor_model_parallel_grads")
-def leave_cut_norms(model: Any) -> None:
-    """Keep the gradients of :class:`TokenNorm` from being summed over tensor-parallel ranks.
+def sum_norms_of_heads(model: Any) -> None:
+    """Let gradients of norms of queries and keys be summed over tensor-parallel ranks where each has all weights.
 
-    Megatron sums those of norms of queries and keys by their names, for in its own every rank has the same weights.
-    Here each has those of its heads. It looks at the model's configuration, whose layers were built with another.
+    Megatron sums them by their names if the model's configuration has such norms. Those of :class:`TokenNorm` are cut,
+    and those behind a rotation are nothing that the configuration, with which the layers were built, would know.
     """
-    if any(isinstance(module, TokenNorm) for module in model.modules()):
+    behind = any(hasattr(getattr(module, "core_attention", None), "q_layernorm") for module in model.modules())
+    if behind or any(isinstance(module, TokenNorm) for module in model.modules()):
         model.config = copy.copy(model.config)
-        model.config.qk_layernorm = False
+        model.config.qk_layernorm = behind
 
 
 @_patch("megatron.core.transformer.transformer_layer:TransformerLayer.bias_dropout_add_exec_handler")

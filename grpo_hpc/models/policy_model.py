@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -44,7 +46,8 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
         options: what follows from the device (``Platform.transformer_options``) and from how the run saves memory.
 
     Raises:
-        ConfigError: experts under tensor parallelism without sequence parallelism.
+        ConfigError: experts under tensor parallelism without sequence parallelism, or a version of Megatron-Core that
+            would compute another model.
     """
     pipeline = mpu.get_pipeline_model_parallel_world_size()
     chunks = mpu.get_virtual_pipeline_model_parallel_world_size()
@@ -52,6 +55,12 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
         raise ConfigError(
             "a model with experts under tensor parallelism needs parallel.sequence_parallel: true: "
             "else every rank would send all tokens to the experts"
+        )
+    if shape.mla and shape.mla.q_rank is None and find_spec("megatron.core.transformer.mla_qk_norm_config"):
+        raise ConfigError(
+            f"megatron-core {version('megatron-core')} puts a norm before queries that are not compressed, which a "
+            f"{shape.family} without q_lora_rank does not have",
+            "Take megatron-core 0.16.1.",
         )
     make = MLATransformerConfig if shape.mla else TransformerConfig
     fields: dict[str, Any] = {
@@ -65,7 +74,7 @@ def transformer_config(shape: ModelShape, dtype: torch.dtype, options: Mapping[s
         "activation_func": F.silu,
         "normalization": "RMSNorm",
         "layernorm_epsilon": shape.norm_eps,
-        "qk_layernorm": shape.qk_norm is not None,
+        "qk_layernorm": shape.qk_norm in ("head", "token"),
         "softmax_scale": shape.softmax_scale,
         "add_bias_linear": False,
         "add_qkv_bias": shape.qkv_bias,
