@@ -168,12 +168,18 @@ class ModelShape:
         return tuple(layer for layer in range(self.layers) if layer not in experts)
 
 
+_NOT_SAMPLED_ON_A_CPU = {
+    "minimax_m2": "takes no new weights for the norms",
+    "ernie4_5_moe": "chooses experts without the bias of the routers",
+}
+
+
 def require_engine(shape: ModelShape, device: str) -> None:
     """Refuse a model that vLLM reads otherwise, or whose weights it cannot replace on ``device``.
 
     Raises:
-        ConfigError: config.json is silent where vLLM has another default than transformers; or the model has latent
-            attention, and the run is on a CPU.
+        ConfigError: config.json is silent where vLLM has another default than transformers; or the run is on a CPU, and
+            vLLM's build for it cannot sample from the model that is trained.
     """
     if shape.unstated:
         keys = ", ".join(f'"{key}": {json.dumps(value)}' for key, value in shape.unstated)
@@ -186,6 +192,11 @@ def require_engine(shape: ModelShape, device: str) -> None:
         raise ConfigError(
             f"resources.device is cpu, and vLLM's CPU build takes no new weights for the latent attention of "
             f"{shape.family}",
+            "Train it on a GPU. Checkpoints are converted and compared on a CPU, too.",
+        )
+    if device == "cpu" and shape.family in _NOT_SAMPLED_ON_A_CPU:
+        raise ConfigError(
+            f"resources.device is cpu, and vLLM's CPU build {_NOT_SAMPLED_ON_A_CPU[shape.family]} of {shape.family}",
             "Train it on a GPU. Checkpoints are converted and compared on a CPU, too.",
         )
 

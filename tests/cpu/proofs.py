@@ -52,9 +52,15 @@ PROOFS = {
     "kimi_k2": Proof("Kimi-K2", (), "as `deepseek_v3`, whose code reads it"),
     "glm4_moe": Proof("GLM-4.5, 4.6, 4.7 and Air", (("glm4_moe", False),)),
     "glm4_moe_lite": Proof("GLM-4.7-Flash", (("glm4_moe_lite", False),), _LATENT),
-    "minimax_m2": Proof("MiniMax-M2", (("minimax_m2", False),)),
+    "minimax_m2": Proof(
+        "MiniMax-M2", (("minimax_m2", False),), "not on a CPU, where vLLM 0.32 takes no new weights for its norms"
+    ),
     "hy_v3": Proof("Hy3", (("hy_v3", False),)),
-    "ernie4_5_moe": Proof("ERNIE-4.5-21B-A3B, 300B-A47B", (("ernie4_5_moe", True),)),
+    "ernie4_5_moe": Proof(
+        "ERNIE-4.5-21B-A3B, 300B-A47B",
+        (("ernie4_5_moe", True),),
+        "not on a CPU, where vLLM 0.32 chooses experts without the bias",
+    ),
     "qwen2_5_vl": Proof("Qwen2.5-VL, on text", (("qwen2_5_vl", False),)),
     "qwen3_vl": Proof("Qwen3-VL, on text", (("qwen3_vl", True),)),
 }

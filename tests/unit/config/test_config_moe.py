@@ -61,3 +61,11 @@ def test_what_vllm_would_read_otherwise_must_be_stated(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="leaves out scoring_func: vLLM would compute another model") as caught:
         require_engine(read_shape(tmp_path), "cuda")
     assert 'Add "scoring_func": "sigmoid" to it' in str(caught.value)
+
+
+@pytest.mark.parametrize(("family", "said"), [("minimax_m2", "for the norms"), ("ernie4_5_moe", "without the bias")])
+def test_what_vllm_cannot_sample_on_a_cpu_is_refused_there(family: str, said: str) -> None:
+    shape = replace(read_shape(CONFIGS / "models" / "Qwen3-30B-A3B.json"), family=family)
+    require_engine(shape, "cuda")
+    with pytest.raises(ConfigError, match=said):
+        require_engine(shape, "cpu")
