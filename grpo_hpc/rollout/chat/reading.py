@@ -194,7 +194,7 @@ def _request(tools: Tools) -> Any:
 def _require_known(key: str, name: str, known: Sequence[str]) -> None:
     if name not in known:
         raise ConfigError(
-            f"{key}: this vLLM has no parser {name!r}",
+            f"rollout.{key}: this vLLM has no parser {name!r}",
             f"Known are auto, none, harmony, {', '.join(sorted(known))}.",
         )
 
@@ -204,6 +204,6 @@ def _tried(key: str, name: str, make: Any) -> Any:
         return make()
     except Exception as error:
         raise ConfigError(
-            f"{key}: {name} does not work with this model's tokenizer: {error}",
+            f"rollout.{key}: {name} does not work with this model's tokenizer: {error}",
             "Choose the parser of the model's family, or none.",
         ) from None

@@ -141,7 +141,7 @@ class _Branch:
         self._add_routing(completion.routing)
         self.spans.append((begin, begin + count))
         self.logprobs.append(np.asarray(completion.logprobs, np.float32))
-        self.versions.append(np.full(count, getattr(completion, "version", 0), np.int32))
+        self.versions.append(np.full(count, completion.version, np.int32))
         before = self.turns[-1][0] if self.turns else 0
         reason = completion.finish_reason if completion.finish_reason in REASONS else "error"
         self.turns.append((before + count, REASONS.index(reason)))

@@ -33,7 +33,7 @@ class Policy:
     def __init__(self, renderer: Renderer) -> None:
         self._renderer, self.random = renderer, Random(0)
 
-    def says(self, text, end="", reason="stop", *, splits=True, read=0):
+    def says(self, text, end="", reason="stop", *, splits=True, read=0, version=0):
         """A completion of ``text`` and the token ``end``.
 
         Args:
@@ -44,7 +44,7 @@ class Policy:
         tokens = np.concatenate([np.zeros(0, np.int32), *parts, self._renderer.encode(end)])
         logprobs = np.array([-self.random.random() for _ in tokens], np.float32)
         routing = np.full((read + len(tokens) - 1, 4), read % 251, np.uint8) if read else None
-        return Completion(tokens, logprobs, reason, routing=routing)
+        return Completion(tokens, logprobs, reason, version, routing)
 
 
 @pytest.fixture(scope="module")
@@ -410,10 +410,10 @@ def test_long_messages_are_cut(opened, text_of, text):
 def test_one_turn_is_todays_sample(opened):
     transcript, _, policy = opened("qwen3")
     prompt = transcript.tokens.copy()
-    said = policy.says("It is 5.", "<|im_end|>", "length", read=len(prompt))
+    said = policy.says("It is 5.", "<|im_end|>", "length", read=len(prompt), version=3)
     transcript.said(said)
     (sample,) = transcript.samples(KEY)
-    today = Sample.single_turn(KEY, prompt, said.tokens, said.logprobs, 0, "length", said.routing)
+    today = Sample.single_turn(KEY, prompt, said.tokens, said.logprobs, 3, "length", said.routing)
     for name in Sample.__slots__:
         assert np.array_equal(getattr(sample, name), getattr(today, name)), name
         assert name == "key" or getattr(sample, name).dtype == getattr(today, name).dtype
@@ -424,13 +424,15 @@ def test_a_token_keeps_the_experts_that_sampled_from_it(opened):
     read = []
     for _ in range(2):
         read.append(len(transcript.tokens))
-        transcript.said(policy.says("It is 5.", "<|im_end|>", read=read[-1]))
+        transcript.said(policy.says("It is 5.", "<|im_end|>", read=read[-1], version=len(read), splits=False))
         read.append(len(transcript.tokens))
         transcript.heard([user("Sure?")])
     (sample,) = transcript.samples(KEY)
     assert len(sample.routing) == len(sample.tokens) - 1
     assert set(sample.routing[: read[1] - 1, 0]) == {read[0] % 251}
     assert set(sample.routing[read[1] - 1 :, 0]) == {read[2] % 251}
+    half = len(sample.response) // 2
+    assert sample.versions.tolist() == [1] * half + [3] * half, "and each the weights that it was sampled with"
 
 
 @pytest.mark.parametrize("later", [0, 3])
