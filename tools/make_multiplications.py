@@ -1,7 +1,8 @@
 """Make the questions of the example with a tool: data/multiplications/train.jsonl and eval.jsonl.
 
-Products of two numbers from 11 to 99, more than the example's model can do in its head. Each row begins with a question
-that is answered by a call, so that the model sees how one is written. The same seed gives the same files.
+Products of two numbers from 11 to 99, more than the example's model can do in its head. Each row begins with a call and
+its result, and with a second call, so that the model sees how one is written and that a question asks for one. The same
+seed gives the same files.
 
     python tools/make_multiplications.py [--target data/multiplications] [--seed 42]
 """
@@ -44,6 +45,8 @@ def row(a: int, b: int) -> dict[str, Any]:
         {"role": "assistant", "content": call("23 * 45")},
         {"role": "tool", "content": "1035"},
         {"role": "assistant", "content": "1035"},
+        {"role": "user", "content": "What is 61 * 17?"},
+        {"role": "assistant", "content": call("61 * 17")},
         {"role": "user", "content": f"What is {a} * {b}?"},
     ]
     return {"messages": messages, "answer": a * b}
