@@ -31,9 +31,15 @@ def require_obeyed(run_dir: RunDir, wanted: RunConfig, alone: bool = True) -> Ch
         lines = [f"  {key}: {found[key][0]} -> {found[key][1]}; {why}" for key, why in sorted(bound.items())]
         raise ConfigError(
             "\n".join([f"{run_dir.run_file} has changed, and the run cannot obey that any more:", *lines]),
-            "Set them back, or submit another run. To another cluster: grpo-hpc resume RUN_DIR --profile NAME.",
+            _way_out(run_dir),
         )
     return dict(sorted(found.items()))
+
+
+def _way_out(run_dir: RunDir) -> str:
+    if not run_dir.job_file.exists() and not any(run_dir.path.glob("attempt_*")):
+        return "It was never started: submit it again with them, --fresh moves this directory away."
+    return "Set them back, or submit another run. To another cluster: grpo-hpc resume RUN_DIR --profile NAME."
 
 
 def accept_changes(run_dir: RunDir, wanted: RunConfig | None = None, alone: bool = True) -> Changes:

@@ -9,8 +9,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import yaml
@@ -19,6 +21,23 @@ from tiny import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_MODEL = "grpo-hpc submit qwen2.5_7b cluster.profile=mysite"
+
+
+LASTING = {"grpo-hpc view"}
+"""What lasts until Ctrl-C."""
+
+
+def look_at(line: str, folder: Path, env: dict[str, str]) -> None:
+    """Open the address that a server prints, and end it."""
+    unbuffered = env | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        "exec " + line, shell=True, cwd=folder, env=unbuffered, stdout=subprocess.PIPE, text=True
+    ) as server:
+        address = next(found[0] for said in server.stdout if (found := re.search(r"http://\S+", said)))
+        with urllib.request.urlopen(address, timeout=30) as page:
+            assert page.status == 200 and b"<html" in page.read()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) in (0, 130)
 
 
 def commands() -> list[str]:
@@ -50,6 +69,9 @@ def test_the_commands_of_the_page(tmp_path):
     asked = commands()
     assert WITHOUT_MODEL in asked and len(asked) >= 11
     for line in asked:
+        if line in LASTING:
+            look_at(line, tmp_path, env)
+            continue
         done = subprocess.run(line, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
         said = f"{line}\n{done.stdout}\n{done.stderr}"
         if line == WITHOUT_MODEL:
