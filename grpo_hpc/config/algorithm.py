@@ -100,7 +100,7 @@ def _part_of_the_vocabulary(cfg: RunConfig) -> list[Problem]:
 
 def _of_turns(cfg: RunConfig) -> list[Problem]:
     key, found = "algorithm.turn_advantage_coef", list[Problem]()
-    if getattr(cfg.rollout, "environment", None) is None:
+    if cfg.rollout.environment is None:
         text = "needs rollout.environment: without one a completion is a single turn, and nothing rewards turns"
         found.append(Problem(key, text))
     if cfg.algorithm.scale_rewards == "gdpo":

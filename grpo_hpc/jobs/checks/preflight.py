@@ -50,7 +50,7 @@ def _check_environment(cfg: RunConfig) -> None:
 
     if cfg.rollout.environment is not None:
         kind = check_environment(cfg.rollout.environment)
-        require_rewards(kind, cfg.rewards.of_environment)
+        require_rewards(kind, cfg.rewards.of_environment, turns=cfg.algorithm.turn_advantage_coef > 0)
 
 
 def check_model_folder(folder: Path) -> None:

@@ -163,7 +163,7 @@ def start_environments(cfg: RunConfig, log: Path) -> EnvironmentPool | None:
     limits = {"timeout": roll.environment_timeout, "memory_gib": roll.environment_memory_gib}
     pool = EnvironmentPool(roll.environment, roll.environment_params, **limits, log=log)
     try:
-        require_rewards(pool.start(), cfg.rewards.of_environment)
+        require_rewards(pool.start(), cfg.rewards.of_environment, turns=cfg.algorithm.turn_advantage_coef > 0)
     except BaseException:
         pool.close()
         raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from grpo_hpc.rollout.environments.protocol import EpisodeFailed, Message, Openi
 
 _CLOSE_SECONDS = 5.0
 _MOST_CHARACTERS_SAID = 4000  # of why an episode failed
+_LARGEST_REWARD = 1e30  # a sum over turns and its square are numbers, too
 
 
 class Forked(Protocol):
@@ -158,9 +158,10 @@ def _messages(value: Any, name: str) -> list[Message]:
 def _reward(value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, int | float) and abs(value) < 1e300 and math.isfinite(value):
+    if isinstance(value, int | float) and abs(value) <= _LARGEST_REWARD:
         return float(value)
-    raise EpisodeFailed("error", f"reply gave the reward {str(value)[:60]}, which is no finite number")
+    said = f"reply gave the reward {str(value)[:60]}, which is no finite number up to {_LARGEST_REWARD:g}"
+    raise EpisodeFailed("error", said)
 
 
 def _counts(value: Any) -> dict[str, int]:

@@ -67,12 +67,22 @@ def check_environment(environment: str) -> Kind | None:
     return "tools" if node is not None else None
 
 
-def require_rewards(kind: Kind | None, columns: Sequence[str]) -> None:
-    """Check that an environment of this kind gives the rewards that a run wants of it, by the names of their columns.
+def require_rewards(kind: Kind | None, columns: Sequence[str], *, turns: bool) -> None:
+    """Check that an environment of this kind gives the rewards that a run wants of it.
+
+    Args:
+        columns: names of the rewards that are its own.
+        turns: whether its rewards of single turns count.
 
     Raises:
         ConfigError: it gives none.
     """
+    if turns and kind in ("tools", "agent"):
+        whose = (
+            "functions that the policy calls give none" if kind == "tools" else "an agent gives one at its end alone"
+        )
+        text = f"algorithm.turn_advantage_coef weighs rewards of turns, and {whose}"
+        raise ConfigError(text, "A class with start and reply, or reset and step, can: docs/environments.md.")
     if kind == "tools" and columns:
         text = f"rewards.reward_funcs names {columns[0]}, but functions that the policy calls give no rewards"
         raise ConfigError(text, "A class can: docs/environments.md. Else take it out, and name another reward.")

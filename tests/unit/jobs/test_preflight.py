@@ -161,6 +161,27 @@ def played(model: Path, text: str, name: str, rewards: list[str]) -> RunConfig:
     )
 
 
+AGENT = "class Agent:\n    async def run(self, row, base_url, key): ...\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "said"),
+    [
+        (TOOLS, "", "weighs rewards of turns, and functions that the policy calls give none"),
+        (AGENT, ":Agent", "weighs rewards of turns, and an agent gives one at its end alone"),
+        (GAME, ":Game", None),
+    ],
+)
+def test_rewards_of_turns_are_wanted_of_what_gives_them(model: Path, text: str, name: str, said: str | None) -> None:
+    cfg = played(model, text, name, ["exact_number"])
+    cfg = cfg.model_copy(update={"algorithm": cfg.algorithm.model_copy(update={"turn_advantage_coef": 1.0})})
+    if said is None:
+        return preflight(cfg, Profile(executor="slurm"))
+    with pytest.raises(ConfigError, match=said):
+        preflight(cfg, Profile(executor="slurm"))
+    return None
+
+
 @pytest.mark.parametrize(
     ("text", "name", "rewards", "said"),
     [

@@ -78,6 +78,7 @@ HOSTILE = {
     "answer = Reply([{'role': 'wizard', 'content': ''}])": ("error", "a message without a role among system"),
     "answer = Reply([{'role': 'user', 'content': 3}])": ("error", "content is no text"),
     "answer = Reply(done=True, reward=float('nan'))": ("error", "the reward nan, which is no finite number"),
+    "answer = Reply(done=True, reward=-1e100)": ("error", "the reward -1e+100, which is no finite number up to 1e+30"),
     "answer = Reply(done=True, reward='much')": ("error", "the reward much, which is no finite number"),
     "answer = Reply(done=True, counts={'a': 1.5})": ("error", "counts that are no whole numbers"),
     "answer = Reply([{'role': 'user', 'content': '', 'x': object()}])": (
