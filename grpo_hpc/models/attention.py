@@ -129,8 +129,10 @@ def with_norms(core: type) -> type:
         ) -> dict[str, Any]:
             """With the norms, which TransformerEngine's attention would leave out."""
             found: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+            ranks = mpu.get_tensor_model_parallel_group()  # which all hold the same
             for name in ("q_layernorm", "k_layernorm"):
-                found |= sharded_state_dict_default(getattr(self, name), f"{prefix}{name}.", sharded_offsets, metadata)
+                norm, key = getattr(self, name), f"{prefix}{name}."
+                found |= sharded_state_dict_default(norm, key, sharded_offsets, metadata, ranks)
             return found
 
     return Normed

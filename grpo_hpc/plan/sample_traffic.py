@@ -13,7 +13,7 @@ from grpo_hpc.plan.hardware import Hardware
 from grpo_hpc.plan.rates import Part
 from grpo_hpc.plan.setup import Execution, Task
 
-SUMMARY = 120  # bytes of a completion's row of numbers, with a few reward functions
+SUMMARY = 136  # bytes of a completion's row of numbers, with a few reward functions
 GLOO = 1e9  # bytes per second of one rank between hosts, over TCP; assumed, not measured
 ROUND = 1e-4  # seconds of one round of a collective between hosts; assumed
 

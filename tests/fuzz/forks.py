@@ -29,7 +29,10 @@ KILLED_AFTER_CPU_S = 8
 KILLED_AFTER_S = 30
 SHOWN = 1 << 20  # bytes of what a command prints
 PRELOADED = (
-    *(f"grpo_hpc.cli.{name}" for name in ("plan", "submit", "status", "list", "logs", "cluster", "checkpoint")),
+    *(
+        f"grpo_hpc.cli.{name}"
+        for name in ("plan", "starting.submit", "status", "list", "logs", "cluster", "checkpoint")
+    ),
     *("grpo_hpc.cli.import_swift", "grpo_hpc.importing.show_import", "grpo_hpc.importing.write"),
     *("grpo_hpc.plan.make", "grpo_hpc.plan.show_plan", "grpo_hpc.plan.search", "grpo_hpc.jobs.prepare"),
     *("grpo_hpc.runs.overview", "grpo_hpc.runs.follow", "grpo_hpc.runs.show_standing", "grpo_hpc.checkpoint.inspect"),

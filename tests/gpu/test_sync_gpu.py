@@ -49,4 +49,4 @@ def test_a_run_with_replayed_routing(mode, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     rows = metrics(tmp_path / "runs" / "replay")
     assert sorted(rows) == [1, 2]
-    assert all(row["moe/replay_changed"] < 0.2 and row["mismatch/logprob_abs_diff"] < 0.1 for row in rows.values())
+    assert all(row["moe/replay_changed"] < 0.3 and row["mismatch/logprob_abs_diff"] < 0.1 for row in rows.values())

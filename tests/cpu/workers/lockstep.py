@@ -23,7 +23,7 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"PYTHONHASHSEED": os.environ["RANK"]})
     from grpo_hpc.config import load_run
     from grpo_hpc.rollout.engine import ColocateEngine
-    from grpo_hpc.rollout.episodes import EventThread
+    from grpo_hpc.rollout.playing import EventThread
     from grpo_hpc.rollout.replica_loop import Desk, ReplicaLoop
     from grpo_hpc.train.megatron.parallel import init_model_parallel
     from grpo_hpc.train.megatron.platform import make_platform

@@ -27,9 +27,9 @@ def test_bytes_of_a_completion() -> None:
 def test_a_rank_holds_its_share_and_a_summary_of_everything() -> None:
     t = task(generation=64)
     size = sample_bytes(t)
-    assert sample_memory(t, execution(8))[0] == 8 * (2 * 8 * size + 64 * 120) + 8 * 2 * 8 * size
+    assert sample_memory(t, execution(8))[0] == 8 * (2 * 8 * size + 64 * 136) + 8 * 2 * 8 * size
     shared = sample_memory(t, execution(8, tp=2, engine_tp=4))  # 4 replicas of the model, 2 engines
-    assert shared[0] == 8 * (2 * 16 * size + 64 * 120) + 2 * 2 * 32 * size
+    assert shared[0] == 8 * (2 * 16 * size + 64 * 136) + 2 * 2 * 32 * size
     on_host = {term.name: term.bytes for term in estimate(t, execution(8), H100).host.terms}
     assert on_host["completions"] == sample_memory(t, execution(8))[0]
 
@@ -41,7 +41,7 @@ def test_what_a_large_rollout_takes() -> None:
     assert held_bytes(t) / t.usual < 16
     assert sample_memory(t, e)[0] / 8 < 2 * (2048 / 32) * 32_000 * 16 * 2
     told, moved = sample_exchange(t, e, H100)
-    assert told.seconds == pytest.approx(2048 * 120 / 1e9 + 255e-4)
+    assert told.seconds == pytest.approx(2048 * 136 / 1e9 + 255e-4)
     share = 64 * sample_bytes(t) / 1e9  # to each of 32 replicas, then in three rounds to its other 7 ranks
     assert moved.seconds == pytest.approx(share * (31 / 32 + 3) + 255e-4)
 
