@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from enum import Enum
 
 import pytest
 import torch
@@ -207,6 +208,22 @@ def test_a_foreign_index_cannot_run_code(megatron, tmp_path):
         open_folder(megatron)
 
 
+def test_an_index_that_an_early_python_311_wrote_is_read(megatron):
+    """Its enumerations are pickled as calls of getattr, none of which is made."""
+
+    class Early(pickle.Pickler):
+        def reducer_override(self, value):
+            return (getattr, (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+
+    before = sorted(open_folder(megatron).tensors)
+    index = pickle.loads((megatron / ".metadata").read_bytes())
+    (megatron / "manifest.json").unlink()
+    with (megatron / ".metadata").open("wb") as file:
+        Early(file).dump(index)
+    assert b"getattr" in (megatron / ".metadata").read_bytes()
+    assert sorted(open_folder(megatron).tensors) == before
+
+
 def test_what_differs_is_named(sharded, megatron):
     rewrite(shard_of(sharded, LAST), lambda t: t[LAST].view(-1).__setitem__(5, 3.0))
     (fault,) = verify_equal(open_folder(sharded), open_folder(megatron), Work()).faults
@@ -244,6 +261,7 @@ def test_an_existing_target_is_not_touched(tiny, tmp_path):
 
 SLOW = """
 import time
+from enum import Enum
 from grpo_hpc.checkpoint.run import in_workers
 try:
     for _ in in_workers(time.sleep, enumerate([2.0] * 6), 1 << 20, 2):
