@@ -336,6 +336,11 @@ def _warnings(cfg: RunConfig, sizes: BatchSchedule, topology: Topology, shape: M
             f"the last rollout serves {last} of {sizes.steps_per_rollout} steps: "
             f"train_iters {cfg.batch.train_iters} is not a multiple of steps_per_generation * num_iterations"
         )
+    if cfg.rollout.environment is not None:
+        found.append(
+            "times are those of one turn and no environment; memory is that of whole episodes "
+            f"(rollout.vllm_max_model_len = {cfg.rollout.vllm_max_model_len})"
+        )
     for name, waits in (("tp", "every layer waits"), ("ep", "every layer with experts waits")):
         if (spanned := topology.nodes_spanned(name)) > 1:
             found.append(f"{name} groups reach over {spanned} nodes: {waits} for the network")

@@ -122,6 +122,12 @@ def test_a_limit_that_is_short_for_a_rollout_is_a_note() -> None:
     assert note.endswith(f"give at least {math.ceil(2 * minutes)}")
 
 
+def test_what_is_not_counted_of_episodes_is_a_note() -> None:
+    episodes = make_plan(shipped("quickstart_tools")).warnings
+    assert [text for text in episodes if text.startswith("times are those of one turn")]
+    assert not any("one turn" in text for text in make_plan(shipped("quickstart")).warnings)
+
+
 def test_a_step_longer_than_the_time_to_save_is_a_note() -> None:
     cfg = shipped("qwen3_8b")
     estimate = make_plan(cfg).estimate
