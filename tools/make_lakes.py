@@ -8,10 +8,13 @@ A row is a short game that shows how to answer, and a seed from which a lake is 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterable
+import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tools.demo_rows import write_sets
 
 TARGET = Path(__file__).parents[1] / "data" / "lakes"
 TRAIN_ROWS, HELD_OUT_ROWS = 512, 64
@@ -31,19 +34,12 @@ def row(seed: int) -> dict[str, Any]:
     return {"messages": messages, "seed": seed}
 
 
-def write_rows(path: Path, seeds: Iterable[int]) -> None:
-    """Write one JSON line per seed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row(seed)) + "\n" for seed in seeds), encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the lakes of the example with a game.")
     parser.add_argument("--target", type=Path, default=TARGET, help="folder to write to (default: %(default)s)")
     arguments = parser.parse_args()
-    write_rows(arguments.target / "train.jsonl", range(HELD_OUT_ROWS, HELD_OUT_ROWS + TRAIN_ROWS))
-    write_rows(arguments.target / "eval.jsonl", range(HELD_OUT_ROWS))
-    print(f"{arguments.target}: {TRAIN_ROWS} lakes to learn on, {HELD_OUT_ROWS} held out")
+    lakes = [row(seed) for seed in range(HELD_OUT_ROWS + TRAIN_ROWS)]
+    write_sets(arguments.target, lakes[HELD_OUT_ROWS:], lakes[:HELD_OUT_ROWS])
 
 
 if __name__ == "__main__":

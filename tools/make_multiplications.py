@@ -12,10 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterable
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tools.demo_rows import write_sets
 
 TARGET = Path(__file__).parents[1] / "data" / "multiplications"
 TRAIN_ROWS, HELD_OUT_ROWS = 512, 64
@@ -52,21 +56,13 @@ def row(a: int, b: int) -> dict[str, Any]:
     return {"messages": messages, "answer": a * b}
 
 
-def write_rows(path: Path, pairs: Iterable[Pair]) -> None:
-    """Write one JSON line per pair."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row(a, b)) + "\n" for a, b in pairs), encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the questions of the example with a tool.")
     parser.add_argument("--target", type=Path, default=TARGET, help="folder to write to (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=42, help="which questions are held out (default: %(default)s)")
     arguments = parser.parse_args()
     train, held_out = split_pairs(arguments.seed)
-    write_rows(arguments.target / "train.jsonl", train)
-    write_rows(arguments.target / "eval.jsonl", held_out)
-    print(f"{arguments.target}: {len(train)} questions to learn from, {len(held_out)} held out")
+    write_sets(arguments.target, [row(*pair) for pair in train], [row(*pair) for pair in held_out])
 
 
 if __name__ == "__main__":

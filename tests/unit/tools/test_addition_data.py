@@ -20,8 +20,8 @@ def test_the_seed_decides():
 
 
 def test_rows_are_questions_with_right_answers(tmp_path):
-    TOOL["write_rows"](tmp_path / "x" / "a.jsonl", [(7, 12)])
-    row = json.loads((tmp_path / "x" / "a.jsonl").read_text())
+    TOOL["write_sets"](tmp_path / "x", [TOOL["row"](7, 12)], [])
+    row = json.loads((tmp_path / "x" / "train.jsonl").read_text())
     assert row["messages"] == [
         {"role": "system", "content": "You add numbers."},
         {"role": "user", "content": "What is 7 + 12? Give only the final number."},

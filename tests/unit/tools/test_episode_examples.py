@@ -31,8 +31,8 @@ def test_no_question_is_in_both_files() -> None:
 
 def test_the_call_that_a_row_shows_is_a_good_one(tmp_path: Path) -> None:
     """Nothing but its form is taken from the row: the tool that the run file names answers it as the row says."""
-    QUESTIONS["write_rows"](tmp_path / "rows.jsonl", [(12, 34)])
-    (row,) = read_rows(tmp_path / "rows.jsonl")
+    QUESTIONS["write_sets"](tmp_path, [QUESTIONS["row"](12, 34)], [])
+    (row,) = read_rows(tmp_path / "train.jsonl")
     assert row.columns == {"answer": 408}
     shown, heard = [m["content"] for m in row.messages if m["role"] in ("assistant", "tool")][:2]
     call = json.loads(shown.removeprefix("<tool_call>").removesuffix("</tool_call>"))
@@ -98,8 +98,8 @@ def test_it_is_over_after_so_many_moves() -> None:
 
 
 def test_lakes_differ_between_the_files(tmp_path: Path) -> None:
-    LAKES["write_rows"](tmp_path / "rows.jsonl", [7])
-    (row,) = read_rows(tmp_path / "rows.jsonl")
+    LAKES["write_sets"](tmp_path, [LAKES["row"](7)], [])
+    (row,) = read_rows(tmp_path / "train.jsonl")
     assert row.columns == {"seed": 7}
     shown = [message["content"] for message in row.messages[1:5]]
     lake = FROZEN_LAKE(size=2, holes=1)

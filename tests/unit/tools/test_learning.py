@@ -16,7 +16,8 @@ from grpo_hpc.runs.run_dir import RunDir
 from tools.bench.learn_trl import completions_at_a_time, exact, read_rows, trl_arguments
 from tools.bench.learning_report import accuracies, band, read_records, result, rewards, stays_above
 from tools.bench_learning import Run, lane, main, our_record
-from tools.make_addition import write_rows
+from tools.demo_rows import write_sets
+from tools.make_addition import row
 
 ROOT = Path(__file__).parents[3]
 GPU = str(ROOT / "configs" / "quickstart_gpu.yaml")
@@ -138,7 +139,7 @@ def test_runs_on_a_gpu_start_one_after_another_and_a_failed_start_is_tried_again
 
 
 def test_trl_reads_the_same_rows_and_reward(tmp_path):
-    write_rows(tmp_path / "eval.jsonl", [(4, 8)])
+    write_sets(tmp_path, [], [row(4, 8)])
     rows = read_rows(str(tmp_path / "eval.jsonl"))
     assert rows[0]["answer"] == 12 and rows[0]["prompt"][0]["role"] == "system"
     assert exact([[{"content": "It is 12."}], [{"content": "13"}]], answer=[12, 12], prompts=None) == [1.0, 0.0]
