@@ -71,6 +71,7 @@ class Playing(Generic[_Played, _Scored]):
     ) -> None:
         self.desk = desk
         self._keys, self._places, self._play, self._score, self._stop = keys, places, play, score, stop
+        self._running = 0
         self._scoring: list[asyncio.Task[_Scored]] = []
         self._played: Future[None] | None = None
         self.cut = False
@@ -101,17 +102,13 @@ class Playing(Generic[_Played, _Scored]):
 
     async def played(self) -> None:
         """Until every episode has ended, or somebody asked to stop; nothing is sampled afterwards."""
-        room = asyncio.Semaphore(self._places)
         try:
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(self._watch())
-                await room.acquire()
-                for key in self._keys:
-                    group.create_task(self._one(key, room))
-                    await room.acquire()
-                room.release()
-                for _ in range(self._places):  # when every place is free, every episode has ended
-                    await room.acquire()
+                over = asyncio.Event()
+                for _ in range(self._places):
+                    self._begin_next(group, over)
+                await over.wait()
                 watching.cancel()
         except* _StopHeard:
             self.cut = True
@@ -126,11 +123,19 @@ class Playing(Generic[_Played, _Scored]):
             late.cancel()
         return [task.result() for task in self._scoring if task.done() and not task.cancelled()]
 
-    async def _one(self, key: Key, room: asyncio.Semaphore) -> None:
-        try:
-            ended = await self._play(key)
-        finally:
-            room.release()  # first the place is taken again, then rewards are asked for
+    def _begin_next(self, group: asyncio.TaskGroup, over: asyncio.Event) -> None:
+        """Give a free place to the next episode; ``over`` is set when there is none and every place is free."""
+        key = next(self._keys, None)
+        if key is not None:
+            self._running += 1
+            group.create_task(self._one(key, group, over))
+        elif not self._running:
+            over.set()
+
+    async def _one(self, key: Key, group: asyncio.TaskGroup, over: asyncio.Event) -> None:
+        ended = await self._play(key)
+        self._running -= 1
+        self._begin_next(group, over)  # first the place is taken again, then rewards are asked for
         self._scoring.append(asyncio.create_task(self._score(ended)))
 
     async def _watch(self) -> None:
