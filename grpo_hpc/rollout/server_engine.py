@@ -179,6 +179,8 @@ class ServerEngine:
         self.version = None
         # what a rank asks of a server that already waits for weights would wait for ever
         self._control.wait("all ranks to have their completions")
+        # all of them were taken, so an answer to /add that is still on its way speaks of the weights before
+        self._asked = [asked for asked in self._asked if asked.path != "/add"]
         outcome: Synced | RolloutError | None = None
         if self._control.first:
             generator = torch.Generator(self._device).manual_seed(self._seed + version)

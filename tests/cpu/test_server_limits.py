@@ -18,7 +18,7 @@ from grpo_hpc.config.sections import Rollout
 from grpo_hpc.control import Control
 from grpo_hpc.errors import RolloutError, ServersLost
 from grpo_hpc.rollout import server_engine
-from grpo_hpc.rollout.engine import Request, complete
+from grpo_hpc.rollout.engine import Request, Synced, complete
 from grpo_hpc.rollout.server_engine import ServerEngine
 from grpo_hpc.rollout.weights.link import Link
 
@@ -173,6 +173,33 @@ def test_a_server_that_fails_is_lost_and_one_that_refuses_is_not(control):
     ):
         complete(engine(control, url), [Request([1], 0, {})])
     assert not isinstance(caught.value, ServersLost)
+
+
+def test_a_request_that_is_confirmed_after_its_completion_says_nothing_of_the_next_weights(control, monkeypatch):
+    """A thread of a busy server may answer /add late, when all that it added has ended and was taken."""
+    synced, wanted = threading.Event(), []
+
+    def add(told):
+        wanted.append(told["requests"])
+        if len(wanted) == 1:
+            synced.wait(60)
+            return {"version": 0}
+        return {"version": 1}
+
+    def ended(told):
+        names = [request[0] for request in wanted[-1]] if wanted else []
+        return {"version": int(synced.is_set()), "ended": [[name, [5], [0.0], "stop"] for name in names]}
+
+    with answering(add=add, ended=ended) as url:
+        late = engine(control, url)
+        monkeypatch.setattr(late, "_send", lambda tensors, version: Synced(0, 0))
+        assert len(complete(late, [Request([1], 0, {})])) == 1
+        (question,) = late._asked
+        late.load_weights(iter([]), 1)
+        synced.set()
+        assert question.answer.result(60) == {"version": 0}
+        (completion,) = complete(late, [Request([1], 0, {})])
+    assert completion.version == 1
 
 
 def test_no_thread_keeps_the_process_from_ending(control, silent, monkeypatch):
