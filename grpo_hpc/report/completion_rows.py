@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,15 @@ def matching(folder: Path, steps: Sequence[int], wanted: Wanted, damaged: list[s
 def texts(row: Row) -> Iterator[str]:
     """What was said in a row, by whom ever."""
     for message in [*(row.get("messages") or []), *(row.get("turns") or [])]:
-        yield said(message.get("content"))
+        yield told(message)
     yield str(row.get("completion") or "")
+
+
+def told(message: Mapping[str, Any]) -> str:
+    """The text of a message, with the thoughts before it and the calls of tools behind it."""
+    calls = message.get("tool_calls")
+    parts = said(message.get("reasoning_content")), said(message.get("content")), json_text(calls) if calls else ""
+    return "\n".join(filter(None, parts))
 
 
 def said(content: Any) -> str:

@@ -76,7 +76,8 @@ def advice(run: RecordedRun, times: list[Line], memory: list[Line]) -> list[str]
 def _about_lengths(run: RecordedRun) -> list[str]:
     planned = run.planned.average_completion
     lengths = finite(run.course("completions/mean_length").values())
-    if not planned or not lengths or 1 / _FAR < fmean(lengths) / planned < _FAR:
+    timed = bool(run.planned.seconds)  # or there is no time that other lengths would change
+    if not timed or not planned or not lengths or 1 / _FAR < fmean(lengths) / planned < _FAR:
         return []
     mean = round(fmean(lengths))
     return [

@@ -7,17 +7,22 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from grpo_hpc.report.completion_rows import said
+from grpo_hpc.report.completion_rows import told
 from grpo_hpc.report.visible import visible
 
 
 def show_completion(row: dict[str, Any], out: Console) -> None:
-    """Print one completion: its figures, its prompt, its text."""
+    """Print one completion: its figures, its prompt, its text; of an episode every turn."""
     head = Text(f"step {row.get('step')}  prompt {row.get('prompt_id')}  sample {row.get('sample')}", style="bold")
     out.print(head.append(f"   {_figures(row)}", style="not bold"), soft_wrap=True)
     for message in row.get("messages") or []:
-        _say(str(message.get("role")), said(message.get("content")), "dim", out)
-    _say("completion", str(row.get("completion") or ""), "", out)
+        _say(str(message.get("role")), told(message), "dim", out)
+    turns = row.get("turns") or [{"role": "completion", "content": row.get("completion")}]
+    for message in turns:
+        own = message.get("role") in ("assistant", "completion")
+        _say(str(message.get("role")), told(message), "" if own else "dim", out)
+    if row.get("environment_failure"):
+        _say("the environment failed", str(row["environment_failure"]), "red", out)
     for name, why in (row.get("failures") or {}).items():
         _say(f"{name} failed", str(why), "red", out)
     out.print()

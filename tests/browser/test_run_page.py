@@ -149,6 +149,27 @@ def test_completions_are_filtered(tmp_path: Path, opened: Open) -> None:
     driver.find_element(By.ID, "text").send_keys("ANSWER IS 2")
     assert texts(driver, ".card pre mark") == ["answer is 2"] * 2
     assert all("step 21: the answer is 2" in text for text in texts(driver, ".card pre"))
+    for wanted, left in (("train:0", 4), ("user", 0)):  # a prompt's name, and what nobody said
+        driver.find_element(By.ID, "text").clear()
+        driver.find_element(By.ID, "text").send_keys(wanted)
+        assert len(texts(driver, ".card")) == left
+
+
+def test_completions_without_a_reward_are_outside_of_every_bound(tmp_path: Path, opened: Open) -> None:
+    rows = [row(0, 0, "none", None), row(0, 1, "naught", 0.0), row(0, 2, "one", 1.0)]
+    driver = opened(write(tmp_path / "page.html", record(tmp_path, steps=1, completions=rows)))
+    for bound, value, left in (("low", "0", ["naught", "one"]), ("high", "0.5", ["naught"])):
+        driver.find_element(By.ID, bound).send_keys(value)
+        assert texts(driver, ".card pre") == left
+
+
+def test_what_ends_completions_beside_the_page_can_be_chosen(tmp_path: Path, opened: Open) -> None:
+    more = ("--all-completions", "--completions", "0")
+    driver = opened(write(tmp_path / "page.html", record(tmp_path, steps=1), more=more))
+    Select(driver.find_element(By.ID, "step")).select_by_value("1")
+    wait(driver, "document.querySelectorAll('.card').length === 8")
+    Select(driver.find_element(By.ID, "finish")).select_by_value("length")
+    assert len(texts(driver, ".card")) == 2
 
 
 DOT = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
@@ -169,13 +190,16 @@ def test_tokens_turns_and_images(tmp_path: Path, opened: Open) -> None:
     ]
     rows = [
         row(0, 0, "The 😀 .", by_token=values, messages=[{"role": "user", "content": parts}]),
-        row(0, 1, "It is 42.", turns=turns, by_token=values | {"text": "Add 42. .."}),
+        row(
+            0, 1, "It is 42.", turns=turns, by_token=values | {"text": "Add 42. .."}, environment_failure="timeout: 9 s"
+        ),
         row(0, 2, "not its own", by_token=values),
         row(0, 3, "no values at all", by_token={"bytes": "%", "engine": 3}),
     ]
     driver = opened(write(tmp_path / "page.html", record(tmp_path, steps=1, completions=rows)))
     assert texts(driver, ".prompt img, .prompt summary") == ["", "image_url", "image_url", "tool calls", "tool"]
     wait(driver, "document.images[0].naturalWidth === 1")
+    assert texts(driver, ".card .bad") == ["the environment failed: timeout: 9 s"]
     assert texts(driver, ".card:nth-child(2) pre")[-2:] == ["<b>42</b>", "It is 42."]
 
     Select(driver.find_element(By.ID, "colour")).select_by_value("likelihood")

@@ -4,7 +4,7 @@ const LONG = 12000, FIRST = 8;
 const HIDDEN_SIGNS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
 const IMAGE = /^data:image\/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=\s]+$/;
 const chosen = { run: 0, step: "", text: "", low: "", high: "", finish: "", sort: "order", groups: false, colour: "", shown: FIRST };
-let list = null, count = null, steps = null;
+let list = null, count = null, steps = null, ends = null;
 
 const picture = (sign) => (sign.charCodeAt(0) < 32 ? String.fromCharCode(0x2400 + sign.charCodeAt(0)) : `U+${sign.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}`);
 
@@ -71,6 +71,7 @@ function card(row) {
     ["weights of step", row.weight_version ?? "-"],
   ];
   const failed = Object.entries(row.failures ?? {}).map(([name, why]) => el("div", { class: "bad" }, `${name} failed: ${asText(why)}`));
+  if (row.environment_failure) failed.push(el("div", { class: "bad" }, `the environment failed: ${asText(row.environment_failure)}`));
   const tokens = chosen.colour ? tokensOf(row) : null, turns = Array.isArray(row.turns) ? row.turns : [];
   const said = tokens ? coloured(tokens) : turns.length ? turns.map(message) : written(asText(row.completion), "said");
   const dropped = row.dropped ? el("div", { class: "warn" }, "not trained on") : null;
@@ -81,9 +82,17 @@ function kept(row) {
   const wanted = chosen.text.toLowerCase();
   if (chosen.step !== "" && row.step !== Number(chosen.step)) return false;
   if (chosen.finish && row.finish_reason !== chosen.finish) return false;
-  if (chosen.low !== "" && !(row.reward >= Number(chosen.low))) return false;
-  if (chosen.high !== "" && !(row.reward !== null && row.reward <= Number(chosen.high))) return false;
-  return !wanted || asText(row.completion).toLowerCase().includes(wanted) || asText(row.messages).toLowerCase().includes(wanted) || asText(row.turns).toLowerCase().includes(wanted);
+  const reward = row.reward ?? NaN; // one without a reward is outside of every bound
+  if (chosen.low !== "" && !(reward >= Number(chosen.low))) return false;
+  if (chosen.high !== "" && !(reward <= Number(chosen.high))) return false;
+  return !wanted || asText(row.prompt_id).toLowerCase() === wanted || saidIn(row).some((text) => text.toLowerCase().includes(wanted));
+}
+
+// Texts of a row, by whomever, with thoughts, and with the calls of tools as they are shown.
+function saidIn(row) {
+  const messages = [...(row.messages ?? []), ...(Array.isArray(row.turns) ? row.turns : [])];
+  const parts = messages.flatMap(({ content }) => (Array.isArray(content) ? content.map((part) => (typeof part === "string" ? part : part?.text)) : [content]));
+  return [row.completion, ...parts, ...messages.flatMap((one) => [one.reasoning_content, one.tool_calls])].filter(Boolean).map(asText);
 }
 
 function groupsOf(rows) {
@@ -121,6 +130,7 @@ function loadCompletions(run, step, rows) {
   const found = DATA.runs[run].completions;
   found.rows = [...found.rows.filter((row) => row.step !== step), ...rows].sort((one, other) => one.step - other.step);
   found.loaded = (found.loaded ?? new Set()).add(step);
+  fillEnds();
   list_again();
 }
 
@@ -145,13 +155,21 @@ function fillSteps() {
   steps.value = chosen.step;
 }
 
+// Why completions ended; those that arrive later may have other reasons.
+function fillEnds() {
+  const known = [...new Set(DATA.runs.flatMap((run) => run.completions.rows.map((row) => row.finish_reason)))].filter(Boolean);
+  ends.replaceChildren(option("", "anything"), ...known.map((end) => option(end, end)));
+  ends.value = chosen.finish;
+}
+
 function browser() {
   if (!DATA.live && !DATA.runs.some((run) => run.completions.rows.length || (DATA.beside && run.completions.steps.length))) return [el("p", { class: "dim" }, "No completions are recorded, or the page was made without them.")];
   const change = (key) => (event) => { chosen[key] = event.target.type === "checkbox" ? event.target.checked : event.target.value; chosen.shown = FIRST; list_again(); };
   steps = el("select", { id: "step", onchange: (event) => { change("step")(event); fetchStep(chosen.run, event.target.value && Number(event.target.value)); } });
   const pick = (event) => { chosen.run = Number(event.target.value); chosen.step = ""; fillSteps(); chosen.shown = FIRST; list_again(); };
-  const ends = [...new Set(DATA.runs.flatMap((run) => run.completions.rows.map((row) => row.finish_reason)))].filter(Boolean);
+  ends = el("select", { id: "finish", onchange: change("finish") });
   fillSteps();
+  fillEnds();
   count = el("output", { class: "dim" });
   list = el("div", { id: "completions-list" });
   const controls = el("div", { class: "controls" },
@@ -160,7 +178,7 @@ function browser() {
     el("label", {}, "text ", el("input", { id: "text", type: "search", oninput: change("text"), placeholder: "in prompt or completion" })),
     el("label", {}, "reward from ", el("input", { id: "low", type: "number", step: "any", oninput: change("low") })),
     el("label", {}, "to ", el("input", { id: "high", type: "number", step: "any", oninput: change("high") })),
-    el("label", {}, "ended by ", el("select", { id: "finish", onchange: change("finish") }, option("", "anything"), ends.map((end) => option(end, end)))),
+    el("label", {}, "ended by ", ends),
     el("label", {}, "first ", el("select", { id: "sort", onchange: change("sort") }, option("order", "early steps"), option("high", "high rewards"), option("low", "low rewards"), option("long", "long ones"))),
     el("label", {}, "tokens coloured by ", el("select", { id: "colour", onchange: change("colour") }, option("", "nothing"), Object.entries(SCALES).map(([name, scale]) => option(name, scale.said)))),
     el("label", {}, el("input", { id: "groups", type: "checkbox", onchange: change("groups") }), " whole groups"));

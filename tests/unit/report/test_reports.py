@@ -160,6 +160,16 @@ def test_plan_beside_measurement(tmp_path: Path) -> None:
     assert any("19 of 79.1 GiB were never used" in text and "max_tokens_per" in text for text in said)
 
 
+def test_nobody_is_sent_to_a_plan_that_cannot_be_made(tmp_path: Path, cli: Cli) -> None:
+    """Of runs on a CPU nothing is planned like them."""
+    run = record(tmp_path, steps=20)
+    plan = json.loads(run.plan_file.read_text())
+    plan["estimate"]["time"] = None
+    run.plan_file.write_text(json.dumps(plan))
+    ((found,), _) = read_runs([str(run.path)])
+    assert not any("--like" in text for text in advice(found, time_lines(found), memory_lines(found)))
+
+
 def test_the_next_plan_takes_lengths_and_pace_of_a_run(
     tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,6 +280,22 @@ def test_completions_in_a_terminal(tmp_path: Path, cli: Cli, capsys: pytest.Capt
     assert cli("completions", run.path, "--grep", "(") == 2
     assert cli("completions", run.path, "--step", "2..9") == 2
     assert "from 1 to 11" in capsys.readouterr().err
+
+
+def test_every_turn_of_an_episode_in_a_terminal(tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 40, "b": 2}}}
+    turns = [
+        {"role": "assistant", "reasoning_content": "It is a sum.", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "42"},
+        {"role": "assistant", "content": "It is 42."},
+    ]
+    rows = [row(0, 0, "It is 42.", turns=turns, environment_failure="timeout: 60 s"), row(1, 0, "It is 41.")]
+    run = record(tmp_path, steps=1, completions=rows)
+    for pattern in ("a sum", '"name": "add"', "42"):
+        assert cli("completions", run.path, "--grep", pattern) == 0
+        out = capsys.readouterr().out
+        assert out.count("step 1") == 1 and out.count("It is 42.") == 1, pattern
+        assert all(text in out for text in ("assistant: It is a sum.", '"name": "add"', "tool: 42", "timeout: 60 s"))
 
 
 def test_a_terminal_obeys_no_completion(tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
