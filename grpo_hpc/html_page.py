@@ -29,7 +29,8 @@ table{border-collapse:collapse;margin:.6em 0;max-width:100%}
 td,th{padding:.15em .8em;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums} .dim{color:var(--dim)} .wide{overflow-x:auto}
 .fits,.good{color:var(--good)} .tight,.note,.warn{color:var(--warn)} .no,.bad{color:var(--bad)}
-svg{max-width:100%;height:auto} svg text{fill:var(--ink)} svg text[fill=white]{fill:#fff}
+svg{max-width:100%;height:auto} .picture{overflow-x:auto} .picture svg{max-width:none;min-width:860px}
+svg text{fill:var(--ink)} svg text[fill=white]{fill:#fff}
 svg text[fill=black]{fill:#000}
 .key{white-space:nowrap;margin-right:1em}
 """

@@ -46,7 +46,8 @@ def _plan(plan: Plan) -> str:
 
 def _svg(label: str, height: int, shapes: Iterable[str]) -> str:
     named = f'role="img" aria-label="{escape(label)}"'
-    return f'<svg viewBox="0 0 {_WIDTH} {height}" {named} font-size="12">{"".join(shapes)}</svg>'
+    picture = f'<svg viewBox="0 0 {_WIDTH} {height}" {named} font-size="12">{"".join(shapes)}</svg>'
+    return f'<div class="picture">{picture}</div>'
 
 
 def _text(x: float, y: float, text: str, extra: str = "") -> str:

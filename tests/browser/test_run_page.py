@@ -6,7 +6,7 @@ import base64
 import json
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -247,7 +247,7 @@ def test_hostile_completions_do_nothing(tmp_path: Path, opened: Open) -> None:
         assert len(said[4]) <= 12_100, "a long text is unfolded when somebody asks"
         assert driver.title == "demo"
         assert driver.execute_script("return document.images.length") == 0
-        assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
+        assert driver.execute_script(NOTHING_STICKS_OUT)
     driver.find_element(By.CSS_SELECTOR, ".card button").click()
     assert len(texts(driver, ".card > div > pre")[0]) == 1_000_000
 
@@ -294,27 +294,45 @@ def test_a_run_that_has_not_begun(tmp_path: Path, opened: Open) -> None:
     assert driver.find_elements(By.CSS_SELECTOR, "figure") == []
 
 
+@pytest.fixture
+def narrow_and_dark(chromium: Chrome) -> Iterator[None]:
+    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
+    chromium.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    )
+    yield
+    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+TOO_SMALL = """
+const sizes = (text) => text.getBoundingClientRect().height;
+return [...document.querySelectorAll('svg text')].filter((text) => sizes(text) > 0 && sizes(text) < 9).length;
+"""
+"""Texts of pictures that nobody can read."""
+NOTHING_STICKS_OUT = "return document.documentElement.scrollWidth <= innerWidth"
+
+
+@pytest.mark.usefixtures("narrow_and_dark")
 def test_the_page_of_a_plan(tmp_path: Path, chromium: Chrome) -> None:
     with pytest.raises(SystemExit):
         main(["plan", "qwen3_8b", "--html", str(tmp_path / "plan.html")])
     chromium.get_log("browser")
     chromium.get((tmp_path / "plan.html").as_uri())
     assert len(chromium.find_elements(By.TAG_NAME, "svg")) == 3
+    chromium.execute_script("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    assert chromium.execute_script(NOTHING_STICKS_OUT) and chromium.execute_script(TOO_SMALL) == 0
+    assert chromium.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(21, 25, 29)"
     assert chromium.get_log("browser") == []
 
 
-def test_a_long_run_in_a_narrow_dark_window(tmp_path: Path, opened: Open, chromium: Chrome) -> None:
+@pytest.mark.usefixtures("narrow_and_dark")
+def test_a_long_run_in_a_narrow_dark_window(tmp_path: Path, opened: Open) -> None:
     run = record(tmp_path, steps=1000, more=60, completions=completions_of(1))
     page = write(tmp_path / "page.html", run)
     assert page.stat().st_size < 5e6
-    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
-    chromium.set_window_size(420, 900)
-    try:
-        driver = opened(page)
-        assert chart(driver, "extra/59").is_displayed()
-        assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-        assert driver.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(21, 25, 29)"
-    finally:
-        chromium.set_window_size(1300, 1000)
-        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    driver = opened(page)
+    assert chart(driver, "extra/59").is_displayed()
+    assert driver.execute_script(NOTHING_STICKS_OUT) and driver.execute_script(TOO_SMALL) == 0
+    assert driver.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(21, 25, 29)"

@@ -69,7 +69,7 @@ function stack(run) {
     onkeydown: (event) => { const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key]; if (move) { event.preventDefault(); tell((at = Math.min(steps.length - 1, Math.max(0, at + move)))); } },
   }, axis.flat(), Object.entries(paths).map(([phase, d]) => svg("path", { d, fill: phaseColour(phase), "data-phase": phase })), named, marker);
   const keys = Object.keys(paths).map((phase) => el("span", {}, el("i", { style: `background:${phaseColour(phase)}` }), phase));
-  return el("div", {}, el("div", { class: "keys" }, keys), picture, says);
+  return el("div", {}, el("div", { class: "keys" }, keys), el("div", { class: "picture" }, picture), says);
 }
 
 // One bar of everything the run did, by its events.

@@ -65,5 +65,6 @@ function parallel(keys, names, highlight) {
     axes.forEach((axis, at) => { if (axis.at[number] === null) pen = "M"; else { path += `${pen}${SIDE + at * gap} ${y(axis.at[number])}`; pen = "L"; } });
     return svg("path", { d: path, "data-run": number, stroke: colourOf(number), "stroke-dasharray": dashOf(number) || null, onpointerenter: () => highlight(number) }, svg("title", {}, run.label));
   });
-  return svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, class: "parallel", role: "img", "aria-label": "One line for each run through its settings and outcomes; the table above has the same numbers." }, poles, lines);
+  const picture = svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, class: "parallel", role: "img", "aria-label": "One line for each run through its settings and outcomes; the table above has the same numbers." }, poles, lines);
+  return el("div", { class: "picture" }, picture);
 }
