@@ -297,7 +297,9 @@ def short_path(path: str | Path) -> str:
 
 
 def _runs_beside(path: Path) -> str:
-    """The run that was meant, or those that are there."""
+    """The run that was meant, or those that are there: in the folder ``path``, or beside it."""
+    if inside := [short_path(run.parent) for run in sorted(path.glob("*/run.yaml"))]:
+        return f"It holds {', '.join(inside[:6])}{' and others' if len(inside) > 6 else ''}: name one."
     found = {run.parent.name: short_path(run.parent) for run in sorted(path.parent.glob("*/run.yaml"))}
     if near := difflib.get_close_matches(path.name, found, n=1):
         return f"Did you mean {found[near[0]]}?"

@@ -90,6 +90,9 @@ def test_open_refuses_what_is_no_run_and_names_the_runs_beside(cfg: RunConfig) -
     with pytest.raises(ConfigError, match="does not exist") as caught:
         RunDir.open("runs/other")
     assert caught.value.hint == "Run directories there: runs/small"
+    with pytest.raises(ConfigError) as caught:
+        RunDir.open("runs")
+    assert caught.value.hint == "It holds runs/small: name one."
     Path("runs/empty").mkdir()
     with pytest.raises(ConfigError, match=r"has no run\.yaml"):
         RunDir.open("runs/empty")
