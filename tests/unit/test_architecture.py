@@ -22,6 +22,7 @@ ALLOWED = {
     "saved_files": set(),
     "shipped": set(),
     "html_page": set(),
+    "keyed_connection": set(),
     "config": {
         "redaction",
         "errors",
@@ -41,6 +42,7 @@ ALLOWED = {
     "rollout": {
         "redaction",
         "addresses",
+        "keyed_connection",
         "control",
         "errors",
         "files",
@@ -74,7 +76,7 @@ ALLOWED = {
         "cluster.job_states",
         "rewards.names",
     },
-    "report": {"errors", "files", "html_page", "config", "observe", "plan.measured", "runs"},
+    "report": {"errors", "files", "html_page", "keyed_connection", "config", "observe", "plan.measured", "runs"},
     "jobs": {
         "redaction",
         "errors",
@@ -173,6 +175,7 @@ TORCH_FREE = [
     "runs",
     "report",
     "html_page",
+    "keyed_connection",
     "saved_files",
     "jobs",
     "cli",

@@ -44,6 +44,8 @@ class Guard:
         given = "".join(scope["path"].split("/")[1:2])  # nothing of `*`, which HTTP knows, too
         if not hmac.compare_digest(given.encode(errors="replace"), self._token):
             return _said("The address lacks its token: take the one that `grpo-hpc view` has printed.", 403)
+        if connection := scope.get("state", {}).get("connection"):  # a KeyedConnection, which may stay
+            connection.known()
         return None if scope["method"] in ("GET", "HEAD") else _said("Runs can be looked at here, nothing else.", 405)
 
 

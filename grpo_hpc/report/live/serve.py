@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import getpass
+import logging
 import secrets
 import socket
 from collections.abc import Callable
@@ -13,10 +14,11 @@ from pathlib import Path
 import uvicorn
 
 from grpo_hpc.errors import ConfigError
+from grpo_hpc.keyed_connection import STRANGERS, KeyedConnection
 from grpo_hpc.report.live.shelf import Shelf
 from grpo_hpc.report.live.web_app import web_app
 
-_LOOPBACK, _WAITING = "127.0.0.1", 64
+_LOOPBACK = "127.0.0.1"
 
 
 def serve(folder: str | Path, port: int, say: Callable[[str], None]) -> None:
@@ -42,19 +44,27 @@ def serve(folder: str | Path, port: int, say: Callable[[str], None]) -> None:
             _server(shelf, token).run(sockets=[listener])
 
 
-def _server(shelf: Shelf, token: str) -> uvicorn.Server:
+def _server(shelf: Shelf, token: str) -> _Server:
     config = uvicorn.Config(
         web_app(shelf, token),
+        http=KeyedConnection,
         access_log=False,  # it would hold the token
-        log_level="warning",
+        log_level="error",  # what strangers send wrong is no news
         lifespan="off",
         ws="none",
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=64,
+        limit_concurrency=2 * STRANGERS,
         timeout_graceful_shutdown=1,
     )
-    return uvicorn.Server(config)
+    return _Server(config)
+
+
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answers that are cut off now, behind a slow disk or a client that does not read, are no errors."""
+        logging.getLogger("uvicorn.error").disabled = True
+        await super().shutdown(sockets)
 
 
 def _listening(port: int) -> socket.socket:
@@ -62,7 +72,7 @@ def _listening(port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((_LOOPBACK, port))
-        listener.listen(_WAITING)
+        listener.listen(STRANGERS)
     except OSError as error:
         listener.close()
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):

@@ -22,8 +22,8 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from grpo_hpc.keyed_connection import KeyedConnection
 from grpo_hpc.rollout.agents.chat_answer import ChatAnswer
 from grpo_hpc.rollout.agents.chat_request import Refusal, read_request
 from grpo_hpc.rollout.agents.conversation import Asked, Conversation
@@ -31,10 +31,6 @@ from grpo_hpc.rollout.agents.conversation import Asked, Conversation
 MODEL = "policy"
 LONGEST_BODY = 8 << 20
 """Bytes of a request, at most."""
-STRANGERS = 128
-"""Connections at a time whose key is not known yet."""
-STRANGER_S = 10.0
-"""Seconds that a connection has to show its key."""
 MOST_CONNECTIONS = 4096
 _KEEP_ALIVE_S = 300  # a client that is busy with a tool in between need not connect anew
 
@@ -133,8 +129,8 @@ class ChatEndpoint:
                 self._say(f"an agent asked for {name} {json.dumps(value)[:100]}: completions are sampled {ours}")
 
 
-class _Connection(H11Protocol):
-    """One that is closed unless it shows a key soon, or when too many others come that do not either.
+class _Connection(KeyedConnection):
+    """One of an agent.
 
     Attributes:
         asked: what its last request asked for; not wanted any more when the client leaves without an answer.
@@ -142,25 +138,10 @@ class _Connection(H11Protocol):
 
     asked: Asked | None = None
 
-    def connection_made(self, transport: Any) -> None:
-        self.app_state = {"connection": self}
-        self.arrived, self.stranger = self.loop.time(), True
-        strangers = [other for other in self.connections if isinstance(other, _Connection) and other.stranger]
-        if len(strangers) >= STRANGERS:
-            min(strangers, key=lambda other: other.arrived).transport.close()
-        super().connection_made(transport)
-        self._late = self.loop.call_later(STRANGER_S, transport.close)
-
     def connection_lost(self, exc: Exception | None) -> None:
-        self._late.cancel()
         if self.asked is not None and not self.cycle.response_complete:
             self.asked.wanted = False
         super().connection_lost(exc)
-
-    def known(self) -> None:
-        """It has shown a key."""
-        self._late.cancel()
-        self.stranger = False
 
 
 def _config(app: Any) -> uvicorn.Config:

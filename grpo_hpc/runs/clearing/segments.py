@@ -35,7 +35,7 @@ def segment_files(run_dir: RunDir, node: str) -> list[Path]:
 def unused_segments(file: Path) -> list[Path]:
     """The segments in ``file`` that no process of this user has mapped any more."""
     used = _mapped(int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit())
-    return [path for path in map(Path, sorted(_noted(file) - used)) if path.exists()]
+    return [path for path in map(Path, sorted(_noted(file) - used)) if path.is_file()]
 
 
 def remove_segments(file: Path) -> None:
@@ -47,7 +47,7 @@ def remove_segments(file: Path) -> None:
 
 
 def _noted(file: Path) -> set[str]:
-    return set(_NOTED.findall(file.read_text())) if file.exists() else set()
+    return set(_NOTED.findall(file.read_text(errors="replace"))) if file.exists() else set()
 
 
 def _mapped(processes: Iterable[int]) -> set[str]:

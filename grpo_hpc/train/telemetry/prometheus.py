@@ -18,6 +18,7 @@ from grpo_hpc.redaction import keep_secret
 from grpo_hpc.rollout.keyed_http import KeyedServer
 
 PATH = "/metrics"
+_A_KEY = re.compile(r"[!-~]{16,}")
 
 
 class Prometheus:
@@ -31,7 +32,7 @@ class Prometheus:
         address: what to ask.
 
     Raises:
-        EnvironmentProblem: nothing can listen there.
+        EnvironmentProblem: nothing can listen there, or the file holds no key.
     """
 
     def __init__(self, run: str, host: str, port: int, key_file: Path) -> None:
@@ -82,4 +83,10 @@ class Prometheus:
 def _key(file: Path) -> str:
     if not file.exists():
         write_atomically(file, secrets.token_urlsafe(24) + "\n", private=True)
-    return keep_secret(file.read_text().strip())
+    key = file.read_text(errors="replace").strip()
+    if not _A_KEY.fullmatch(key):  # an empty one would open the endpoint to everybody
+        raise EnvironmentProblem(
+            f"logging.prometheus_port: {file} holds no key, which has 16 characters of ASCII at least and no blanks",
+            "Remove the file: a new one is made.",
+        )
+    return keep_secret(key)

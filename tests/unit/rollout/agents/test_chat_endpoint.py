@@ -11,6 +11,7 @@ import numpy as np
 import openai
 import pytest
 
+from grpo_hpc import keyed_connection
 from grpo_hpc.rollout.agents import chat_endpoint
 from grpo_hpc.rollout.agents import conversation as conversation_module
 from grpo_hpc.rollout.sample import Key
@@ -340,14 +341,34 @@ def test_a_long_body_is_refused(stage, episode, monkeypatch):
 
 
 def test_connections_without_a_key_end(stage, episode, monkeypatch):
-    monkeypatch.setattr(chat_endpoint, "STRANGER_S", 1.0)
-    monkeypatch.setattr(chat_endpoint, "STRANGERS", 3)
+    monkeypatch.setattr(keyed_connection, "STRANGER_S", 1.0)
+    monkeypatch.setattr(keyed_connection, "STRANGERS", 3)
     _, client = episode
     host, _, port = stage.endpoint.base_url.removeprefix("http://").removesuffix("/v1").partition(":")
     silent = [socket.create_connection((host, int(port)), 10) for _ in range(8)]
     stage.script = ["four"]
     assert ask(client, [USER]).choices[0].message.content == "four"
     assert [connection.recv(1) for connection in silent] == [b""] * 8
+
+
+def test_a_stranger_who_reads_nothing_ends(stage, monkeypatch):
+    """A connection that is closed in order would wait until somebody reads what is left in its buffers."""
+    monkeypatch.setattr(keyed_connection, "STRANGERS", 1)
+    monkeypatch.setattr(keyed_connection, "STRANGER_S", 600.0)
+    (listening,) = stage.endpoint._server.servers[0].sockets
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # as its connections have from now on
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        stranger.settimeout(2)
+        stranger.connect(listening.getsockname())
+        with pytest.raises(TimeoutError):  # nothing is taken from it any more
+            while True:
+                stranger.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+        socket.create_connection(listening.getsockname()).close()
+        stranger.settimeout(20)
+        with pytest.raises(ConnectionError):
+            while True:
+                stranger.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
 
 
 def test_what_the_engine_said_is_what_is_trained(stage, episode):

@@ -14,6 +14,7 @@ import pytest
 
 from grpo_hpc.config import dump_run, load_run
 from grpo_hpc.errors import EnvironmentProblem
+from grpo_hpc.jobs.checks.node_reports import this_node
 from grpo_hpc.jobs.local import run_local
 from grpo_hpc.runs.clearing import leftovers
 from grpo_hpc.runs.clearing.leftovers import Wanted, find_leftovers, remove
@@ -161,6 +162,20 @@ def test_memory_that_killed_servers_left_is_found_on_its_node(run):
         assert not segment.exists()
     finally:
         segment.unlink(missing_ok=True)
+
+
+def test_a_damaged_note_of_segments_names_none(run, cli):
+    """What is no file of this name in /dev/shm is no segment: a folder there is somebody else's."""
+    folder = Path(f"/dev/shm/test-{os.getpid()}-folder")
+    folder.mkdir()
+    try:
+        file = run.path / "attempt_1" / "servers" / f"{this_node()}.shm"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(f"{folder}\n/dev/shm/.\n/dev/shm/..\n".encode() + b"/dev/shm/\xff\xfe\0\n")
+        assert cli("clean", "--delete") == 0
+        assert unused_segments(file) == [] and folder.is_dir()
+    finally:
+        folder.rmdir()
 
 
 def test_what_cannot_be_deleted_is_named(run, cli, capsys, monkeypatch):

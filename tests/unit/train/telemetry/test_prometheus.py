@@ -58,6 +58,14 @@ def test_the_key_is_its_owners_and_stays(endpoint: Prometheus, tmp_path: Path) -
     assert file.read_text() == key
 
 
+@pytest.mark.parametrize("held", [b"", b"\n", b"short\n", b"\xff" * 32, b"two words in here\n"])
+def test_a_file_that_holds_no_key_opens_nothing(tmp_path: Path, held: bytes) -> None:
+    file = tmp_path / "prometheus_key"
+    file.write_bytes(held)
+    with pytest.raises(EnvironmentProblem, match="prometheus_key holds no key"):
+        Prometheus("demo", "127.0.0.1", 0, file)
+
+
 def test_a_port_that_is_taken(endpoint: Prometheus, tmp_path: Path) -> None:
     port = int(endpoint.address.split(":")[2].split("/")[0])
     with pytest.raises(EnvironmentProblem, match=f"logging.prometheus_port: nothing can listen on 127.0.0.1:{port}"):
