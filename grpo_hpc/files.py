@@ -66,8 +66,21 @@ def link_atomically(link: Path, target: str) -> None:
     temporary.replace(link)
 
 
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file to read. Neither a device without an end nor a pipe without a writer is waited for.
+
+    Raises:
+        OSError: there is none, it may not be read, or it is no regular file.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
 def read_text(path: str | Path, most: int) -> str:
-    """The text of a regular file in UTF-8. Neither a device without an end nor a pipe without a writer is waited for.
+    """The text of a regular file in UTF-8.
 
     Args:
         most: bytes that it may have.
@@ -76,11 +89,9 @@ def read_text(path: str | Path, most: int) -> str:
         OSError: there is none, it cannot be read, it is no regular file, or it is larger.
         UnicodeDecodeError: it is not UTF-8.
     """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        known = os.fstat(file.fileno())
-        if not stat.S_ISREG(known.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
-        content = file.read(min(most, max(known.st_size, 2**20)) + 1)  # all of that is allocated first
-    if max(known.st_size, len(content)) > most:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(min(most, max(size, 2**20)) + 1)  # all of that is allocated first
+    if max(size, len(content)) > most:
         raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
     return content.decode("utf-8")

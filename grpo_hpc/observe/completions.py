@@ -10,6 +10,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from gzip import GzipFile
 from io import BytesIO
 from itertools import islice
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.errors import EnvironmentProblem
-from grpo_hpc.files import replacing
+from grpo_hpc.files import open_regular, replacing
 from grpo_hpc.observe.jsonl import to_line
 
 _NAME = re.compile(r"step_(\d{8,})\.jsonl\.gz")
+_LONGEST_ROW = 64 << 20  # characters
 
 
 def member(rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -82,8 +84,8 @@ def read_completions(folder: str | Path, step: int | None = None) -> Iterator[di
     for wanted in steps_with_completions(folder) if step is None else [step]:
         path = _file(Path(folder), wanted)
         try:
-            with gzip.open(path, "rt", encoding="utf-8") as file:
-                for row in file:
+            with open_regular(path) as packed, gzip.open(packed, "rt", encoding="utf-8") as file:
+                for row in iter(partial(file.readline, _LONGEST_ROW), ""):  # what is cut is no JSON
                     yield {"step": wanted, **json.loads(row)}
         except FileNotFoundError:
             raise EnvironmentProblem(f"{path} does not exist", _steps_there(folder)) from None

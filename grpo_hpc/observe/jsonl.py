@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from grpo_hpc.files import replacing
+from grpo_hpc.files import open_regular, replacing
 
 Record = dict[str, Any]
 _LARGEST = 1e300
+_LONGEST_LINE = 16 << 20
 
 
 class JsonLines:
@@ -65,17 +66,24 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def read_from(path: str | Path, offset: int = 0) -> tuple[list[Record], int]:
     """Records after byte ``offset`` and the offset to go on from; an unfinished last line waits for the next call.
 
-    Lines that are no JSON objects are passed over. A file that is not there yet is an empty one.
+    Lines that are no JSON objects, or longer than 16 MiB, are passed over. A file that is not there yet is empty.
     """
     path = Path(path)
     if not path.exists():
         return [], offset
-    with path.open("rb") as file:
+    records = []
+    with open_regular(path) as file:
         file.seek(offset)
-        data = file.read()
-    complete = data[: data.rfind(b"\n") + 1]
-    records = [record for line in complete.splitlines() if (record := parse(line)) is not None]
-    return records, offset + len(complete)
+        whole = True  # else the piece that is read next goes on with a line that is too long
+        while piece := file.readline(_LONGEST_LINE):
+            ended = piece.endswith(b"\n")
+            if not ended and len(piece) < _LONGEST_LINE:
+                break
+            if whole and ended and (record := parse(piece)) is not None:
+                records.append(record)
+            whole = ended
+            offset = file.tell() if ended else offset
+    return records, offset
 
 
 def to_line(record: Mapping[str, Any]) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from grpo_hpc.config.document import read_yaml
 from grpo_hpc.errors import ConfigError, GrpoHpcError
+from grpo_hpc.files import read_text
 from grpo_hpc.observe.history import History, Value
 from grpo_hpc.observe.jsonl import parse
 from grpo_hpc.report.planned_figures import PlannedFigures
@@ -20,6 +21,7 @@ from grpo_hpc.runs.run_dir import RunDir
 from grpo_hpc.runs.standing import Records, Standing, judged
 from grpo_hpc.runs.sweep import Sweep, runs_at
 
+_LARGEST = 64 << 20  # bytes of a record
 Read = TypeVar("Read")
 
 
@@ -125,7 +127,7 @@ def _settings(run_dir: RunDir) -> dict[str, str]:
 def _read(path: Path, use: Callable[[dict[str, Any]], Read], without: Read, damaged: list[str]) -> Read:
     """What ``use`` makes of the object in a file; ``without`` where it is damaged, which is noted."""
     try:
-        found = parse(path.read_bytes())
+        found = parse(read_text(path, _LARGEST).encode())
         if found is None:
             raise ConfigError(f"{path} is damaged: it holds no JSON object")
         return use(found)

@@ -9,6 +9,7 @@ import os
 import pkgutil
 import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -433,3 +434,17 @@ def test_what_takes_the_place_of_the_jobs_is_not_no_jobs(put, here):
     put(Path("runs/small/job.json"))
     for command in ("status runs/small", "resume runs/small", "cancel runs/small"):
         told(command).refused("job.json")
+
+
+@pytest.mark.parametrize("place", ["events.jsonl", "metrics.jsonl", "plan.json", "lock.json", "completions"])
+def test_a_pipe_in_the_place_of_a_record_is_not_waited_for(place, here):
+    path = Path("runs/small", "completions/step_00000001.jsonl.gz" if place == "completions" else place)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    shutil.copytree("runs/small", "runs/whole", ignore=lambda *_: [path.name])
+    for command in ("list runs", "status runs/small", "report runs/small -o new/page.html", "completions runs/small"):
+        said = told(command, lambda: signal.alarm(60))
+        assert said.code == 0 or path.name in said.err, said
+        if said.code:
+            said.refused("no regular file")
+    assert "whole" in told("list runs").out

@@ -9,6 +9,7 @@ import math
 import pytest
 
 from grpo_hpc.errors import EnvironmentProblem
+from grpo_hpc.observe import completions
 from grpo_hpc.observe.completions import CompletionLog, first_rows, member, read_completions, steps_with_completions
 
 
@@ -89,6 +90,14 @@ def test_a_damaged_file_is_named_and_the_others_can_be_read(folder, damage):
     with pytest.raises(EnvironmentProblem, match=r"step_00000003\.jsonl\.gz is damaged"):
         list(read_completions(folder, 3))
     assert len(list(read_completions(folder, 12))) == 2
+
+
+def test_a_row_that_never_ends_costs_no_memory(folder, monkeypatch):
+    """A file of a kilobyte may stand for a gigabyte."""
+    monkeypatch.setattr(completions, "_LONGEST_ROW", 1000)
+    (folder / "step_00000007.jsonl.gz").write_bytes(gzip.compress(b'{"a": "' + b"x" * 10_000 + b'"}\n'))
+    with pytest.raises(EnvironmentProblem, match=r"step_00000007\.jsonl\.gz is damaged"):
+        list(read_completions(folder, 7))
 
 
 def test_a_step_that_has_no_file_is_told_which_there_are(folder):

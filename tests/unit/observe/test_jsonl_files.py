@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from grpo_hpc.observe import jsonl
 from grpo_hpc.observe.events import EventLog, read_events
 from grpo_hpc.observe.history import History
 from grpo_hpc.observe.sinks import MetricSinks
@@ -51,6 +52,18 @@ def test_a_half_written_line_waits_and_a_damaged_one_is_passed_over(tmp_path):
     with path.open("ab") as file:
         file.write(b'"c"}\n')
     assert [event["event"] for event in read_events(path, offset)[0]] == ["c"]
+
+
+def test_a_line_that_never_ends_costs_no_memory(tmp_path, monkeypatch):
+    """A hole that a machine left where it lost power."""
+    monkeypatch.setattr(jsonl, "_LONGEST_LINE", 100)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + bytes(1050) + b'\n{"a": 2}\n{"b": "' + b"x" * 300)
+    records, offset = jsonl.read_from(path)
+    assert records == [{"a": 1}, {"a": 2}] and path.read_bytes()[offset:].startswith(b'{"b"')
+    with path.open("ab") as file:
+        file.write(b'"}\n{"a": 3}\n')
+    assert jsonl.read_from(path, offset) == ([{"a": 3}], path.stat().st_size)
 
 
 def test_a_new_writer_closes_off_a_half_written_line(tmp_path):
