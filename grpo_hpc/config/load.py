@@ -16,6 +16,7 @@ from grpo_hpc.config.nearest import batch_problems
 from grpo_hpc.config.plain_yaml import dump_yaml, parse_value
 from grpo_hpc.config.problems import Problem, raise_problems, without_secrets
 from grpo_hpc.config.sections import SECTION_OF, SECTIONS, RunConfig
+from grpo_hpc.redaction import redacted, secret_paths
 
 _SECRETS = (
     "what stands in a run file is copied into the run directory. Put NAME=value into the file that `secrets` of the "
@@ -80,8 +81,9 @@ def _apply(override: str, document: Document) -> list[Problem]:
     try:
         value = parse_value(text)
     except ValueError as error:
-        return [Problem(override, f"the value is not YAML: {error}")]
+        return [Problem(redacted(override), f"the value is not YAML: {error}")]
     section, leaf = _split(key)
+    shown = key if [*secret_paths(value, key, leaf)] else override
     if section in SECTIONS and leaf:
         target = document.values.get(section)
         if target is None:
@@ -89,9 +91,9 @@ def _apply(override: str, document: Document) -> list[Problem]:
         if isinstance(target, dict):
             _set(target, leaf, value, SECTIONS[section])
     elif not section and leaf in SECTIONS:
-        return [Problem(override, f"{leaf} is a section; override one of its keys, as in {_example(leaf)}=...")]
+        return [Problem(shown, f"{leaf} is a section; override one of its keys, as in {_example(leaf)}=...")]
     elif section:
-        return [Problem(override, f"there is no section '{section}'; {leaf}: {unknown_key('', leaf)}")]
+        return [Problem(shown, f"there is no section '{section}'; {leaf}: {unknown_key('', leaf)}")]
     else:
         _set(document.values, leaf, value, RunConfig)
     document.places[f"{section}.{leaf}" if section else leaf] = "override"

@@ -22,6 +22,7 @@ from grpo_hpc.config.plain_yaml import parse_value
 from grpo_hpc.config.sections import SECTION_OF
 from grpo_hpc.errors import ConfigError, GrpoHpcError
 from grpo_hpc.files import read_text, write_atomically
+from grpo_hpc.redaction import redacted
 from grpo_hpc.runs.run_dir import RunDir
 
 FILE = "sweep.json"
@@ -161,7 +162,7 @@ def naming(point: str) -> Iterator[None]:
     try:
         yield
     except GrpoHpcError as error:
-        raise type(error)(f"the point {point}: {error.message}", error.hint) from None
+        raise type(error)(f"the point {redacted(point)}: {error.message}", error.hint) from None
 
 
 def write_sweep(folder: Path, points: Sequence[Point]) -> Sweep:

@@ -249,6 +249,13 @@ def test_a_secret_in_a_run_file_is_refused_and_not_shown(run_file: Path, overrid
     assert "api_key_env: NAME" in text and "hush" not in text
 
 
+@pytest.mark.parametrize(
+    "override", ["reward.judge.api_key=hush-0123456", "none.such={password: hush-0123456}", "x.token=[hush-0123456"]
+)
+def test_a_secret_under_a_wrong_key_is_not_shown_either(run_file: Path, override: str) -> None:
+    assert "hush" not in mistakes(run_file, override)
+
+
 def test_keys_of_run_files_and_harmless_parameters_are_no_secrets(run_file: Path) -> None:
     assert not [key for key in [*SECTION_OF, *SECTIONS] if looks_secret(key)]
     judge = "{api_key_env: JUDGE_API_KEY, api_key_file: ~/key, max_tokens: 5, answer_key: solution, eos_token: '</s>'}"

@@ -94,6 +94,13 @@ def test_a_wrong_sweep_is_refused_before_anything_is_written(new_run, cli, capsy
         assert [path.name for path in folder.iterdir()] == ["other"]
 
 
+def test_a_secret_in_a_sweep_is_not_shown(new_run, cli, capsys) -> None:
+    new_run("other")
+    assert cli("submit", "run.yaml", "--dry-run", "--sweep", "reward_params={own: {api_key: hush-0123456}},{}") == 2
+    said = capsys.readouterr().err
+    assert "rewards.reward_params.own.api_key: holds a secret" in said and "hush" not in said
+
+
 def test_one_array_job_cannot_hold_different_requests(new_run, cli, capsys) -> None:
     new_run("other")
     changes = ["cluster.profile=slurm", "global_batch_size=64", "micro_batch_size=1"]
