@@ -261,7 +261,7 @@ def timeout(given: Given, run: Run) -> Result:
     return Result({"distributed_timeout_minutes": seconds / 60}, f"{seconds} seconds")
 
 
-def servers(given: Given, run: Run) -> Result:
+def server_nodes(given: Given, run: Run) -> Result:
     """Hosts or URLs of servers become a number of nodes: one per host."""
     hosts = {re.sub(r"^\w+://|:\d+.*$", "", str(value)) for value in given.values}
     note = f"{len(hosts)} host{'s' * (len(hosts) > 1)}; servers have whole nodes of their own here, found when it runs"

@@ -25,7 +25,7 @@ from grpo_hpc.jobs.deadline import patience_s
 from grpo_hpc.jobs.executors import queue_one, tell_changes
 from grpo_hpc.jobs.job_environment import job_environment, record_environment
 from grpo_hpc.jobs.prepare import stored_profile
-from grpo_hpc.jobs.serving.server_steps import Servers, serving
+from grpo_hpc.jobs.serving.server_steps import ServerStep, serving
 from grpo_hpc.jobs.steps import Steps, wait
 from grpo_hpc.redaction import redact_output, redacted
 from grpo_hpc.runs.attempt_hold import Hold
@@ -201,7 +201,7 @@ def _train(steps: Steps, folder: Path, wishes: _Wishes) -> tuple[End, int]:
     return _judge(steps, folder, offset, code, asked), code or 0
 
 
-def _train_with(servers: Servers, steps: Steps, profile: Profile, folder: Path, wishes: _Wishes) -> tuple[End, int]:
+def _train_with(servers: ServerStep, steps: Steps, profile: Profile, folder: Path, wishes: _Wishes) -> tuple[End, int]:
     """Train beside servers. When they fail the trainer may save what it has, then everything starts again."""
     with _training(steps, folder) as (process, offset):
         # told to stop, Slurm ends the servers at once, and that is no failure of theirs

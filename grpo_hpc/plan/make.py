@@ -28,7 +28,7 @@ from grpo_hpc.plan.memory import GIB, MARGIN, Memory, planned_cache
 from grpo_hpc.plan.rates import Times
 from grpo_hpc.plan.setup import Execution, Task, execution_of, require_lengths, task_of
 from grpo_hpc.plan.site import Site, on_site, site_warnings
-from grpo_hpc.plan.topology import Degrees, Server, Topology, make_servers, make_topology
+from grpo_hpc.plan.topology import Degrees, ServerPlace, Topology, make_servers, make_topology
 
 Verdict = Literal["fits", "tight", "does not fit"]
 
@@ -98,7 +98,7 @@ class Plan:
     schedule: BatchSchedule
     shape: ModelShape | None
     estimate: Estimate | None
-    servers: tuple[Server, ...]
+    servers: tuple[ServerPlace, ...]
     warnings: tuple[str, ...]
 
     @property

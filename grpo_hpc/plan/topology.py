@@ -149,7 +149,7 @@ def _place(rank: int, d: Degrees, nproc_per_node: int) -> Place:
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerPlace:
     """One vLLM server of server mode.
 
     Attributes:
@@ -164,15 +164,17 @@ class Server:
     port: int
 
 
-def make_servers(train_nodes: int, server_nodes: int, per_node: int, tensor_parallel: int, port: int) -> list[Server]:
+def make_servers(
+    train_nodes: int, server_nodes: int, per_node: int, tensor_parallel: int, port: int
+) -> list[ServerPlace]:
     """The servers on the nodes behind those that train; ports count up on each node."""
     if tensor_parallel > per_node:
         span = tensor_parallel // per_node
         every = tuple(range(per_node))
-        return [Server(train_nodes + at, span, every, port) for at in range(0, server_nodes - span + 1, span)]
+        return [ServerPlace(train_nodes + at, span, every, port) for at in range(0, server_nodes - span + 1, span)]
     each = per_node // tensor_parallel
     return [
-        Server(train_nodes + node, 1, tuple(range(n * tensor_parallel, (n + 1) * tensor_parallel)), port + n)
+        ServerPlace(train_nodes + node, 1, tuple(range(n * tensor_parallel, (n + 1) * tensor_parallel)), port + n)
         for node in range(server_nodes)
         for n in range(each)
     ]

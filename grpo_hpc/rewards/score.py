@@ -14,7 +14,7 @@ from grpo_hpc.rewards.registry import OFFERED
 from grpo_hpc.rewards.runner import RewardRunner, together
 from grpo_hpc.rewards.worker_pool import Outcome, Task
 
-Policy = Literal["zero", "nan", "fail"]
+OnFailure = Literal["zero", "nan", "fail"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def score(
     runner: RewardRunner,
     names: Sequence[str],
     weights: Sequence[float] | None,
-    policies: Mapping[str, Policy],
+    on_failure: Mapping[str, OnFailure],
     answer: Answer,
     given: Mapping[str, float | None] = MappingProxyType({}),
 ) -> Future[Score]:
@@ -74,21 +74,21 @@ def score(
     Args:
         names: of the functions' columns.
         weights: one per function, in their order; None means 1 each.
-        policies: by name, what becomes of a completion that a function fails on: score 0, no score (``nan``, the
+        on_failure: by name, what becomes of a completion that a function fails on: score 0, no score (``nan``, the
             default), or the end of the run.
         given: by name, what is known already: no function gives it.
 
     Returns:
-        A future. Its error is a ``RewardError`` where a function failed whose policy is ``fail``.
+        A future. Its error is a ``RewardError`` where a function failed whose failures end the run.
     """
     offered, called = answer.offered(), [name for name in names if name not in given]
 
     def added_up(outcomes: Sequence[Outcome]) -> Score:
         outcome_of = dict(zip(called, outcomes, strict=True))
         for name, outcome in outcome_of.items():
-            if outcome.failure and policies.get(name) == "fail":
+            if outcome.failure and on_failure.get(name) == "fail":
                 raise RewardError(f"the reward function {name!r} failed; {_told(outcome, answer)}", outcome.hint)
-        asked = {name: _reward(outcome, policies.get(name, "nan")) for name, outcome in outcome_of.items()}
+        asked = {name: _reward(outcome, on_failure.get(name, "nan")) for name, outcome in outcome_of.items()}
         rewards = {name: given[name] if name in given else asked[name] for name in names}
         failures = {name: f"{_told(o, answer)} {o.hint}".strip() for name, o in outcome_of.items() if o.failure}
         return Score(rewards, _total(list(rewards.values()), weights), failures)
@@ -136,8 +136,8 @@ def _total(scores: Sequence[float | None], weights: Sequence[float] | None) -> f
     return sum(w * value for w, value in zip(chosen, scores, strict=True) if value is not None)
 
 
-def _reward(outcome: Outcome, policy: Policy) -> float | None:
-    return 0.0 if outcome.failure and policy == "zero" else outcome.score
+def _reward(outcome: Outcome, on_failure: OnFailure) -> float | None:
+    return 0.0 if outcome.failure and on_failure == "zero" else outcome.score
 
 
 def _told(outcome: Outcome, answer: Answer) -> str:

@@ -61,11 +61,11 @@ class Episode:
     environment_s: float = 0.0
     policy_s: float = 0.0
 
-    def having_failed(self, failure: str, policy: Literal["drop", "zero"]) -> Episode:
+    def having_failed(self, failure: str, on_failure: Literal["drop", "zero"]) -> Episode:
         """The same where ``failure`` is empty; else without a vote, or worth 0."""
         if not failure:
             return self
-        if policy == "zero" and self.samples[0].answers:
+        if on_failure == "zero" and self.samples[0].answers:
             return replace(self, reward=0.0, failure=failure)
         return replace(self, samples=[_ended(s, "error") for s in self.samples], reward=None, failure=failure)
 

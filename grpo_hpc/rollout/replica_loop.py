@@ -13,7 +13,6 @@ import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from grpo_hpc.rollout.engine import Completion, Engine, Request
 
@@ -40,12 +39,6 @@ class Decisions:
     @property
     def empty(self) -> bool:
         return not (self.abort or self.add or self.over)
-
-
-class Policy(Protocol):
-    """Samples one completion at a time, as many times at once as it is asked."""
-
-    async def sample(self, request: Request) -> Completion: ...
 
 
 class Desk:

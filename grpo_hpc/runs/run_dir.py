@@ -166,7 +166,7 @@ class RunDir:
         write_atomically(self.plan_file, _json(plan.to_dict()))
 
     def planned_servers(self) -> list[dict[str, Any]]:
-        """The vLLM servers of the plan, with the fields of :class:`grpo_hpc.plan.topology.Server`."""
+        """The vLLM servers of the plan, with the fields of :class:`grpo_hpc.plan.topology.ServerPlace`."""
         try:
             return list(json.loads(self.plan_file.read_text(encoding="utf-8"))["topology"]["servers"])
         except (ValueError, TypeError, LookupError, RecursionError) as error:

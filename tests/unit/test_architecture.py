@@ -308,6 +308,34 @@ def test_no_two_modules_share_a_name():
     assert not twins
 
 
+def defined(file: Path) -> set[str]:
+    """What a module defines at its top: classes, functions, names of types; no constants."""
+    tree = ast.parse(file.read_text()).body
+    names = {node.name for node in tree if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)}
+    targets = [target for node in tree if isinstance(node, ast.Assign) for target in node.targets]
+    return names | {target.id for target in targets if isinstance(target, ast.Name) and not target.id.isupper()}
+
+
+@pytest.mark.parametrize("word", ["policy", "objective", "server", "pool"])
+def test_a_word_that_could_mean_much_names_one_thing(word):
+    """A module and the class it is for are one thing; whatever else there is has a name that says more."""
+    plural = word.removesuffix("y") + "ies" if word.endswith("y") else word + "s"
+    things = [
+        f"{name}: {thing}"
+        for name, file in modules().items()
+        for thing in {found.lower() for found in (file.stem, *defined(file))} & {word, plural}
+    ]
+    assert len(things) <= 1
+
+
+def test_no_module_is_called_signal():
+    assert "signal" not in {file.stem for file in modules().values()}
+
+
+def test_a_step_is_short_enough_to_be_read_at_once():
+    assert len((PACKAGE / "train" / "step.py").read_text().splitlines()) <= 250
+
+
 def test_no_folder_is_a_drawer():
     counts = Counter(file.parent for file in modules().values() if file.stem != "__init__")
     assert {str(folder): count for folder, count in counts.items() if count > MOST_MODULES} == {}

@@ -31,7 +31,7 @@ _ANSWER_S = 5
 
 
 @dataclass(frozen=True)
-class Servers:
+class ServerStep:
     """The servers' step and what it writes."""
 
     folder: Path
@@ -93,7 +93,7 @@ class Servers:
 
 
 @contextmanager
-def serving(steps: Steps, folder: Path, hurry: Callable[[], object] = lambda: False) -> Iterator[Servers]:
+def serving(steps: Steps, folder: Path, hurry: Callable[[], object] = lambda: False) -> Iterator[ServerStep]:
     """The servers of the attempt in ``folder``; all of them are ended, and their key is removed, with the context.
 
     Args:
@@ -106,7 +106,7 @@ def serving(steps: Steps, folder: Path, hurry: Callable[[], object] = lambda: Fa
             file.write(secrets.token_urlsafe(32))
         with steps.start("serve", folder / "servers.log") as process:
             try:
-                yield Servers(folder, len(steps.run_dir.planned_servers()), process)
+                yield ServerStep(folder, len(steps.run_dir.planned_servers()), process)
             finally:
                 (place / END).touch()
                 wait(process, _END_S, hurry)

@@ -23,7 +23,7 @@ from grpo_hpc.errors import ConfigError, EnvironmentProblem
 from grpo_hpc.jobs.checks.node_reports import this_node
 from grpo_hpc.jobs.ports import claimed_port
 from grpo_hpc.jobs.serving.node_servers import _device, options
-from grpo_hpc.jobs.serving.server_steps import Servers, serving
+from grpo_hpc.jobs.serving.server_steps import ServerStep, serving
 from grpo_hpc.plan.make import make_plan
 from grpo_hpc.runs.run_dir import RunDir
 
@@ -143,7 +143,7 @@ def test_a_step_that_says_nothing_is_told_by_its_exit_code(tmp_path):
     (tmp_path / "servers.log").write_text("srun: error: Node failure on node3\n")
     process = subprocess.Popen(["false"])
     process.wait()
-    said = Servers(tmp_path, 1, process).failure()
+    said = ServerStep(tmp_path, 1, process).failure()
     assert said == "the servers' step ended with exit code 1; srun: error: Node failure on node3"
 
 
