@@ -24,6 +24,12 @@ def test_named_files_exist(path: str) -> None:
     assert (ROOT / path).exists()
 
 
+def test_modules_that_the_design_names_exist() -> None:
+    named = set(re.findall(r"\b((?:\w+/)+\w+\.py)\b", (ROOT / "docs" / "design.md").read_text()))
+    assert len(named) > 30
+    assert {name for name in named if not any((place / name).exists() for place in (ROOT, ROOT / "grpo_hpc"))} == set()
+
+
 def test_enough_is_named() -> None:
     assert len(paths()) > 30
 
