@@ -52,10 +52,10 @@ def ms_swift_weights(
     if loss != "bnpo":
         each = [1.0 / (rollout_tokens * (count / (micro_batch_size * dp)))] * count
         return [weight if keep else 0.0 for weight, keep in zip(each, kept, strict=True)]
-    weights: list[float] = []
+    found: list[float] = []
     for at in range(0, count, micro_batch_size):
         inside = list(zip(lengths, kept, strict=True))[at : at + micro_batch_size]
         tokens = max(sum(length for length, keep in inside if keep), 1)
         share = len(inside) / count
-        weights += [share / tokens if keep else 0.0 for _, keep in inside]
-    return weights
+        found += [share / tokens if keep else 0.0 for _, keep in inside]
+    return found

@@ -22,7 +22,7 @@ MAXIMA = ("entropy", "minus_entropy", "ratio", "minus_ratio", "log_ppl_diff", "m
 
 
 def measure(
-    result: Evaluated, data: TokenData, weights: Tensor, logprobs: Tensor, entropy: Tensor
+    result: Evaluated, data: TokenData, token_weights: Tensor, logprobs: Tensor, entropy: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Values of ``SUMS`` and ``MAXIMA`` for one micro-batch, in float64.
 
@@ -37,7 +37,7 @@ def measure(
     difference = rollout_log_ppl - log_ppl  # mean log ratio of a completion
     entropies = sequences.mean(entropy.detach())
     sums = {
-        "loss": result.total.detach() * weights,
+        "loss": result.total.detach() * token_weights,
         "tokens": torch.ones_like(none),
         "samples": torch.ones_like(difference),
         "kl": result.kl,

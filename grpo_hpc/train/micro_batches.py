@@ -40,7 +40,7 @@ class PackedBatch:
         scored: [n], which of the N scored tokens the True positions of ``loss_mask`` are.
         cu_seqlens: [S+1] int32, where sequences begin in the whole row, padding included.
         max_seqlen: longest sequence, padding included.
-        advantages, weights, rollout_logprobs: [N] in packing order; a weighted sum over all micro-batches of an
+        advantages, token_weights, rollout_logprobs: [N] in packing order; a weighted sum over all micro-batches of an
             optimizer step is its loss.
         old_logprobs, ref_logprobs: [N] or None.
         sequences: which scored tokens belong together.
@@ -59,7 +59,7 @@ class PackedBatch:
     cu_seqlens: Tensor
     max_seqlen: int
     advantages: Tensor
-    weights: Tensor
+    token_weights: Tensor
     rollout_logprobs: Tensor
     old_logprobs: Tensor | None
     ref_logprobs: Tensor | None
@@ -131,7 +131,7 @@ def pack(
         cu_seqlens=send(bounds.astype(np.int32)),
         max_seqlen=int(padded.max()),
         advantages=column([np.broadcast_to(value, n) for value, n in zip(advantages, sampled, strict=True)]),
-        weights=send(np.array(token_weights, dtype=np.float32).repeat(sampled)),
+        token_weights=send(np.array(token_weights, dtype=np.float32).repeat(sampled)),
         rollout_logprobs=column([s.logprobs for s in samples]),
         old_logprobs=None if old is None else column(old),
         ref_logprobs=None if ref is None else column(ref),

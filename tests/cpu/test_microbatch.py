@@ -31,7 +31,7 @@ def test_positions_score_the_response_tokens_alone():
     assert batch.labels[batch.loss_mask].tolist() == [200, 201, 200, 201, 202]
     assert batch.cu_seqlens.tolist() == [0, 4, 7] and batch.max_seqlen == 4
     assert batch.advantages.tolist() == [1.0, 1.0, 2.0, 2.0, 2.0]
-    torch.testing.assert_close(batch.weights, torch.tensor([0.1, 0.1, 0.2, 0.2, 0.2]))
+    torch.testing.assert_close(batch.token_weights, torch.tensor([0.1, 0.1, 0.2, 0.2, 0.2]))
     assert batch.sequences.lengths.tolist() == [2, 3] and batch.sequences.index.tolist() == [0, 0, 1, 1, 1]
     assert batch.rollout_logprobs.tolist() == [0.0, -1.0, 0.0, -1.0, -2.0]
     assert batch.old_logprobs is None and batch.ref_logprobs is None
@@ -47,16 +47,16 @@ def test_context_parallel_rows_together_are_the_whole_row(lengths, context, sequ
     parts = [packed(everything, RowLayout(context, rank, sequence)) for rank in range(context)]
 
     tokens = torch.cat([part.loss_mask[0].nonzero()[:, 0] for part in parts])
-    assert len(tokens) == len(whole.weights)
+    assert len(tokens) == len(whole.token_weights)
     assert all(part.tokens == parts[0].tokens and part.tokens % sequence == 0 for part in parts)
     scored = torch.cat([part.scored for part in parts])
-    assert scored.sort().values.tolist() == list(range(len(whole.weights)))
+    assert scored.sort().values.tolist() == list(range(len(whole.token_weights)))
     for field in ("labels", "input_ids", "position_ids"):
         found = torch.cat([getattr(part, field)[part.loss_mask] for part in parts])
         assert torch.equal(found[scored.argsort()], getattr(whole, field)[whole.loss_mask]), field
     for part in parts:
         assert part.cu_seqlens[-1] == part.tokens * context and not (part.cu_seqlens % (2 * context)).any()
-        assert torch.equal(part.weights, whole.weights) and torch.equal(part.advantages, whole.advantages)
+        assert torch.equal(part.token_weights, whole.token_weights) and torch.equal(part.advantages, whole.advantages)
 
 
 def test_a_rank_holds_one_piece_of_the_head_and_one_of_the_tail():

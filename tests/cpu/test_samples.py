@@ -99,7 +99,7 @@ def test_whatever_the_mask_each_sampled_token_is_scored_once_and_no_other(made):
     assert batch.loss_mask[0].nonzero()[:, 0].tolist() == places
     assert batch.labels[batch.loss_mask].tolist() == labels
     assert batch.rollout_logprobs.tolist() == log_probs
-    torch.testing.assert_close(batch.weights, torch.tensor(weight))
+    torch.testing.assert_close(batch.token_weights, torch.tensor(weight))
     torch.testing.assert_close(batch.advantages, torch.tensor(advantages))
     assert batch.sequences.lengths.tolist() == [len(sample.logprobs) for sample in made]
 

@@ -97,7 +97,7 @@ def over_context(output: Tensor, batch: PackedBatch) -> Tensor:
     """
     if mpu.get_context_parallel_world_size() == 1:
         return output
-    whole: Tensor = _OverContext.apply(output, batch.scored, len(batch.weights), mpu.get_context_parallel_group())
+    whole: Tensor = _OverContext.apply(output, batch.scored, len(batch.token_weights), mpu.get_context_parallel_group())
     return whole
 
 

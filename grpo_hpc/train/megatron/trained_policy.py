@@ -237,8 +237,8 @@ class TrainedPolicy:
             batch.advantages, batch.rollout_logprobs, batch.old_logprobs, batch.ref_logprobs, batch.sequences
         )
         result = self._objective(data, logprobs, entropy, threshold)
-        loss = (result.total * batch.weights).sum()
-        return loss, unused_token_count(), measure(result, data, batch.weights, logprobs, entropy)
+        loss = (result.total * batch.token_weights).sum()
+        return loss, unused_token_count(), measure(result, data, batch.token_weights, logprobs, entropy)
 
 
 def _totals(

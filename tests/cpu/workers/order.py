@@ -53,7 +53,7 @@ def compare_orders(cfg, platform):
                     packed_seq_params=packed_sequences(batch),
                     context=context_of(policy.chunks[0], number, told(batch), step=7),
                 )
-                losses.append((scores[0] * batch.advantages * batch.weights).sum())
+                losses.append((scores[0] * batch.advantages * batch.token_weights).sum())
             for number in order:
                 losses[number].backward()
             found = {name: p.main_grad.clone() for name, p in policy.chunks[0].named_parameters() if p.requires_grad}
