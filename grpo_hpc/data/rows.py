@@ -19,6 +19,7 @@ from grpo_hpc.data.template_kwargs import mistake_in
 from grpo_hpc.errors import ConfigError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_SYSTEM = ("system", "developer")
 RESERVED_COLUMNS = ("completions", "prompts", "finish_reasons", "completion_ids", "assistant_turns")
 _MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
 _NO_MEDIA = "media do not reach the model, and it would learn to answer without them"
@@ -49,10 +50,12 @@ class RowCounts:
     Attributes:
         rows: how many.
         filled: by column, in how many rows it is not null.
+        with_tools: whether some describe tools.
     """
 
     rows: int
     filled: dict[str, int]
+    with_tools: bool = False
 
 
 def read_rows(path: str | Path, system: str | None = None) -> list[Row]:
@@ -62,10 +65,11 @@ def read_rows(path: str | Path, system: str | None = None) -> list[Row]:
 
 def count_rows(path: str | Path) -> RowCounts:
     """Read ``path`` as :func:`read_rows` does, and return only how many rows and values there are."""
-    rows, filled = 0, Counter[str]()
+    rows, with_tools, filled = 0, False, Counter[str]()
     for rows, (_, row) in enumerate(numbered_rows(path), 1):  # noqa: B007
         filled.update({name: value is not None for name, value in row.columns.items()})
-    return RowCounts(rows, dict(filled))
+        with_tools |= "tools" in row.template
+    return RowCounts(rows, dict(filled), with_tools)
 
 
 def numbered_rows(path: str | Path, system: str | None = None) -> Iterator[tuple[int, Row]]:
@@ -110,10 +114,17 @@ def _row(record: Any, default_id: str) -> Row:
     columns = {name: value for name, value in record.items() if name != chat}
     if clash := sorted(columns.keys() & set(RESERVED_COLUMNS)):
         raise Mistake(f"has a column {clash[0]!r}, a name that reward functions know for something else")
-    if media := [name for name in _MEDIA_COLUMNS if columns.get(name) not in (None, "", [])]:
-        raise Mistake(f"has a column {media[0]!r}: {_NO_MEDIA}")
-    identity = _identity(record.get("id"), default_id)
-    return Row(identity, _messages(record[chat], chat), columns, _template(columns))
+    if media := _media(columns):
+        raise Mistake(f"has a column {media!r}: {_NO_MEDIA}")
+    identity, messages = _identity(record.get("id"), default_id), _messages(record[chat], chat)
+    if columns.get("system") and messages[0]["role"] not in _SYSTEM:
+        raise Mistake("has a column 'system', which the policy is not told: make it the first message of the chat")
+    return Row(identity, messages, columns, _template(columns))
+
+
+def _media(held: dict[str, Any]) -> str | None:
+    """The first name of a picture, film or sound in a row or a message."""
+    return next((name for name in _MEDIA_COLUMNS if held.get(name) not in (None, "", [])), None)
 
 
 def _template(columns: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +149,7 @@ def _tools(given: Any) -> list[dict[str, Any]]:
 
 
 def _with_system(row: Row, system: str | None) -> Row:
-    if system is None or row.messages[0]["role"] in ("system", "developer"):
+    if system is None or row.messages[0]["role"] in _SYSTEM:
         return row
     return replace(row, messages=[{"role": "system", "content": system}, *row.messages])
 
@@ -172,6 +183,8 @@ def _message(message: Any, place: str) -> dict[str, Any]:
     if message.get("role") not in ROLES:
         raise Mistake(f"has {place}.role {message.get('role')!r}; known are {', '.join(ROLES)}")
     kept = _without_nulls(message)
+    if media := _media(kept):
+        raise Mistake(f"has a {place} with {media!r}: {_NO_MEDIA}")
     if kept.get("tool_calls"):
         calls = _list(kept["tool_calls"], f"{place}.tool_calls")
         kept["tool_calls"] = [_call(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(calls)]

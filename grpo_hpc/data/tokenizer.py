@@ -107,9 +107,13 @@ class Tokenizer:
         It is what the template adds for the answer, without what it writes in front of any turn of the assistant.
         Some write empty thoughts in front of every turn: where thoughts begin the answer has begun.
         """
-        before, begun = self.written(row.messages, row.template), self.text(row)
+        return self.opening_of(row.messages, row.template)
+
+    def opening_of(self, messages: list[dict[str, Any]], template: Mapping[str, Any]) -> str:
+        """The same of a chat, whose last message may be any that the assistant answers."""
+        before, begun = self.written(messages, template), self.written(messages, template, begins=True)
         try:
-            answered = self.written([*row.messages, {"role": "assistant", "content": _ANSWER}], row.template)
+            answered = self.written([*messages, {"role": "assistant", "content": _ANSWER}], template)
         except ConfigError:  # it writes no turn of the assistant
             answered = begun
         added, turn = (text[len(before) :] if text.startswith(before) else "" for text in (begun, answered))

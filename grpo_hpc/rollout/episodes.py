@@ -44,6 +44,7 @@ class Episode:
         text: the policy's last turn without special tokens; None where nobody has decoded it.
         messages: the chat up to where the policy spoke; empty where it is the row's, with one answer behind it.
         turns: the rest of it: what the policy said, and heard in between.
+        opening: what the chat template began the policy's last turn with, where there are ``turns``.
         reward: the sum of what the environment gave; None where it gave nothing.
         failure: why the environment could not go on: ``error``, ``timeout`` or ``killed``, a colon, and what happened.
         counts: what happened in it, by name.
@@ -55,6 +56,7 @@ class Episode:
     text: str | None = None
     messages: list[Message] = field(default_factory=list)
     turns: list[Message] = field(default_factory=list)
+    opening: str = ""
     reward: float | None = None
     failure: str = ""
     counts: dict[str, int] = field(default_factory=dict)
@@ -141,6 +143,7 @@ class EnvironmentEpisodes:
             chat.text,
             chat.messages[: chat.opened],
             chat.messages[chat.opened :],
+            chat.opening,
             played.reward,
             counts=played.counts,
             environment_s=played.environment_s,

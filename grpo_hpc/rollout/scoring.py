@@ -84,7 +84,7 @@ class Scorer:
     async def _said(self, episode: Episode, row: Row, text: str) -> Score:
         """What reward functions and environment say."""
         r, tokens = self._rewards, [token for sample in episode.samples for token in sample.response.tolist()]
-        opening = "" if episode.turns else self._opening_of(row)
+        opening = episode.opening if episode.turns else self._opening_of(row)
         answer = Answer(
             completion=text,
             prompt=row.messages,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from grpo_hpc.cluster.profile import Profile
 from grpo_hpc.config import RunConfig
@@ -13,6 +14,9 @@ from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.on_disk.model_folder import check_model, read_model, weight_files
 from grpo_hpc.models.on_disk.safetensors_file import require_no_pointer
 from grpo_hpc.rollout.engine_arguments import unknown_arguments
+
+if TYPE_CHECKING:
+    from grpo_hpc.rollout.environments.found_in_file import Kind
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PACKAGES = {"torch": "torch", "megatron.core": "megatron-core", "vllm": "vllm", "transformers": "transformers"}
@@ -34,23 +38,31 @@ def preflight(cfg: RunConfig, profile: Profile) -> None:
     _check_image(profile)
     check_names(cfg.rewards.called, cfg.rewards.reward_params)
     needed = needed_columns(cfg.rewards.called, cfg.rewards.reward_params)
-    _check_environment(cfg)
+    kind = _check_environment(cfg)
     for file in filter(None, (cfg.data.train, cfg.data.eval)):
         counts = count_rows(file)
         require_columns(needed, file, counts.rows, counts.filled)
+        if kind == "tools" and counts.with_tools:
+            raise ConfigError(
+                f"rows of {file} have a column 'tools', and the policy is told of the functions of rollout.environment "
+                "alone",
+                "Take the column out, or write a class whose start names the tools: docs/environments.md.",
+            )
     if profile.executor == "local" and profile.runtime == "none":  # elsewhere the nodes have them, or the image
         _check_packages(cfg)
         if problem := unknown_arguments(cfg.rollout.vllm_engine_kwargs):
             raise ConfigError(problem)
 
 
-def _check_environment(cfg: RunConfig) -> None:
-    """By the text of its file; each node imports it before a model is loaded."""
+def _check_environment(cfg: RunConfig) -> Kind | None:
+    """What it is, by the text of its file; each node imports it before a model is loaded."""
     from grpo_hpc.rollout.environments.found_in_file import check_environment, require_rewards
 
-    if cfg.rollout.environment is not None:
-        kind = check_environment(cfg.rollout.environment)
-        require_rewards(kind, cfg.rewards.of_environment, turns=cfg.algorithm.turn_advantage_coef > 0)
+    if cfg.rollout.environment is None:
+        return None
+    kind = check_environment(cfg.rollout.environment)
+    require_rewards(kind, cfg.rewards.of_environment, turns=cfg.algorithm.turn_advantage_coef > 0)
+    return kind
 
 
 def check_model_folder(folder: Path) -> None:

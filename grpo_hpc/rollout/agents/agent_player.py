@@ -60,6 +60,7 @@ class AgentEpisodes:
             last.text if last else "",
             last.messages[: last.opened] if last else [],
             last.messages[last.opened :] if last else [],
+            last.opening if last else "",
             outcome.reward,
             counts=dict(outcome.counts),
             environment_s=max(0.0, seconds - asked.seconds),

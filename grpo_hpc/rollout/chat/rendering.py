@@ -155,6 +155,13 @@ class Renderer:
         prompt = self._tokenizer.written(told, template, begins=True)
         return Chat(told, template, prompt, self._reading.begins(prompt), tools)
 
+    def opening(self, chat: Chat) -> str:
+        """What the template itself begins the policy's turn with at the end of ``chat``, as ``<think>``."""
+        try:
+            return self._tokenizer.opening_of(chat.told, chat.template)
+        except ConfigError:  # it takes a turn of the policy only with a mark in place of its words
+            return ""
+
     def encode(self, text: str) -> np.ndarray:
         """Token ids of a text in the template's words: int32. What is no character becomes a question mark."""
         return np.array(self._tokenizer.encode_all([_characters(text)])[0], np.int32)

@@ -18,7 +18,7 @@ import numpy as np
 from grpo_hpc.errors import RolloutError
 from grpo_hpc.rollout.chat.dialect import THOUGHTS, call
 from grpo_hpc.rollout.chat.reading import Answer, Call
-from grpo_hpc.rollout.chat.rendering import Renderer
+from grpo_hpc.rollout.chat.rendering import Chat, Renderer
 from grpo_hpc.rollout.environments.protocol import Message, Turn
 from grpo_hpc.rollout.sample import REASONS, Key, Sample
 
@@ -42,6 +42,7 @@ class Transcript:
         self.opened, self.text = 0, ""
         self.cut = 0
         self._turns = 0
+        self._answered: Chat | None = None
         self._branches: list[_Branch] = []
 
     def open(
@@ -68,6 +69,11 @@ class Transcript:
         """What the policy goes on with now: int32 [T]."""
         return self._branches[-1].tokens
 
+    @property
+    def opening(self) -> str:
+        """What the chat template itself began the policy's last turn with; often nothing."""
+        return "" if self._answered is None else self._renderer.opening(self._answered)
+
     def said(self, completion: Completion) -> Turn:
         """Add what the policy sampled.
 
@@ -78,7 +84,7 @@ class Transcript:
             RolloutError: routing is there for some completions only, or for too few tokens.
         """
         self._branches[-1].sampled(completion)
-        self._last = np.asarray(completion.tokens, np.int32)
+        self._last, self._answered = np.asarray(completion.tokens, np.int32), self._chat
         self._chat, answer, self.text = self._renderer.said(self._chat, self._last, completion.finish_reason)
         number, self._turns = self._turns, self._turns + 1
         self.messages.append(_message(answer, number))

@@ -86,6 +86,8 @@ class ToolEnvironment:
         self._tools = {tool.name: tool for tool in tools}
 
     async def start(self, row: Row) -> Opening:
+        if row.columns.get("tools"):
+            raise EpisodeFailed("error", "the row has a column 'tools', and the functions of the run file are told")
         return Opening(row.messages, [tool.described for tool in self._tools.values()])
 
     async def reply(self, turn: Turn) -> Reply:

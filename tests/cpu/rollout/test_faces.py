@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from chat_families import FAMILIES, save_family
 
+from grpo_hpc.config.sections import Rewards, Rollout
 from grpo_hpc.data.rows import Row
 from grpo_hpc.data.tokenizer import Tokenizer
+from grpo_hpc.rewards.runner import RewardRunner
 from grpo_hpc.rollout.agents.agent_episode import play
+from grpo_hpc.rollout.agents.agent_player import AgentEpisodes
 from grpo_hpc.rollout.agents.chat_endpoint import ChatEndpoint
 from grpo_hpc.rollout.agents.conversation import Conversation, Sampling
 from grpo_hpc.rollout.agents.process_agent import ProcessAgent
@@ -20,7 +23,9 @@ from grpo_hpc.rollout.chat.rendering import Renderer
 from grpo_hpc.rollout.chat.transcript import Transcript
 from grpo_hpc.rollout.engine import Completion
 from grpo_hpc.rollout.environments.environment_pool import EnvironmentPool
+from grpo_hpc.rollout.episodes import EnvironmentEpisodes
 from grpo_hpc.rollout.sample import Key, Sample
+from grpo_hpc.rollout.scoring import Scorer
 
 KEY = Key(7, 2)
 ROW = Row("rows:1", [{"role": "user", "content": "2 + 3?"}], {"answer": 5})
@@ -167,3 +172,32 @@ def test_a_game_by_gymnasium_and_by_an_agent(tmp_path):
     folder = save_family(tmp_path / "model", "llama3")
     one, other = [sample_of(folder, tmp_path, face, ["4", "5"]) for face in ("gym", "guessing agent")]
     assert len(one.turns) == 2 and equal(one, other)
+
+
+@pytest.mark.parametrize("face", ["gym", "guessing agent"])
+def test_rewards_see_what_the_template_itself_began_the_last_turn_with(tmp_path, face):
+    """It opens <think> in every turn, and what the policy says closes it."""
+    name, text = FACES[face]
+    (tmp_path / name.partition(":")[0]).write_text(text)
+    tokenizer = Tokenizer(str(save_family(tmp_path / "model", "qwen3.6")))
+    renderer = Renderer(tokenizer)
+    policy = Script(tokenizer, renderer, ["No tags.", "A thought.\n</think>\n\n<answer>4</answer>"])
+    rollout = Rollout(environment=str(tmp_path / name), max_turns=2, max_completion_length=200, vllm_max_model_len=2000)
+    rewards = Rewards(reward_funcs=["format"])
+    pool = EnvironmentPool(rollout.environment, log=tmp_path / "printed.log")
+    plays = AgentEpisodes if pool.start() == "agent" else EnvironmentEpisodes
+    player, runner = plays(rollout, pool, renderer, 2000), RewardRunner(rewards.called, {}, {}, workers=1)
+    runner.start()
+    scorer = Scorer(rewards, tokenizer, runner)
+
+    async def scored():
+        episode = await player.play(KEY, ROW, np.array(tokenizer.encode(ROW), np.int32), policy.sample)
+        await player.close()
+        return episode, await scorer.score(episode, ROW)
+
+    try:
+        episode, (found,) = asyncio.run(scored())
+    finally:
+        scorer.close()
+    assert episode.opening == "<think>\n" and not episode.failure
+    assert len(found.sample.turns) == 2 and found.rewards == {"format": 1.0}

@@ -76,6 +76,8 @@ def test_blank_lines_count_as_lines_but_not_as_rows(tmp_path):
         ({"prompt": "x", "images": ["a.png"]}, "a column 'images': media do not reach the model"),
         ({"prompt": "x", "audio": {"path": "a.wav"}}, "a column 'audio': media do not reach the model"),
         ({"prompt": "<image>What is it?"}, "prompt[0].content with the tag <image>: media do not"),
+        ({"messages": [{"role": "user", "content": "x", "images": ["a.png"]}]}, "messages[0] with 'images': media do not"),
+        ({"prompt": "x", "system": "Be brief."}, "a column 'system', which the policy is not told: make it the first"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "with a part of the type 'image': media do"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, "content that is a list"),
         ({"prompt": "x", "tools": {"name": "f"}}, "'tools' that is an object; it must be a list"),
@@ -117,6 +119,12 @@ def test_pairs_of_escapes_are_one_character(tmp_path):
 def test_columns_for_media_may_be_empty(tmp_path):
     row = {"prompt": "x", "images": [], "image": None, "videos": ""}
     assert read_rows(write(tmp_path / "a.jsonl", row))[0].messages == [{"role": "user", "content": "x"}]
+
+
+def test_a_system_column_may_stand_beside_a_system_message(tmp_path):
+    chat = [{"role": "system", "content": "Be brief."}, *CHAT]
+    rows = read_rows(write(tmp_path / "a.jsonl", {"messages": chat, "system": "Be brief."}, {"prompt": "x", "system": ""}))
+    assert [row.columns["system"] for row in rows] == ["Be brief.", ""]
 
 
 def test_tools_and_arguments_of_the_template(tmp_path):

@@ -206,6 +206,23 @@ def test_an_environment_is_looked_at_before_queueing_and_by_each_node(
     assert len(environment_problems(cfg)) == 1
 
 
+@pytest.mark.parametrize(("text", "name"), [(TOOLS, ""), (GAME, ":Game")])
+def test_tools_of_rows_are_refused_beside_functions_that_the_policy_is_told_of(
+    model: Path, text: str, name: str
+) -> None:
+    """A class may do with them what it likes."""
+    cfg = played(model, text, name, ["exact_number"])
+    for empty in ("null", "[]"):
+        run_over(model, f', "answer": 4, "tools": {empty}', ', "answer": 4')
+        preflight(cfg, Profile(executor="slurm"))
+    run_over(model, ', "answer": 4, "tools": [{"name": "sub"}]', ', "answer": 4')
+    if name:
+        return preflight(cfg, Profile(executor="slurm"))
+    with pytest.raises(ConfigError, match=r"rows of .*train.jsonl have a column 'tools', and the policy is told of"):
+        preflight(cfg, Profile(executor="slurm"))
+    return None
+
+
 def test_what_only_an_import_shows_is_found_by_the_node(model: Path) -> None:
     cfg = played(model, "import no_such_package\n" + TOOLS, "", ["exact_number"])
     preflight(cfg, Profile(executor="slurm"))
