@@ -241,7 +241,7 @@ def named_profile(name: str) -> Profile:
     for key in ("scratch", "cache"):
         value = getattr(profile, key)
         found[key] = value and str(with_home(value))
-    for key in ("image", "python", "secrets", "binds"):
+    for key in ("image", "python", "gpu", "secrets", "binds"):
         value = getattr(profile, key)
         try:
             found[key] = [expanded(bind) for bind in value] if key == "binds" else value and expanded(value)

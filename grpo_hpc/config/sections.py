@@ -77,7 +77,7 @@ class Resources(Section):
     nproc_per_node: int = Field(
         default=8, ge=1, le=1024, description="training processes per node: GPUs, or ranks on a CPU"
     )
-    gpu: str = Field(
+    gpu: SitePath = Field(
         default="h100", min_length=1, description="hardware to plan for: a profile's name, or a file made by measuring"
     )
     distributed_timeout_minutes: float = Field(

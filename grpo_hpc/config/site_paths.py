@@ -19,6 +19,7 @@ from grpo_hpc.files import with_home
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _VARIABLE = re.compile(rf"\$(?:\{{({_NAME})\}}|({_NAME}))")
+_EVALUATED = re.compile(r"[$][({]")
 _NODE = re.compile(rf"\\\$|\$(?:\{{(?P<braced>{_NAME})\}}|(?P<plain>{_NAME}))|(?:^|(?<=:))(?P<home>~)(?=[/:]|$)")
 
 
@@ -26,8 +27,14 @@ def expanded(path: str) -> str:
     """``path`` with ``~`` and the variables of this shell put in.
 
     Raises:
-        PydanticCustomError: a variable is not set here.
+        PydanticCustomError: a variable is not set here, or a command or an expression stands in it.
     """
+    if found := _EVALUATED.search(_VARIABLE.sub("", path)):
+        raise PydanticCustomError(
+            "form",
+            "may name variables, as in $NAME; '{found}' begins a command or an expression, and none is run",
+            {"found": found[0]},
+        )
     for braced, plain in _VARIABLE.findall(path):
         if not os.environ.get(braced or plain):
             raise PydanticCustomError(
@@ -51,7 +58,7 @@ def known_to_nodes(text: str) -> str:
     Raises:
         PydanticCustomError: a command or an expression stands in it.
     """
-    if found := re.search(r"[$][({]", _NODE.sub("", text)):
+    if found := _EVALUATED.search(_NODE.sub("", text)):
         raise PydanticCustomError(
             "form",
             "may name variables, as in $NAME; '{found}' begins a command or an expression, and none is run "

@@ -95,15 +95,16 @@ def test_site_paths_with_variables_are_put_in_where_a_run_is_submitted(tmp_path:
     (tmp_path / "run.yaml").write_text(RUN)
     (tmp_path / "site.yaml").write_text(
         "binds: [$WORK, ~/data]\nimage: ${WORK}/i.sif\nruntime: apptainer\npython: ~/env/bin/python\n"
-        "scratch: $SLURM_TMPDIR\nenvironment: {LIBS: '/x:$LIBS'}\n"
+        "scratch: $SLURM_TMPDIR\ngpu: ~/card.yaml\nenvironment: {LIBS: '/x:$LIBS'}\n"
     )
     rewards = "reward_funcs=[~/own.py:good,m=reward_model]"
     parameters = "reward_params={m: {path: $WORK/rm}}"
     paths = ["output_dir=$WORK/runs", "model.path=~/m", "train=${WORK}/t.jsonl", f"profile={tmp_path}/site.yaml"]
-    cfg = load_run(tmp_path / "run.yaml", [*paths, rewards, parameters])
+    cfg = load_run(tmp_path / "run.yaml", [*paths, rewards, parameters, "gpu=$WORK/card.yaml"])
     assert (cfg.output_dir, cfg.model.path, cfg.data.train) == ("/lustre/me/runs", "/home/me/m", "/lustre/me/t.jsonl")
     assert cfg.rewards.files == ["/home/me/own.py", "/lustre/me/rm"]
     profile = profile_of(cfg)
+    assert (cfg.resources.gpu, profile.gpu) == ("/lustre/me/card.yaml", "/home/me/card.yaml")
     assert profile.binds == ["/lustre/me", "/home/me/data"]
     assert (profile.image, profile.python) == ("/lustre/me/i.sif", "/home/me/env/bin/python")
     assert (profile.scratch, profile.environment) == ("$SLURM_TMPDIR", {"LIBS": "/x:$LIBS"})  # the nodes know them
@@ -116,6 +117,9 @@ def test_site_paths_that_nobody_knows_are_refused(tmp_path: Path, monkeypatch) -
     (tmp_path / "run.yaml").write_text(RUN)
     with pytest.raises(ConfigError, match=r"output_dir .override.: names the variable WORK, which is not set here"):
         load_run(tmp_path / "run.yaml", ["output_dir=$WORK/runs"])
+    for path in ("${WORK:-/tmp}/runs", "$(pwd)/runs"):
+        with pytest.raises(ConfigError, match=r"output_dir .override.: may name variables.*none is run"):
+            load_run(tmp_path / "run.yaml", [f"output_dir={path}"])
     with pytest.raises(ConfigError, match=r"environment.A.*none is run"):
         read(tmp_path, "environment: {A: $(hostname)}")
     with pytest.raises(ConfigError, match=r"scratch.*none is run"):
