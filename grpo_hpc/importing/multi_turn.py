@@ -25,6 +25,13 @@ def gives_reward(run: Run) -> bool:
     return bool(truth(said.values[0])) if said else run.given("gym_env") is not None
 
 
+def loss_scale(given: Given, run: Run) -> Result:
+    """Which turns are trained; ``default`` is all that the policy sampled, and so is its last turn where it has one."""
+    if given.shown == "default" or (given.shown == "last_round" and one_turn(run)):
+        return Result(note="what the policy sampled is trained")
+    return Result(note="what the policy sampled is trained, in every turn and alike", fate=Fate.UNSUPPORTED)
+
+
 def scheduler(given: Given, run: Run) -> Result:
     """The one that plays environments follows from ``gym_env``; others are classes of their own here."""
     if given.shown != _GYM:

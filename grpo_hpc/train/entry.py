@@ -207,6 +207,7 @@ def _player(cfg: RunConfig, tokenizer: Tokenizer, pool: EnvironmentPool | None, 
         tool_parser=r.tool_parser,
         reasoning_parser=r.reasoning_parser,
         message_tokens=r.max_observation_tokens,
+        vocabulary=read_shape(cfg.model.path).vocab,
     )
     if renderer.note:
         print(renderer.note, file=sys.stderr, flush=True)

@@ -85,6 +85,7 @@ class Renderer:
             goes on in a new branch where the template takes them away.
         tool_parser, reasoning_parser: ``auto``, ``none``, or the name of one of vLLM's parsers.
         message_tokens: most tokens of a message that the policy hears; the rest is cut off. None: any number.
+        vocabulary: rows of the model's embedding; None: as many as the tokenizer wants.
 
     Raises:
         ConfigError: a parser is unknown, or does not work with this tokenizer.
@@ -98,8 +99,9 @@ class Renderer:
         tool_parser: str = "auto",
         reasoning_parser: str = "auto",
         message_tokens: int | None = None,
+        vocabulary: int | None = None,
     ) -> None:
-        self._tokenizer, self._limit = tokenizer, message_tokens
+        self._tokenizer, self._limit, self._vocabulary = tokenizer, message_tokens, vocabulary
         self._dialect = Dialect(tokenizer)
         self._has_calls = self._dialect.lists_tools or self._dialect.json_arguments is not None
         choice = choose(tokenizer.template, tool_parser, reasoning_parser, described=not self._has_calls)
@@ -163,8 +165,16 @@ class Renderer:
             return ""
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids of a text in the template's words: int32. What is no character becomes a question mark."""
-        return np.array(self._tokenizer.encode_all([_characters(text)])[0], np.int32)
+        """Token ids of a text in the template's words: int32. What is no character becomes a question mark.
+
+        Raises:
+            EpisodeFailed: the model has no row for one of them.
+        """
+        ids = np.array(self._tokenizer.encode_all([_characters(text)])[0], np.int32)
+        if self._vocabulary is not None and (highest := ids.max(initial=0)) >= self._vocabulary:
+            said = f"the chat has the token {highest}, and the model's embedding has {self._vocabulary} rows"
+            raise EpisodeFailed("error", said)
+        return ids
 
     def said(self, chat: Chat, tokens: np.ndarray, finish: str) -> tuple[Chat, Answer, str]:
         """The chat with the policy's turn behind it, the turn as it was read, and its text without special tokens.

@@ -109,6 +109,16 @@ def require_written(tokenizer, family, transcript, renderer, tools):
     assert episode == written
 
 
+def test_tokens_that_the_model_has_no_row_for_end_an_episode(tokenizers, opened):
+    """The first chat may have none of them, and a later message one."""
+    added = max(tokenizers["qwen2.5"].of_transformers.added_tokens_decoder)
+    word = tokenizers["qwen2.5"].of_transformers.added_tokens_decoder[added].content
+    transcript, _, policy = opened("qwen2.5", vocabulary=added)
+    transcript.said(policy.says("Hm.", end_of("qwen2.5")))
+    with pytest.raises(EpisodeFailed, match=f"has the token {added}, and the model's embedding has {added} rows"):
+        transcript.heard([user(f"Why {word}?")])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_talk_is_what_the_template_writes(tokenizers, opened, family):
     transcript, renderer, policy = opened(family)

@@ -298,6 +298,12 @@ def test_the_limit_of_collectives_is_in_seconds_under_its_present_name_and_in_mi
         (["--fp8_recipe", "delayed", "--fp8_format", "e4m3"], Fate.UNSUPPORTED),
         (["--mtp_loss_scaling_factor", "0.1", "--mtp_num_layers", "0"], Fate.IGNORED),
         (["--start_weight_decay", "0.1"], Fate.IGNORED),
+        (["--use_chat_template", "true"], Fate.NO_EFFECT),
+        (["--use_chat_template", "false"], Fate.UNSUPPORTED),
+        (["--loss_scale", "last_round"], Fate.NO_EFFECT),
+        (["--loss_scale", "last_round", "--multi_turn_scheduler", "gym_scheduler"], Fate.UNSUPPORTED),
+        (["--loss_scale", "default", "--multi_turn_scheduler", "gym_scheduler"], Fate.NO_EFFECT),
+        (["--loss_scale", "react"], Fate.UNSUPPORTED),
     ],
     ids=" ".join,
 )
