@@ -10,7 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from grpo_hpc.errors import ConfigError
+from grpo_hpc.errors import ConfigError, GrpoHpcError
+
+_POINTER = b"version https://git-lfs"
 
 
 def with_home(path: str | Path) -> Path:
@@ -95,3 +97,16 @@ def read_text(path: str | Path, most: int) -> str:
     if max(size, len(content)) > most:
         raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
     return content.decode("utf-8")
+
+
+def require_no_pointer(file: Path, head: bytes, error: type[GrpoHpcError]) -> None:
+    """Refuse what git leaves in the place of a large file that it did not fetch.
+
+    Args:
+        head: how the file begins.
+        error: raised where it is such a pointer.
+    """
+    if head.startswith(_POINTER):
+        raise error(
+            f"{file} is a pointer of git-lfs and not the file itself", f"Fetch it: git -C {file.parent} lfs pull."
+        )

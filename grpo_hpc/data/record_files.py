@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_hpc.errors import ConfigError, EnvironmentProblem
+from grpo_hpc.files import require_no_pointer
 
 TOO_DEEP = "is nested too deeply"
 _SHOWN_MISTAKES = 5
@@ -70,10 +71,14 @@ def read_records(path: Path) -> Records:
     """Every record with its number from 1, parsed, or the :class:`Mistake` that makes it unreadable.
 
     Raises:
-        ConfigError: ``path`` does not exist, cannot be read, is of no known format, or is damaged as a whole.
+        ConfigError: ``path`` does not exist, cannot be read, is a pointer of git-lfs, of no known format, or damaged as
+            a whole.
         EnvironmentProblem: the package that reads this format is not installed.
     """
     try:
+        for file in files_of(path):
+            with file.open("rb") as handle:
+                require_no_pointer(file, handle.read(64), ConfigError)
         yield from _reader(path)(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -81,7 +86,6 @@ def read_records(path: Path) -> Records:
 
 def _reader(path: Path) -> Callable[[Path], Records]:
     """The function that reads the format of ``path``."""
-    files_of(path)
     if path.is_dir():
         return _read_datasets_folder
     readers = {".jsonl": _read_json_lines, ".json": _read_json, ".parquet": _read_parquet}

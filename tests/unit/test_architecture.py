@@ -34,7 +34,7 @@ ALLOWED = {
         "data.template_kwargs",
     },
     "algo": set(),
-    "data": {"errors"},
+    "data": {"errors", "files"},
     "observe": {"redaction", "errors", "files", "html_page"},
     "rewards": {"redaction", "addresses", "errors", "files", "python_files"},
     "models": {"control", "errors", "files", "algo.logprob", "algo.mixing"},

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from grpo_hpc.cluster.profile import Profile
 from grpo_hpc.config import RunConfig
-from grpo_hpc.errors import ConfigError, EnvironmentProblem
-from grpo_hpc.files import with_home
+from grpo_hpc.errors import CheckpointError, ConfigError, EnvironmentProblem
+from grpo_hpc.files import require_no_pointer, with_home
 from grpo_hpc.models.families.read_shape import read_shape
 from grpo_hpc.models.on_disk.model_folder import check_model, read_model, weight_files
-from grpo_hpc.models.on_disk.safetensors_file import require_no_pointer
 from grpo_hpc.rollout.engine_arguments import unknown_arguments
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def check_model_folder(folder: Path) -> None:
         )
     for file in found:
         with file.open("rb") as handle:
-            require_no_pointer(file, handle.read(64))
+            require_no_pointer(file, handle.read(64), CheckpointError)
     check_model(folder, read_model(folder), read_shape(folder), text_only=True)
 
 

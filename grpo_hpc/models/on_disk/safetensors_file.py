@@ -13,25 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo_hpc.errors import CheckpointError
+from grpo_hpc.files import require_no_pointer
 from grpo_hpc.models.on_disk.stored import FROM_SAFETENSORS, ITEMSIZE, TO_SAFETENSORS, Chunk, Size, Stored
 
-_POINTER = b"version https://git-lfs"
 _LARGEST_HEADER = 100_000_000  # the library's own limit
-
-
-def require_no_pointer(file: Path, head: bytes) -> None:
-    """Refuse what git leaves in the place of a large file that it did not fetch.
-
-    Args:
-        head: how the file begins.
-
-    Raises:
-        CheckpointError: it is such a pointer.
-    """
-    if head.startswith(_POINTER):
-        raise CheckpointError(
-            f"{file} is a pointer of git-lfs and not the file itself", f"Fetch it: git -C {file.parent} lfs pull."
-        )
 
 
 def read_tensors(file: Path) -> dict[str, Stored]:
@@ -45,8 +30,8 @@ def read_tensors(file: Path) -> dict[str, Stored]:
             raise CheckpointError(f"{file} is {'no regular file' if file.exists() else 'missing'}")
         size = file.stat().st_size
         with file.open("rb") as handle:
-            head = handle.read(len(_POINTER))
-            require_no_pointer(file, head)
+            head = handle.read(64)
+            require_no_pointer(file, head, CheckpointError)
             length = int.from_bytes(head[:8], "little")
             handle.seek(8)
             if size < 8 or length > min(_LARGEST_HEADER, size - 8):

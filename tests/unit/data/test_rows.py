@@ -76,7 +76,10 @@ def test_blank_lines_count_as_lines_but_not_as_rows(tmp_path):
         ({"prompt": "x", "images": ["a.png"]}, "a column 'images': media do not reach the model"),
         ({"prompt": "x", "audio": {"path": "a.wav"}}, "a column 'audio': media do not reach the model"),
         ({"prompt": "<image>What is it?"}, "prompt[0].content with the tag <image>: media do not"),
-        ({"messages": [{"role": "user", "content": "x", "images": ["a.png"]}]}, "messages[0] with 'images': media do not"),
+        (
+            {"messages": [{"role": "user", "content": "x", "images": ["a.png"]}]},
+            "messages[0] with 'images': media do not",
+        ),
         ({"prompt": "x", "system": "Be brief."}, "a column 'system', which the policy is not told: make it the first"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "with a part of the type 'image': media do"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, "content that is a list"),
@@ -123,7 +126,9 @@ def test_columns_for_media_may_be_empty(tmp_path):
 
 def test_a_system_column_may_stand_beside_a_system_message(tmp_path):
     chat = [{"role": "system", "content": "Be brief."}, *CHAT]
-    rows = read_rows(write(tmp_path / "a.jsonl", {"messages": chat, "system": "Be brief."}, {"prompt": "x", "system": ""}))
+    rows = read_rows(
+        write(tmp_path / "a.jsonl", {"messages": chat, "system": "Be brief."}, {"prompt": "x", "system": ""})
+    )
     assert [row.columns["system"] for row in rows] == ["Be brief.", ""]
 
 
@@ -196,6 +201,14 @@ def test_paths_that_cannot_be_read(tmp_path):
     (tmp_path / "broken.jsonl").symlink_to("/proc/self/mem")  # its first byte is an error of the device
     assert "broken.jsonl cannot be read: Input/output error" in message_of(tmp_path / "broken.jsonl")
     assert "not a readable Parquet file" in message_of(write(tmp_path / "a.parquet", "x"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "folder/data-00000-of-00001.arrow"])
+def test_a_pointer_of_git_lfs_is_named_as_one(name, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 988097824\n")
+    text = message_of(tmp_path / name.partition("/")[0])
+    assert f"{tmp_path / name} is a pointer of git-lfs" in text and "lfs pull" in text
 
 
 def test_parquet_gives_the_same_rows(tmp_path):
