@@ -113,15 +113,16 @@ def _gpus_of_node(options: Mapping[str, str], nodes: int) -> int | None:
         if name in options and (found := _sum(name, options[name])):
             return found
     tasks = _count(options.get("ntasks-per-node", "")) or (_count(options.get("ntasks", "")) or nodes) // nodes
-    if found := _sum("gpus-per-task", options.get("gpus-per-task", "")):
-        return found * max(tasks, 1)
+    for name in ("gpus-per-task", "tres-per-task"):
+        if found := _sum(name, options.get(name, "")):
+            return found * max(tasks, 1)
     return _sum("gpus", options.get("gpus", "")) // nodes or None
 
 
 def _sum(name: str, value: str) -> int:
     if not value or "$" in value:
         return 0
-    named = name in ("gres", "tres-per-node")
+    named = name in ("gres", "tres-per-node", "tres-per-task")
     return sum(gpus(value if named else ",".join(f"gpu:{kind}" for kind in value.split(","))).values())
 
 

@@ -23,6 +23,8 @@ _DEADLINE_S = 60
 _ACCOUNTED_S = 2  # less than Slurm waits between TERM and KILL
 _POLL_S = 0.2
 _KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"}  # where Slurm is, and who asks
+# what people like to see and to be asked, such as SQUEUE_STATES and SCANCEL_INTERACTIVE
+_TASTES = ("SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_", "SCONTROL_", "SLURM_TIME_FORMAT")
 ALIVE = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "CONFIGURING")
 
 
@@ -63,9 +65,17 @@ def call(command: Sequence[str], cwd: Path | None = None) -> str:
     Raises:
         EnvironmentProblem: it is missing, cannot be run, fails or takes too long; with what it said.
     """
+    env = {name: value for name, value in os.environ.items() if not name.startswith(_TASTES)}
     try:
         done = subprocess.run(
-            command, cwd=cwd, capture_output=True, encoding="utf-8", errors="replace", timeout=_DEADLINE_S, check=False
+            command,
+            cwd=cwd,
+            env=env,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_DEADLINE_S,
+            check=False,
         )
     except FileNotFoundError:
         raise EnvironmentProblem(

@@ -26,7 +26,8 @@ _VARIABLES = {
     "wandb_token": "WANDB_API_KEY",
 }
 _TAKEN = {
-    *("nodes", "gres", "gpus", "gpus-per-node", "gpus-per-task", "tres-per-node", "ntasks", "ntasks-per-node"),
+    *("nodes", "gres", "gpus", "gpus-per-node", "gpus-per-task", "tres-per-node", "tres-per-task"),
+    *("ntasks", "ntasks-per-node"),
     *("job-name", "output", "error", "open-mode"),  # a run has a name and logs of its own
 }
 _LAUNCHERS = {"nproc_per_node": "NPROC_PER_NODE", "nnodes": "NNODES"}

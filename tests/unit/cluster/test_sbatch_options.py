@@ -48,6 +48,7 @@ def test_a_type_that_begins_with_a_digit_is_a_type() -> None:
         ("--gpus-per-node=2080ti:4", None, 4),
         ("--nodes=2 --ntasks-per-node=8 --gpus-per-task=1", 2, 8),
         ("-N 2 -n 8 --gpus-per-task=h100:2", 2, 8),
+        ("-N 2 --ntasks-per-node=4 --tres-per-task=cpu:8,gres/gpu:1", 2, 4),
         ("-N4 -G 32", 4, 8),
         ("--tres-per-node=gres/gpu:3090:8", None, 8),
         ("--exclusive -N 3 --requeue", 3, None),

@@ -37,6 +37,16 @@ def test_jobs_are_queued_as_their_profile_says(monkeypatch, capsys) -> None:
     assert capsys.readouterr().err.endswith(": SBATCH_EXPORT, SBATCH_PARTITION\n")
 
 
+def test_what_somebody_likes_to_see_changes_nothing_that_is_read(monkeypatch) -> None:
+    """squeue would leave running jobs out, scancel ask whether it may."""
+    for name in ("SQUEUE_STATES", "SACCT_FORMAT", "SCANCEL_INTERACTIVE", "SLURM_TIME_FORMAT", "SLURM_CONF"):
+        monkeypatch.setenv(name, "PENDING")
+    names = {line.partition("=")[0] for line in slurm.call(["env"]).splitlines()}
+    assert {name for name in names if name.startswith(("S", "SLURM")) and os.environ[name] == "PENDING"} == {
+        "SLURM_CONF"
+    }
+
+
 @pytest.fixture
 def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``says("squeue", b"...")``: from now on that command prints this, as no Slurm of ours would."""
