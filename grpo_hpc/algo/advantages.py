@@ -67,6 +67,23 @@ def gdpo_advantages(columns: Tensor, weights: Sequence[float], names: Sequence[H
     return (total / (_deviation(total) + STD_EPSILON)).nan_to_num(0.0).float()
 
 
+def turn_advantages(
+    rewards: Tensor, names: Sequence[Hashable], turns: Sequence[int], scale: Literal["group", "batch", "none"]
+) -> Tensor:
+    """The sum of the normalised rewards of a turn and of all later ones of its completion, [N] float32.
+
+    A reward is compared with those of all turns of its group: process supervision, DeepSeekMath, arXiv 2402.03300,
+    section 4.1.3.
+
+    Args:
+        rewards: [N] of turns, completion by completion, NaN where one has none.
+        names: N names of groups.
+        turns: how many of them each completion has; N in all.
+    """
+    each = advantages(rewards, names, "grpo", scale).split(list(turns))
+    return torch.cat([part.flip(0).cumsum(0).flip(0) for part in each])
+
+
 def teaches(rewards: Tensor, names: Sequence[Hashable]) -> Tensor:
     """Whether the rewards of a completion's group differ, so that its group has an advantage: [B] bool.
 

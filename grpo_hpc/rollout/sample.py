@@ -13,7 +13,7 @@ Shapes: T tokens, n of them sampled, L layers with experts, k experts per token,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -231,6 +231,34 @@ def episodes(table: np.ndarray) -> np.ndarray:
         for name in names:
             found[name] = function.reduceat(table[name], first)
     return found
+
+
+TURN = np.dtype(
+    [("position", "<i8")]
+    + [(name, "<i4") for name in ("sample", "branch", "turn")]
+    + [(name, "<f4") for name in ("reward", "advantage")]
+)
+"""The type of a row that says what an environment gave for a turn, NaN where nothing, and what that is worth."""
+
+
+def turn_rows(table: np.ndarray, held: Mapping[Key, Sample]) -> np.ndarray:
+    """Rows of type ``TURN`` for the turns of all completions of ``table`` that have ``turn_rewards``.
+
+    Those of a completion without a score, because its environment failed or the engine gave it up, have none either.
+
+    Args:
+        held: at least these completions.
+    """
+    chosen = table[table["turn_rewards"] > 0]
+    rows = np.zeros(int(chosen["turn_rewards"].sum()), TURN)
+    scored, at = chosen["answers"] & ~np.isnan(chosen["reward"]), 0
+    for key, counts in zip(keys_of(chosen), scored, strict=True):
+        rewards = held[key].turn_rewards
+        part = rows[at : at + len(rewards)]
+        part["position"], part["sample"], part["branch"] = key
+        part["turn"], part["reward"] = np.arange(len(rewards)), rewards if counts else np.nan
+        at += len(rewards)
+    return rows
 
 
 def keys_of(table: np.ndarray) -> list[Key]:

@@ -97,6 +97,20 @@ def by_key(table: np.ndarray, rows: Sequence[np.ndarray], values: Sequence[np.nd
     return found
 
 
+def turns_by_key(table: np.ndarray, turns: np.ndarray) -> dict[Key, np.ndarray]:
+    """``advantage`` of the turns of each completion of ``table``, whose ``turn_advantage`` is filled in.
+
+    Args:
+        turns: of all completions, ordered.
+    """
+    changes = np.any([turns[name][1:] != turns[name][:-1] for name in Key._fields], axis=0)
+    starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
+    rewarded = dict(zip(keys_of(turns[starts]), np.split(turns["advantage"], starts[1:]), strict=True))
+    found = {key: rewarded.get(key, turns["advantage"][:0]) for key in keys_of(table)}
+    table["turn_advantage"] = [np.abs(values).max(initial=0.0) for values in found.values()]
+    return found
+
+
 def trained_rows(dealt: Dealt) -> np.ndarray:
     """Rows of the table that go through forward and backward, on all ranks."""
     return np.concatenate([rows for mine in dealt for rows in mine])

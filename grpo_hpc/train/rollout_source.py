@@ -14,7 +14,7 @@ from grpo_hpc.data.prompts import PromptSet
 from grpo_hpc.data.rows import Row
 from grpo_hpc.data.sampler import PromptSampler
 from grpo_hpc.rollout.collect import Asked, Collected, Collector, nothing_collected
-from grpo_hpc.rollout.sample import Key, keys_of
+from grpo_hpc.rollout.sample import Key, episodes, keys_of
 from grpo_hpc.rollout.scoring import Scored
 from grpo_hpc.train.credit import informative
 from grpo_hpc.train.watch import PhaseClock
@@ -26,7 +26,8 @@ class Rollout:
 
     Attributes:
         used: the completions to train on: ``generation_batch_size`` of them, in sampling order.
-        sampled: everything that was sampled for it, in sampling order; what was carried over from before is not in it.
+        sampled: a row for each episode that was sampled for it, in sampling order; what was carried over from before is
+            not in it.
         surplus: carried over to the next rollout.
         scored: of all these, the completions of this rank.
         position: prompts taken from the endless sample order so far.
@@ -91,7 +92,7 @@ class RolloutSource:
         found = self._round(position, carried)
         if found.cut:
             return found
-        return Rollout(found.table, found.table, found.table[:0], found.scored, self._after(position))
+        return Rollout(found.table, episodes(found.table), found.table[:0], found.scored, self._after(position))
 
     def _dynamic(self, position: int, carried: Collected) -> Rollout | Collected:
         """DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): on until enough groups have different rewards.
@@ -116,7 +117,7 @@ class RolloutSource:
         everything = surplus | sampled
         return Rollout(
             used=_of(everything.table, used),
-            sampled=sampled.table,
+            sampled=episodes(sampled.table),
             surplus=_of(everything.table, groups.teaching[wanted:]),
             scored=everything.scored,
             position=position,

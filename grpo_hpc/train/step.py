@@ -23,9 +23,9 @@ from grpo_hpc.config import RunConfig
 from grpo_hpc.config.batch import BatchSchedule
 from grpo_hpc.control import Control
 from grpo_hpc.rollout.exchange import Exchange
-from grpo_hpc.rollout.sample import Key, Sample, episode_of, episodes, keys_of
-from grpo_hpc.train.credit import set_advantages, set_token_weights, set_turn_advantages, turn_rows
-from grpo_hpc.train.experience import Experience, trained_rows
+from grpo_hpc.rollout.sample import Key, Sample, episode_of, episodes, keys_of, turn_rows
+from grpo_hpc.train.credit import set_advantages, set_token_weights, set_turn_advantages
+from grpo_hpc.train.experience import Experience, trained_rows, turns_by_key
 from grpo_hpc.train.megatron.chosen_objective import objective_of
 from grpo_hpc.train.megatron.platform import Platform
 from grpo_hpc.train.megatron.trained_policy import TrainedPolicy
@@ -95,11 +95,18 @@ class Step:
             table: its summaries, scored, in sampling order.
             held: payloads of this rank.
         """
-        table, in_reward, scorer = table.copy(), self._cfg.algorithm.kl_in_reward, self._scorer
-        set_token_weights(self._cfg, self._schedule, table)
+        table, whole, episode = table.copy(), episodes(table), episode_of(table)
+        in_reward, scorer, of_turns = self._cfg.algorithm.kl_in_reward, self._scorer, None
+        set_token_weights(self._cfg, self._schedule, whole)
+        table["token_weight"] = whole["token_weight"][episode]
         if not in_reward:
-            set_advantages(self._cfg, table)
-        of_turns = self._of_turns(table, held)
+            set_advantages(self._cfg, whole)
+            table["advantage"] = whole["advantage"][episode]
+        if self._cfg.algorithm.turn_advantage_coef and table["turn_rewards"].any():
+            mine = turn_rows(table[table["owner"] == self._control.rank], held)
+            turns = self._control.gather_rows(mine, "rewards of turns")
+            set_turn_advantages(self._cfg, turns)
+            of_turns = turns_by_key(table, turns)
         steps = self.dealing.deal(table)
         experience = Experience(table, steps, self._exchange.deliver(held, table, steps))
         if of_turns is not None:
@@ -113,15 +120,10 @@ class Step:
             if self._reference is not None:
                 experience.ref = scorer.logprobs(experience, self._reference)
         if in_reward:
-            set_advantages(self._cfg, table, scorer.summed_difference(experience, experience.old, experience.ref))
+            moved = scorer.summed_difference(experience, experience.old, experience.ref)
+            set_advantages(self._cfg, whole, np.bincount(episode, moved))
+            table["advantage"] = whole["advantage"][episode]
         return experience
-
-    def _of_turns(self, table: np.ndarray, held: Mapping[Key, Sample]) -> dict[Key, np.ndarray] | None:
-        """What the turns of all completions add to advantages; None where there is nothing of the kind."""
-        if not self._cfg.algorithm.turn_advantage_coef or not table["turn_rewards"].any():
-            return None
-        mine = turn_rows(table[table["owner"] == self._control.rank], held)
-        return set_turn_advantages(self._cfg, table, self._control.gather_rows(mine, "rewards of turns"))
 
     def __call__(self, experience: Experience, step: int) -> Made:
         """Optimizer step number ``step`` + 1."""

@@ -71,7 +71,7 @@ def rollout_metrics(rollout: Rollout, rewards: Sequence[str], *, dynamic: bool) 
     Args:
         rewards: names of the reward functions.
     """
-    sampled = episodes(rollout.sampled)
+    sampled = rollout.sampled
     scored = sampled["reward"][~np.isnan(sampled["reward"])]
     lengths, ended = sampled["sampled"], sampled["sampled"][sampled["end"] != LENGTH]
     metrics = {
@@ -92,7 +92,7 @@ def rollout_metrics(rollout: Rollout, rewards: Sequence[str], *, dynamic: bool) 
             "dynamic/rounds": float(rollout.rounds),
             "dynamic/dropped_groups": float(rollout.dropped),
             "dynamic/filled_groups": float(rollout.filled),
-            "dynamic/carried_completions": float(len(episodes(rollout.surplus))),
+            "dynamic/carried_completions": float(len(np.unique(rollout.surplus[["position", "sample"]]))),
         }
     if sampled["environment_s"].any():
         metrics |= _episode_metrics(sampled)

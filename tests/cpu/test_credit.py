@@ -9,8 +9,9 @@ from runfiles import write_run
 
 from grpo_hpc.config import load_run
 from grpo_hpc.config.batch import schedule
-from grpo_hpc.rollout.sample import LENGTH, Key, Sample, episode_of, episodes, summaries
-from grpo_hpc.train.credit import informative, set_advantages, set_token_weights, set_turn_advantages, turn_rows
+from grpo_hpc.rollout.sample import LENGTH, Key, Sample, episode_of, episodes, summaries, turn_rows
+from grpo_hpc.train.credit import informative, set_advantages, set_token_weights, set_turn_advantages
+from grpo_hpc.train.experience import turns_by_key
 from grpo_hpc.train.packing import with_gradient
 
 REWARDS = [0.0, 1.0, 0.5, 0.5] + [1.0] * 4 + [2.0, 1.0, 0.0, 4.0] + [0.3, 0.1, 0.2, 0.2]
@@ -155,11 +156,17 @@ TURNS = [
 ]
 
 
+def worth(cfg, table, made, order=slice(None)):
+    """What turns are worth, by completion; their rows come in any order."""
+    turns = turn_rows(table, made)[order]
+    set_turn_advantages(cfg, turns)
+    return turns_by_key(table, turns)
+
+
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_turns_are_compared_with_all_turns_of_their_group_and_answer_for_later_ones(tmp_path, scale):
     cfg, (table, made) = with_turns(config(tmp_path, scale_rewards=scale), 0.5), of_turns(TURNS)
-    rows = turn_rows(table, made)
-    found = set_turn_advantages(cfg, table, rows[np.random.default_rng(0).permutation(len(rows))])
+    found = worth(cfg, table, made, np.random.default_rng(0).permutation(sum(map(len, TURNS))))
     want = reference.turn_advantages(TURNS, table["position"].tolist(), scale, 0.5)
     for value, expected in zip(found.values(), want, strict=True):
         assert value.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
@@ -170,7 +177,7 @@ def test_turns_are_compared_with_all_turns_of_their_group_and_answer_for_later_o
 def test_a_completion_that_failed_has_no_vote_among_turns(tmp_path):
     cfg, (table, made) = with_turns(config(tmp_path), 1.0), of_turns([[1.0], [0.0], [100.0], [50.0]])
     table["reward"][2], table["answers"][3] = np.nan, False
-    found = set_turn_advantages(cfg, table, turn_rows(table, made))
+    found = worth(cfg, table, made)
     assert [value.tolist() for value in found.values()][2:] == [[0.0], [0.0]]
     assert found[Key(0, 0)] == -found[Key(0, 1)] != 0.0
 
@@ -184,7 +191,7 @@ def test_turns_alone_may_make_a_group_worth_training(tmp_path):
     table["reward"][8] = np.nan
     assert informative(cfg, table).tolist() == [True] * 4 + [False] * 8, "one turn's reward is left there, four times"
     set_advantages(cfg, table)
-    set_turn_advantages(cfg, table, turn_rows(table, made))
+    worth(cfg, table, made)
     assert with_gradient(table, 1).tolist() == [0, 2], "those whose turns have a reward"
 
 
@@ -215,12 +222,14 @@ def in_branches(table):
 def test_an_episode_counts_once_however_many_sequences_it_became(tmp_path, loss, keys):
     cfg, (cut, whole, longer) = config(tmp_path, loss_type=loss, overlong_filter=True, **keys), in_branches(rollout())
     kl = np.arange(len(cut)) / 10 if "beta" in keys else None
-    for table, paid in ((cut, kl), (longer, None if kl is None else np.bincount(whole, kl))):
+    found = episodes(cut)
+    assert episode_of(cut).tolist() == whole.tolist() and len(cut) > len(found)
+    for table in (found, longer):
         set_token_weights(cfg, schedule(cfg), table)
-        set_advantages(cfg, table, paid)
-    assert len(cut) > len(longer) and cut["token_weight"].any() and cut["advantage"].any()
-    assert cut["token_weight"].tolist() == longer["token_weight"][whole].tolist()
-    assert cut["advantage"].tolist() == longer["advantage"][whole].tolist()
+        set_advantages(cfg, table, None if kl is None else np.bincount(whole, kl))
+    assert found["token_weight"].any() and found["advantage"].any()
+    assert found["token_weight"].tolist() == longer["token_weight"].tolist()
+    assert found["advantage"].tolist() == longer["advantage"].tolist()
     assert informative(cfg, cut).tolist() == informative(cfg, longer)[whole].tolist()
 
 
@@ -247,7 +256,7 @@ def test_branches_of_an_episode_share_what_comes_later(tmp_path):
     table["sample"][1], table["branch"][1] = 0, 1
     key = Key(0, 0, 1)
     made[key] = made.pop(second)
-    found = set_turn_advantages(cfg, table, turn_rows(table, made))
+    found = worth(cfg, table, made)
     mean = 4 / 3
     assert found[first].tolist() == pytest.approx([4 - 3 * mean, 3 - 2 * mean], abs=1e-6)
     assert found[key].tolist() == pytest.approx([3 - mean], abs=1e-6)
