@@ -232,7 +232,9 @@ log.stopped(3)
 """
     ours, its = pty.openpty()
     command = [sys.executable, "-c", LAUNCHER, str(run.path), *stand_in(body)[1:]]
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # or it would ignore it where nohup has begun the tests
     launcher = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, start_new_session=True)
+    signal.signal(signal.SIGHUP, before)
     os.close(its)
     wait_for((run.path / "ready").exists)
     os.close(ours)

@@ -110,7 +110,7 @@ def test_one_array_job_cannot_hold_different_requests(new_run, cli, capsys) -> N
 
 def test_the_array_script_runs_the_script_of_its_point(new_run, tmp_path: Path) -> None:
     new_run("other")
-    hostile = tmp_path / "a b $(touch pwned) 'q' ü"
+    hostile = tmp_path / "a b `touch pwned`; touch pwned; 'q' ü"
     points = make_points("run.yaml", [f"output_dir={json.dumps(str(hostile))}", "profile=slurm"], ["lr=1e-6,3e-6"])
     script = array_script(points)
     assert script.startswith("#!/bin/bash\n#SBATCH --job-name=small\n#SBATCH --array=0-1\n#SBATCH --nodes=1\n")
