@@ -35,7 +35,7 @@ def test_two_nodes_with_two_ranks_each(submit, runtime, executor, request, tmp_p
     secrets.write_text('SECRET=it\'s $(a) "secret"\n')
     secrets.chmod(0o600)
     profile = contained(runtime, request) | {"secrets": str(secrets)}
-    run = submit(run={"executor": executor}, profile=profile, folder='it\'s $(a), "folder"')
+    run = submit(run={"executor": executor}, profile=profile, folder='it\'s `a`; (a), "folder"')
     (attempt,) = ended(run, 1)
     assert attempt.state == "success", everything(run)
     places = [json.loads((attempt.folder(run) / f"where_{rank}.json").read_text()) for rank in range(4)]
